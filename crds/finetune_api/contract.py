@@ -1,0 +1,208 @@
+"""What the operator and the trainer hand each other: run config in; exit code, messages, files and endpoints out.
+
+Files of a run, below the workspace location (`Layout`):
+
+    <uid>/<run>/fence.json              the attempt that may seal checkpoints, and which older ones count
+    <uid>/<run>/prepared/manifest.json  shards and step plan; written last, so without it there is nothing
+    <uid>/<run>/checkpoints/step-N/     sealed by its manifest.json
+    <uid>/<run>/attempt-N/              history.jsonl, logs of the ranks
+    <uid>/<run>/trained/manifest.json   best weights, evaluation and samples; written last
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from finetune_api.base import ApiModel
+from finetune_api.location import CLAIMS_ROOT, Location
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.status import ArtifactsStatus, CheckpointStatus, DataStatus, EvaluationStatus, PlanStatus, Stage
+
+CONTRACT_VERSION = 1
+
+RUN_CONFIG_KEY = "run.json"
+RUN_CONFIG_DIR = "/etc/finetune"
+RUN_CONFIG_PATH = f"{RUN_CONFIG_DIR}/{RUN_CONFIG_KEY}"
+TERMINATION_LOG = "/dev/termination-log"
+TERMINATION_BYTES = 4096
+
+PROGRESS_PORT = 8471
+PROGRESS_PATH = "/progress"
+METRICS_PATH = "/metrics"
+PROGRESS_MAX_BYTES = 64 * 1024
+
+RENDEZVOUS_PORT = 29500
+CONTAINER = "trainer"
+"""Name of the one container in every stage's pod."""
+
+ENV_NODE_RANK = "JOB_COMPLETION_INDEX"  # set by Kubernetes in an Indexed Job
+ENV_MASTER_ADDR = "FINETUNE_MASTER_ADDR"  # pod 0's name in the gang's headless Service
+ENV_NODE_NAME = "FINETUNE_NODE_NAME"
+ENV_POD_NAME = "FINETUNE_POD_NAME"
+ENV_TERMINATION_LOG = "FINETUNE_TERMINATION_LOG"  # local runs put it elsewhere
+ENV_SCRATCH = "FINETUNE_SCRATCH"  # a writable folder for HOME, caches and rank files; an emptyDir at SCRATCH in pods
+SCRATCH = "/scratch"
+
+LABEL_JOB = "finetune.dev/job"
+LABEL_UID = "finetune.dev/job-uid"
+LABEL_RUN = "finetune.dev/run"
+LABEL_STAGE = "finetune.dev/stage"
+LABEL_ATTEMPT = "finetune.dev/attempt"
+MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
+MANAGED_BY = "finetune-operator"
+
+
+class ExitCode(enum.IntEnum):
+    """Why a rank stopped. Anything else is unknown. Launchers mask their children's codes, so `TerminationMessage` has the last word."""
+
+    DONE = 0
+    BAD_INPUT = 3  # configuration, data, model or credential: never retried
+    OUT_OF_MEMORY = 4
+    STOPPED = 5  # with a complete checkpoint: preempted or suspended
+    DIVERGED = 6
+    PEER_LOST = 7  # or a hang
+
+
+class JobRef(ApiModel):
+    """Which run of which job."""
+
+    name: str
+    namespace: str
+    uid: str
+    run: str = Field(description="Five characters: a hash of (uid, runToken).")
+
+
+class RunConfig(ApiModel):
+    """Everything that a stage is told, as JSON. Holds no secret: credentials come as environment variables."""
+
+    contract: Literal[1] = 1
+    job: JobRef
+    stage: Stage
+    attempt: int = Field(ge=1, description="Number of this Job among those of its stage in this run.")
+    spec: FineTuneJobSpec = Field(description="Resolved: see finetune_api.effective.")
+    claims_root: str = Field(default=CLAIMS_ROOT, description="pvc://NAME/PATH is claims_root/NAME/PATH.")
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(self.path(self.spec.workspace) / self.job.uid / self.job.run)
+
+    def path(self, location: Location) -> Path:
+        """Where a pvc or file location lies on this machine."""
+        return location.parsed.on_disk(self.claims_root)
+
+    def encode(self) -> str:
+        return json.dumps(self.wire(), sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def read(cls, path: str | Path) -> RunConfig:
+        return cls.model_validate_json(Path(path).read_bytes())
+
+
+class Layout:
+    """Paths below a run's folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.prepared = root / "prepared"
+        self.checkpoints = root / "checkpoints"
+        self.trained = root / "trained"
+        self.fence = root / "fence.json"
+
+    def attempt(self, number: int) -> Path:
+        return self.root / f"attempt-{number}"
+
+
+class Progress(ApiModel):
+    """What rank 0 serves at PROGRESS_PATH. The operator treats it as untrusted: bounded in size, validated, clamped."""
+
+    model_config = ApiModel.model_config | {"extra": "ignore"}
+
+    contract: Literal[1] = 1
+    stage: Literal["prepare", "train", "evaluate", "publish"]
+    attempt: int = Field(default=1, ge=1)
+    step: int = Field(
+        default=0, ge=0, description="Optimizer steps done; rows read (prepare), rows measured (evaluate)."
+    )
+    total_steps: int = Field(default=0, ge=0, description="0 means not known yet.")
+    percent: float = Field(default=0, ge=0, le=100, description="Of this stage as a whole.")
+    epoch: float | None = None
+    loss: float | None = None
+    eval_loss: float | None = None
+    learning_rate: float | None = None
+    grad_norm: float | None = None
+    tokens_per_second: float | None = None
+    eta_seconds: float | None = None
+    world_size: int = 1
+    resumed_from_step: int | None = None
+    last_checkpoint: CheckpointStatus | None = None
+    updated: float = Field(default=0, description="Unix time in seconds at which the trainer wrote this.")
+
+
+class Cause(ApiModel):
+    """Why a stage ended other than well: what is wrong and where, and what to do."""
+
+    code: str = Field(
+        description="CamelCase and stable: InvalidData, InvalidModel, InvalidSpec, MissingCredential, OutOfMemory, Diverged, PeerLost, StorageFull, Unknown ..."
+    )
+    message: str = Field(description="One sentence that names the field, or the file and line.")
+    remedy: str | None = None
+
+
+class TerminationMessage(ApiModel):
+    """The last word of a rank, in its pod's termination message. `encode` keeps it within TERMINATION_BYTES."""
+
+    model_config = ApiModel.model_config | {"extra": "ignore"}
+
+    contract: Literal[1] = 1
+    stage: Stage
+    outcome: Literal["succeeded", "stopped", "failed"]
+    exit_code: int
+    rank: int = 0
+    time: float = Field(
+        default=0, description="Unix time in seconds: the earliest failing rank is the one that counts."
+    )
+    cause: Cause | None = None
+    step: int | None = None
+    resumed_from_step: int | None = None
+    last_checkpoint: CheckpointStatus | None = None
+    metrics: dict[str, float] = Field(default_factory=dict, description="Final loss, eval_loss, tokens_per_second ...")
+    data: DataStatus | None = None
+    plan: PlanStatus | None = None
+    evaluation: EvaluationStatus | None = None
+    artifacts: ArtifactsStatus | None = None
+
+    def encode(self) -> bytes:
+        """JSON of at most TERMINATION_BYTES: the texts are shortened, never the verdict."""
+        message = self
+        for limit in (3000, 1500, 700, 200):
+            data = json.dumps(message.wire(), separators=(",", ":")).encode()
+            if len(data) <= TERMINATION_BYTES or message.cause is None:
+                break
+            cause = message.cause.model_copy(
+                update={
+                    "message": _shorten(message.cause.message, limit),
+                    "remedy": message.cause.remedy and _shorten(message.cause.remedy, limit // 2),
+                }
+            )
+            message = message.model_copy(update={"cause": cause})
+        if len(data) > TERMINATION_BYTES:
+            message = message.model_copy(update={"metrics": {}, "evaluation": None, "data": None, "plan": None})
+            data = json.dumps(message.wire(), separators=(",", ":")).encode()
+        return data
+
+    @classmethod
+    def decode(cls, text: str) -> TerminationMessage | None:
+        """None when the text is not a termination message of ours (a crash's traceback, an empty string)."""
+        try:
+            return cls.model_validate_json(text)
+        except ValueError:
+            return None
+
+
+def _shorten(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"

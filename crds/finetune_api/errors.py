@@ -1,0 +1,70 @@
+"""pydantic's errors as sentences: which field, what is wrong, what to do."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+
+def sentences(error: ValidationError, model: type[BaseModel] | None = None) -> list[str]:
+    """One sentence for each thing that is wrong, such as `spec.training.learningRat: unknown field; did you mean learningRate?`"""
+    return [_sentence(item, model) for item in error.errors(include_url=False)]
+
+
+def _sentence(item: Any, model: type[BaseModel] | None) -> str:
+    path = _path(item["loc"])
+    context = item.get("ctx", {})
+    match item["type"]:
+        case "extra_forbidden":
+            names = _siblings(item["loc"][:-1], model)
+            close = difflib.get_close_matches(str(item["loc"][-1]), names, n=1)
+            hint = (
+                f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(sorted(names))}" if names else ""
+            )
+            return f"{path}: unknown field{hint}"
+        case "missing":
+            return f"{path}: required, but absent"
+        case "literal_error":
+            return f"{path}: {item['input']!r} is not one of {context['expected']}"
+        case "value_error":
+            return f"{path}: {context['error']}" if path else str(context["error"])
+        case _:
+            return f"{path}: {item['msg'][:1].lower()}{item['msg'][1:]}, not {_short(item.get('input'))}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _path(loc: tuple[Any, ...]) -> str:
+    text = ""
+    for part in loc:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        elif "[" not in part and "(" not in part:  # names of union branches are pydantic's, not the user's
+            text += f".{part}" if text else part
+    return text
+
+
+def _siblings(loc: tuple[Any, ...], model: type[BaseModel] | None) -> list[str]:
+    """Field names that exist at `loc`."""
+    for part in loc:
+        if model is None:
+            return []
+        if isinstance(part, int):
+            continue
+        field = next((f for name, f in model.model_fields.items() if part in (name, f.alias)), None)
+        model = _model_in(field.annotation) if field else None
+    return [field.alias or name for name, field in model.model_fields.items()] if model else []
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        if found := _model_in(argument):
+            return found
+    return None

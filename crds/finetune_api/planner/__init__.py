@@ -1,0 +1,1 @@
+"""Arithmetic about a job that needs neither torch nor a cluster."""

@@ -1,0 +1,120 @@
+"""What users and platform teams may say about the pods of each stage: typed, merged by name, never patched."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from finetune_api.base import ApiModel, ObjectName, PreservedObject, schema
+
+LabelValue = Annotated[str, Field(max_length=63)]
+Quantity = Annotated[
+    int | str,
+    Field(
+        json_schema_extra={
+            "x-kubernetes-int-or-string": True,
+            "pattern": r"^(\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))(([KMGTPE]i)|[numkMGTPE]|([eE](\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))))?$",
+        }
+    ),
+]
+
+
+class EnvVar(ApiModel):
+    """One environment variable; with `valueFrom` it comes from a Secret, a ConfigMap or the pod itself."""
+
+    name: str = Field(min_length=1, max_length=256)
+    value: str | None = Field(default=None, max_length=4096)
+    value_from: PreservedObject | None = None
+
+
+class NamedObject(ApiModel):
+    """Reference by name."""
+
+    name: ObjectName
+
+
+class Resources(ApiModel):
+    """Requests and limits of the stage's container, as in a Pod."""
+
+    requests: dict[str, Quantity] | None = Field(default=None, max_length=16)
+    limits: dict[str, Quantity] | None = Field(default=None, max_length=16)
+
+
+class PodSettings(ApiModel):
+    """Settings of the pods of one stage. Absent means the default, which satisfies the restricted Pod Security Standard."""
+
+    image: str | None = Field(default=None, min_length=1, max_length=512, description="Trainer image of this stage.")
+    image_pull_policy: str | None = Field(
+        default=None, json_schema_extra=schema(enum=["Always", "IfNotPresent", "Never"])
+    )
+    image_pull_secrets: list[NamedObject] | None = Field(default=None, max_length=8)
+    service_account_name: ObjectName | None = None
+    labels: dict[str, LabelValue] | None = Field(default=None, max_length=32)
+    annotations: dict[str, Annotated[str, Field(max_length=4096)]] | None = Field(default=None, max_length=32)
+    node_selector: dict[str, LabelValue] | None = Field(default=None, max_length=16)
+    tolerations: list[PreservedObject] | None = Field(default=None, max_length=16, description="As in a Pod.")
+    affinity: PreservedObject | None = Field(default=None, description="As in a Pod.")
+    env: list[EnvVar] | None = Field(default=None, max_length=64, description="Environment variables, merged by name.")
+    volumes: list[PreservedObject] | None = Field(
+        default=None, max_length=16, description="Volumes as in a Pod, merged by name."
+    )
+    volume_mounts: list[PreservedObject] | None = Field(
+        default=None, max_length=16, description="Mounts as in a Pod, merged by name."
+    )
+    resources: Resources | None = None
+    runtime_class_name: ObjectName | None = None
+    scheduler_name: str | None = Field(default=None, max_length=63)
+    security_context: PreservedObject | None = Field(
+        default=None,
+        description="The pod's security context, as in a Pod, laid over the default (runAsUser 65532, fsGroup 65532).",
+    )
+
+
+class Pods(ApiModel):
+    """Pod settings: `common` for every stage, then those of the stage on top, lists merged by name."""
+
+    common: PodSettings | None = None
+    prepare: PodSettings | None = None
+    train: PodSettings | None = None
+    publish: PodSettings | None = None
+
+    def of(self, stage: str) -> PodSettings:
+        """Settings of `stage`: common beneath, the stage's own on top."""
+        return merge(self.common, getattr(self, stage))
+
+
+def _by_name(below: list[Any], above: list[Any]) -> list[Any]:
+    def key(item: Any) -> Any:
+        name = item.get("name") if isinstance(item, dict) else getattr(item, "name", None)
+        # A volume may be mounted twice, so a mount is known by its path, not by its volume's name.
+        return item.get("mountPath", name) if isinstance(item, dict) else name
+
+    merged = {key(item): item for item in below}
+    merged.update({key(item): item for item in above})
+    return list(merged.values())
+
+
+def merge(below: PodSettings | None, above: PodSettings | None) -> PodSettings:
+    """Lay `above` over `below`: maps by key, named lists by name, tolerations appended, everything else replaced."""
+    if below is None or above is None:
+        return above or below or PodSettings()
+    values: dict[str, Any] = {}
+    for field in PodSettings.model_fields:
+        low, high = getattr(below, field), getattr(above, field)
+        if low is None or high is None:
+            values[field] = low if high is None else high
+        elif field == "tolerations":
+            values[field] = low + [item for item in high if item not in low]
+        elif isinstance(low, list):
+            values[field] = _by_name(low, high)
+        elif field == "resources":
+            values[field] = Resources(
+                requests={**(low.requests or {}), **(high.requests or {})} or None,
+                limits={**(low.limits or {}), **(high.limits or {})} or None,
+            )
+        elif isinstance(low, dict):
+            values[field] = {**low, **high}
+        else:
+            values[field] = high
+    return PodSettings(**values)

@@ -1,0 +1,1 @@
+"""`ftj`, the command line: also `kubectl ftj`."""

@@ -1,0 +1,1 @@
+"""Watches FineTuneJobs, decides what should exist, and applies it."""

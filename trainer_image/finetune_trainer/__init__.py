@@ -1,0 +1,1 @@
+"""The three stages of a job: prepare, train (and evaluate), publish."""
