@@ -40,6 +40,7 @@ var servers = map[string]func(args []string){
 	"kubelet":                 serve(func() *cobra.Command { return kubelet.NewKubeletCommand(context.Background()) }),
 	"kube-proxy":              serve(proxy.NewProxyCommand),
 	"provisioner":             provision,
+	"stop-pods":               stopPods,
 }
 
 func main() {
