@@ -1,0 +1,43 @@
+# Two images: --target operator and --target trainer. Closed networks pass their own base: --build-arg BASE_IMAGE=...
+# The base needs Python 3.11 to 3.13 and ca-certificates. Dependencies come from uv.lock in an early layer, the code in a
+# late one, so that a change of code rebuilds and ships in seconds.
+ARG BASE_IMAGE=python:3.12-slim
+
+FROM ${BASE_IMAGE} AS base
+ARG UV_CACHE_DIR=/root/.cache/uv
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONPATH=/app \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1
+WORKDIR /app
+
+# install EXTRA: the locked dependencies of one half, compiled, in /opt/venv. uv is taken from the PATH or fetched, and does not stay.
+COPY <<'SCRIPT' /usr/local/bin/install-dependencies
+#!/bin/sh
+set -eu
+uv=$(command -v uv || { python3 -m venv /tmp/uv && /tmp/uv/bin/pip install --quiet --no-cache-dir uv && echo /tmp/uv/bin/uv; })
+cd /build
+UV_PROJECT_ENVIRONMENT=/opt/venv UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never UV_SYSTEM_CERTS=1 \
+    "$uv" sync --frozen --no-dev --no-install-project --compile-bytecode --python "$(command -v python3)" --extra "$1"
+rm -rf /tmp/uv /build
+SCRIPT
+
+FROM base AS operator
+COPY pyproject.toml uv.lock /build/
+RUN --mount=type=cache,target=/root/.cache/uv sh /usr/local/bin/install-dependencies operator
+COPY LICENSE /licenses/LICENSE
+COPY crds/finetune_api /app/finetune_api
+COPY operator/finetune_operator /app/finetune_operator
+RUN python -m compileall -q /app
+USER 65532:65532
+ENTRYPOINT ["python", "-m", "finetune_operator"]
+
+FROM base AS trainer
+COPY pyproject.toml uv.lock /build/
+RUN --mount=type=cache,target=/root/.cache/uv sh /usr/local/bin/install-dependencies trainer
+COPY LICENSE /licenses/LICENSE
+COPY crds/finetune_api /app/finetune_api
+COPY trainer_image/finetune_trainer /app/finetune_trainer
+RUN python -m compileall -q /app
+USER 65532:65532
+ENTRYPOINT ["python", "-m", "finetune_trainer"]
