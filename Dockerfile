@@ -1,6 +1,7 @@
 # Two images: --target operator and --target trainer. Closed networks pass their own base: --build-arg BASE_IMAGE=...
-# The base needs Python 3.11 to 3.13 and ca-certificates. Dependencies come from uv.lock in an early layer, the code in a
-# late one, so that a change of code rebuilds and ships in seconds.
+# The base needs Python 3.11 to 3.13 with venv, and ca-certificates. Dependencies come from uv.lock in an early layer, the
+# code in a late one, so that a change of code rebuilds and ships in seconds. uv is taken from the PATH or fetched, and
+# does not stay in the image.
 ARG BASE_IMAGE=python:3.12-slim
 
 FROM ${BASE_IMAGE} AS base
@@ -11,20 +12,13 @@ ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1
 WORKDIR /app
 
-# install EXTRA: the locked dependencies of one half, compiled, in /opt/venv. uv is taken from the PATH or fetched, and does not stay.
-COPY <<'SCRIPT' /usr/local/bin/install-dependencies
-#!/bin/sh
-set -eu
-uv=$(command -v uv || { python3 -m venv /tmp/uv && /tmp/uv/bin/pip install --quiet --no-cache-dir uv && echo /tmp/uv/bin/uv; })
-cd /build
-UV_PROJECT_ENVIRONMENT=/opt/venv UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never UV_SYSTEM_CERTS=1 \
-    "$uv" sync --frozen --no-dev --no-install-project --compile-bytecode --python "$(command -v python3)" --extra "$1"
-rm -rf /tmp/uv /build
-SCRIPT
-
 FROM base AS operator
 COPY pyproject.toml uv.lock /build/
-RUN --mount=type=cache,target=/root/.cache/uv sh /usr/local/bin/install-dependencies operator
+RUN --mount=type=cache,target=/root/.cache/uv set -eu; cd /build; \
+    export UV_PROJECT_ENVIRONMENT=/opt/venv UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never UV_SYSTEM_CERTS=1; \
+    uv=$(command -v uv || { python3 -m venv /tmp/uv && /tmp/uv/bin/pip install -q --no-cache-dir uv && echo /tmp/uv/bin/uv; }); \
+    "$uv" sync --frozen --no-dev --no-install-project --compile-bytecode --python "$(command -v python3)" --extra operator; \
+    rm -rf /tmp/uv /build
 COPY LICENSE /licenses/LICENSE
 COPY crds/finetune_api /app/finetune_api
 COPY operator/finetune_operator /app/finetune_operator
@@ -34,7 +28,11 @@ ENTRYPOINT ["python", "-m", "finetune_operator"]
 
 FROM base AS trainer
 COPY pyproject.toml uv.lock /build/
-RUN --mount=type=cache,target=/root/.cache/uv sh /usr/local/bin/install-dependencies trainer
+RUN --mount=type=cache,target=/root/.cache/uv set -eu; cd /build; \
+    export UV_PROJECT_ENVIRONMENT=/opt/venv UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never UV_SYSTEM_CERTS=1; \
+    uv=$(command -v uv || { python3 -m venv /tmp/uv && /tmp/uv/bin/pip install -q --no-cache-dir uv && echo /tmp/uv/bin/uv; }); \
+    "$uv" sync --frozen --no-dev --no-install-project --compile-bytecode --python "$(command -v python3)" --extra trainer; \
+    rm -rf /tmp/uv /build
 COPY LICENSE /licenses/LICENSE
 COPY crds/finetune_api /app/finetune_api
 COPY trainer_image/finetune_trainer /app/finetune_trainer
