@@ -206,7 +206,7 @@ def to_yaml(value: Any, indent: int = 0) -> str:
     if isinstance(value, list) and value:
         lines = []
         for item in value:
-            body = to_yaml(item, indent + 1)
+            body = to_yaml(item, indent + 2)  # as wide as the dash and its space
             lines.append(f"{pad}- " + (body.lstrip() if isinstance(item, dict | list) else body))
         return "\n".join(lines)
     return json.dumps(value, ensure_ascii=False)
