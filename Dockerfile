@@ -5,7 +5,6 @@
 ARG BASE_IMAGE=python:3.12-slim
 
 FROM ${BASE_IMAGE} AS base
-ARG UV_CACHE_DIR=/root/.cache/uv
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONPATH=/app \
     PYTHONUNBUFFERED=1 \
@@ -13,6 +12,7 @@ ENV PATH=/opt/venv/bin:$PATH \
 WORKDIR /app
 
 FROM base AS operator
+ARG UV_CACHE_DIR=/root/.cache/uv
 COPY pyproject.toml uv.lock /build/
 RUN --mount=type=cache,target=/root/.cache/uv set -eu; cd /build; \
     export UV_PROJECT_ENVIRONMENT=/opt/venv UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never UV_SYSTEM_CERTS=1; \
@@ -27,6 +27,7 @@ USER 65532:65532
 ENTRYPOINT ["python", "-m", "finetune_operator"]
 
 FROM base AS trainer
+ARG UV_CACHE_DIR=/root/.cache/uv
 COPY pyproject.toml uv.lock /build/
 RUN --mount=type=cache,target=/root/.cache/uv set -eu; cd /build; \
     export UV_PROJECT_ENVIRONMENT=/opt/venv UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never UV_SYSTEM_CERTS=1; \

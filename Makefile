@@ -1,0 +1,85 @@
+# `make help` lists the verbs. Everything that is built lies outside the work tree, in $(CACHE), and is reused.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup lint types unit trainer cluster-test e2e test crds images quickstart quickstart-data cluster-up cluster-down cluster-status clean
+
+CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/finetune-operator
+SIZE ?= node
+NAMESPACE ?= default
+PYTHON ?= python3
+UV := $(or $(shell command -v uv),$(CACHE)/uv/bin/uv)
+RUN := .venv/bin/python
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+help: ## Show this list
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  \033[1m%-16s\033[0m %s\n", $$1, $$2}'
+
+# ---- environment
+
+$(CACHE)/uv/bin/uv:
+	$(PYTHON) -m venv $(CACHE)/uv && $(CACHE)/uv/bin/pip install --quiet uv
+
+# The command line and the local cluster: no torch. `--inexact` keeps what `make setup` put there.
+.venv/.cli: pyproject.toml uv.lock | $(UV)
+	$(UV) sync --frozen --inexact --quiet --extra cli --python $(PYTHON)
+	@touch $@
+
+.venv/.all: pyproject.toml uv.lock | $(UV)
+	$(UV) sync --frozen --quiet --all-extras --python $(PYTHON)
+	@touch .venv/.cli $@
+
+setup: .venv/.all ## Make .venv with everything that tests need (torch too)
+
+# ---- the two commands
+
+quickstart: .venv/.cli ## From nothing to a published adapter on this machine (CLUSTER=current: on your cluster)
+	@$(RUN) examples/quickstart/run.py
+
+test: lint types ## Everything that this machine can run: lint, types, unit, trainer, cluster, e2e
+	$(RUN) -m pytest tests/unit tests/trainer tests/cluster tests/e2e tests/gpu
+
+# ---- parts of them
+
+quickstart-data: .venv/.cli ## Put the quickstart's base model and data on a claim: NAMESPACE=x
+	@$(RUN) examples/quickstart/run.py data --namespace $(NAMESPACE)
+
+lint: .venv/.all ## ruff, import contracts, generated files
+	ruff check .
+	ruff format --check .
+	lint-imports
+	$(RUN) -m finetune_api.crdgen --check
+
+types: .venv/.all ## mypy --strict
+	mypy
+
+unit: .venv/.all ## Tests that need no cluster, under 60 s
+	$(RUN) -m pytest tests/unit
+
+trainer: .venv/.all ## Training gangs as processes on this machine
+	$(RUN) -m pytest tests/trainer
+
+cluster-test: .venv/.all ## The operator against a real API server and controllers
+	$(RUN) -m pytest tests/cluster
+
+e2e: .venv/.all ## Real pods on a node
+	$(RUN) -m pytest tests/e2e
+
+crds: .venv/.all ## Write the CRD from the models
+	$(RUN) -m finetune_api.crdgen
+
+images: .venv/.cli ## Build both images and push them to the local registry
+	$(RUN) -m localcluster image build --target operator --push
+	$(RUN) -m localcluster image build --target trainer --push
+
+cluster-up: .venv/.cli ## A real Kubernetes on this machine: SIZE=api|control|node
+	@$(RUN) -m localcluster up --size $(SIZE)
+
+cluster-down: .venv/.cli ## Stop it
+	@$(RUN) -m localcluster down --size $(SIZE)
+
+cluster-status: .venv/.cli ## What runs
+	@$(RUN) -m localcluster status
+
+clean: ## Remove what this folder holds of builds (not the caches)
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache benchmarks/out out
