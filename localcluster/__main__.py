@@ -1,0 +1,142 @@
+"""The command line: ``python -m localcluster VERB``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from localcluster import cluster, gobuild, kubeconfig, spec, status, tools
+from localcluster.console import answer, say
+from localcluster.errors import ClusterError, NotReadyToStart
+from localcluster.paths import ClusterPaths
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one verb; the exit code is 2 where the person must do something first, 3 where something failed."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        result: int = options.run(options)
+    except ClusterError as error:
+        say(f"localcluster: {error}")
+        return error.exit_code
+    except KeyboardInterrupt:
+        say("localcluster: interrupted; `up` again goes on, `down` removes what there is.")
+        return 130
+    return result
+
+
+def _users_own_cluster() -> bool:
+    return os.environ.get("CLUSTER") == "current"
+
+
+def _up(options: argparse.Namespace) -> int:
+    if _users_own_cluster():
+        say(f"CLUSTER=current: using your own cluster ({kubeconfig.users_own()}); nothing to start.")
+        return 0
+    name = options.name or options.size
+    cluster.up(cluster.Request(name, options.size, options.port, _flags(options.flag)))
+    return 0
+
+
+def _down(options: argparse.Namespace) -> int:
+    if _users_own_cluster():
+        say("CLUSTER=current: your own cluster is left as it is; nothing to stop.")
+        return 0
+    cluster.down(_chosen(options.name), options.purge)
+    return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    return status.show(_chosen(options.name), options.output)
+
+
+def _kubeconfig(options: argparse.Namespace) -> int:
+    if _users_own_cluster():
+        answer(str(kubeconfig.users_own()))
+        return 0
+    name = _chosen(options.name)
+    if spec.load(name) is None:
+        raise NotReadyToStart(f"There is no cluster {name}; start one: python -m localcluster up --name {name}")
+    answer(str(ClusterPaths.of(name).kubeconfig))
+    return 0
+
+
+def _build(options: argparse.Namespace) -> int:
+    programs = gobuild.OF_SIZE[options.size]
+    gobuild.build_all(programs)
+    for program in programs:
+        answer(str(gobuild.binary(program)))
+    return 0
+
+
+def _tools(_: argparse.Namespace) -> int:
+    answer(str(tools.folder()))
+    return 0
+
+
+def _chosen(name: str | None) -> str:
+    """The named cluster, or the only one there is."""
+    if name is not None:
+        spec.check_name(name)
+        return name
+    names = [found.name for found in spec.load_all()]
+    if len(names) > 1:
+        raise NotReadyToStart(f"There are several clusters ({', '.join(names)}); say which with --name.")
+    if not names:
+        raise NotReadyToStart("There is no cluster; start one: python -m localcluster up --size api|control|node")
+    return names[0]
+
+
+def _flags(pairs: list[str]) -> dict[str, list[str]]:
+    """``COMPONENT=--flag=value`` as lists a component."""
+    collected: dict[str, list[str]] = {}
+    for pair in pairs:
+        component, _, flag = pair.partition("=")
+        if not flag.startswith("-"):
+            raise NotReadyToStart(f"{pair!r} is no COMPONENT=--FLAG, for example kube-scheduler=--v=4.")
+        collected.setdefault(component, []).append(flag)
+    return collected
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m localcluster", description="A real one-node Kubernetes.")
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    up = verbs.add_parser("up", help="start a cluster, or repair it")
+    up.set_defaults(run=_up)
+    up.add_argument("--size", choices=spec.SIZES, default="node", help="what runs (default: node)")
+    up.add_argument("--name", help="the cluster's name (default: its size)")
+    up.add_argument("--port", type=int, help="the API server's port (default: a free one)")
+    up.add_argument(
+        "--flag",
+        action="append",
+        default=[],
+        metavar="COMPONENT=--FLAG",
+        help="add a flag to a component's command line, for example kube-controller-manager=--kube-api-qps=200",
+    )
+
+    down = verbs.add_parser("down", help="stop a cluster and delete its state")
+    down.set_defaults(run=_down)
+    down.add_argument("--purge", action="store_true", help="delete its image content as well")
+
+    show = verbs.add_parser("status", help="say what runs; exit code 0 where the cluster is ready, else 1")
+    show.set_defaults(run=_status)
+    show.add_argument("-o", "--output", choices=("text", "json"), default="text")
+
+    config = verbs.add_parser("kubeconfig", help="print the path of the administrator's kubeconfig")
+    config.set_defaults(run=_kubeconfig)
+    for verb in (down, show, config):
+        verb.add_argument("--name", help="the cluster's name (default: the only one)")
+
+    build = verbs.add_parser("build", help="build the programs of a size, and print where they are")
+    build.set_defaults(run=_build)
+    build.add_argument("--size", choices=spec.SIZES, default="node")
+
+    verbs.add_parser("tools", help="fetch kubectl and helm, and print their folder").set_defaults(run=_tools)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
