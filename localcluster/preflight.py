@@ -12,6 +12,7 @@ from pathlib import Path
 from localcluster import debian, pypi, spec
 from localcluster.errors import NotReadyToStart
 from localcluster.gobuild import OF_SIZE
+from localcluster.paths import clusters_root
 from localcluster.ports import is_free
 
 _GIB = 1024**3
@@ -39,7 +40,7 @@ def _machine(size: str) -> Iterator[str]:
     if unbuilt and not shutil.which("go") and pypi.installer() is None:
         yield f"Building {', '.join(unbuilt)} needs Go, uv or pip; install one of them."
     needed = _DISK_GIB[size] + (_BUILD_DISK_GIB if unbuilt else 0)
-    folder = _existing(spec.clusters_root())
+    folder = _existing(clusters_root())
     free = shutil.disk_usage(folder).free / _GIB
     if free < needed:
         yield f"Size {size} needs {needed} GiB of free disk and {folder} has {free:.0f}; free some, or set XDG_STATE_HOME."
