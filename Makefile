@@ -73,10 +73,10 @@ images: .venv/.cli ## Build both images and push them to the local registry
 	$(RUN) -m localcluster image build --target trainer --push
 
 cluster-up: .venv/.cli ## A real Kubernetes on this machine: SIZE=api|control|node
-	@$(RUN) -m localcluster up --size $(SIZE)
+	@$(RUN) -m localcluster up --size $(SIZE) $(if $(NAME),--name $(NAME))
 
 cluster-down: .venv/.cli ## Stop it
-	@$(RUN) -m localcluster down --size $(SIZE)
+	@$(RUN) -m localcluster down --name $(or $(NAME),$(SIZE))
 
 cluster-status: .venv/.cli ## What runs
 	@$(RUN) -m localcluster status
