@@ -45,6 +45,8 @@ ENV_MASTER_ADDR = "FINETUNE_MASTER_ADDR"  # pod 0's name in the gang's headless 
 ENV_NODE_NAME = "FINETUNE_NODE_NAME"
 ENV_POD_NAME = "FINETUNE_POD_NAME"
 ENV_TERMINATION_LOG = "FINETUNE_TERMINATION_LOG"  # local runs put it elsewhere
+ENV_MASTER_PORT = "FINETUNE_MASTER_PORT"  # instead of RENDEZVOUS_PORT, for gangs side by side on one machine
+ENV_PROGRESS_PORT = "FINETUNE_PROGRESS_PORT"  # instead of PROGRESS_PORT, likewise
 ENV_SCRATCH = "FINETUNE_SCRATCH"  # a writable folder for HOME, caches and rank files; an emptyDir at SCRATCH in pods
 SCRATCH = "/scratch"
 

@@ -107,6 +107,10 @@ def _model(model: type[BaseModel], schema: dict[str, Any]) -> dict[str, Any]:
         if node.get("description"):
             out["description"] = " ".join(node["description"].split())
         out["properties"] = {name: convert(child) for name, child in node.get("properties", {}).items()}
+        for field in cls.model_fields.values():
+            # An absent group is an empty one, so that rules and the defaults inside it find it.
+            if isinstance(field.default_factory, type) and issubclass(field.default_factory, BaseModel):
+                out["properties"][field.alias]["default"] = {}
         if node.get("required"):
             out["required"] = node["required"]
         if rules := [rule.schema() for rule in getattr(cls, "RULES", ())]:
