@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from pathlib import Path
 
-from localcluster import cluster, gobuild, kubeconfig, spec, status, tools
+from localcluster import cluster, gobuild, images, kubeconfig, spec, status, tools
 from localcluster.console import answer, say
 from localcluster.errors import ClusterError, NotReadyToStart
 from localcluster.paths import ClusterPaths
@@ -68,6 +69,18 @@ def _build(options: argparse.Namespace) -> int:
     gobuild.build_all(programs)
     for program in programs:
         answer(str(gobuild.binary(program)))
+    return 0
+
+
+def _image_build(options: argparse.Namespace) -> int:
+    request = images.Build(options.target, options.tag, options.file, options.context, options.build_arg)
+    image = images.build(request)
+    answer(images.push(image) if options.push else image)
+    return 0
+
+
+def _image_push(options: argparse.Namespace) -> int:
+    answer(images.push(options.tag))
     return 0
 
 
@@ -134,8 +147,26 @@ def _parser() -> argparse.ArgumentParser:
     build.set_defaults(run=_build)
     build.add_argument("--size", choices=spec.SIZES, default="node")
 
+    image = verbs.add_parser("image", help="build images and push them to the node's registry")
+    _image_verbs(image.add_subparsers(required=True, metavar="VERB"))
+
     verbs.add_parser("tools", help="fetch kubectl and helm, and print their folder").set_defaults(run=_tools)
     return parser
+
+
+def _image_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    build = verbs.add_parser("build", help="build one target of the Dockerfile")
+    build.set_defaults(run=_image_build)
+    build.add_argument("--target", required=True, help="operator or trainer")
+    build.add_argument("--tag", help=f"the image's name (default: {', '.join(images.DEFAULT_NAMES.values())})")
+    build.add_argument("--file", type=Path, default=images.Build.file, help="default: the repository's Dockerfile")
+    build.add_argument("--context", type=Path, default=images.Build.context, help="default: the repository")
+    build.add_argument("--build-arg", action="append", default=[], metavar="KEY=VALUE")
+    build.add_argument("--push", action="store_true", help="push it as well")
+
+    push = verbs.add_parser("push", help="push an image to the node's registry")
+    push.set_defaults(run=_image_push)
+    push.add_argument("tag", help="as given to build")
 
 
 if __name__ == "__main__":

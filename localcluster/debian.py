@@ -80,7 +80,7 @@ def program(name: str) -> Path:
 def environment() -> dict[str, str]:
     """What servers and tools run with. A proxy in the environment is for the world outside, which none of them calls."""
     inherited = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
-    return {**inherited, "PATH": _path()}
+    return {**inherited, "PATH": _path(), "OTEL_TRACES_EXPORTER": "none"}
 
 
 def _packages(needs: list[Need]) -> list[str]:

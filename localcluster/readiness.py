@@ -43,7 +43,7 @@ def conditions(cluster: Spec) -> list[Condition]:
             Condition(
                 "the storage class", lambda: _exists(api, f"/apis/storage.k8s.io/v1/storageclasses/{STORAGE_CLASS}")
             ),
-            Condition("the image registry", lambda: _healthy(f"http://{LOOPBACK}:{REGISTRY_PORT}/v2/")),
+            Condition("the image registry", registry_answers),
             Condition(f"node {NODE_NAME}", lambda: _node_ready(api)),
             Condition("the cluster's DNS", _dns_answers),
         ]
@@ -53,6 +53,11 @@ def conditions(cluster: Spec) -> list[Condition]:
 def ready(cluster: Spec) -> bool:
     """Whether all of it holds now."""
     return all(condition.holds() for condition in conditions(cluster))
+
+
+def registry_answers() -> bool:
+    """Whether the node's image registry serves."""
+    return _healthy(f"http://{LOOPBACK}:{REGISTRY_PORT}/v2/")
 
 
 def _exists(api: Api, path: str) -> bool:

@@ -1,0 +1,101 @@
+"""buildah, with a storage of its own in the user's cache, and the base image made from the distribution's packages."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+from localcluster import debian, pypi
+from localcluster.cache import made_once
+from localcluster.console import progress
+from localcluster.errors import ClusterError, NotReadyToStart
+from localcluster.locks import locked
+from localcluster.paths import cache_root
+
+SUITE = "bookworm"
+BASE_IMAGE = f"localhost/finetune-base:{SUITE}"
+_BASE_PACKAGES = "python3,python3-venv,ca-certificates"
+_UV_WHEEL = "uv==0.13.9"
+
+
+class Builder:
+    """One person's images. Its layers are a cache: deleting the folder costs a rebuild and nothing else."""
+
+    def __init__(self) -> None:
+        debian.install_missing(debian.IMAGES)
+        if lacking := debian.missing(debian.IMAGES):
+            raise NotReadyToStart(debian.advice(lacking))
+        self.folder = cache_root() / "buildah"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # Nothing is verified by signature here: what is pulled comes over TLS, what is built is ours.
+        self._policy = self.folder / "policy.json"
+        self._policy.write_text('{"default": [{"type": "insecureAcceptAnything"}]}\n')
+
+    def has(self, image: str) -> bool:
+        """Whether IMAGE is in the storage."""
+        return self._call("inspect", "--type=image", image).returncode == 0
+
+    def run(self, verb: str, *arguments: str, show: bool = False) -> str:
+        """Run one buildah command; with SHOW its output goes to the person."""
+        done = self._call(verb, f"--signature-policy={self._policy}", *arguments, show=show)
+        if done.returncode != 0:
+            said = f": {done.stderr.strip()[-800:]}" if done.stderr else "; its output is above"
+            raise ClusterError(f"buildah {verb} failed{said}")
+        return (done.stdout or "").strip()
+
+    def base_image(self) -> str:
+        """The image that both of the project's images start from, for people without access to a public registry."""
+        with locked(self.folder / ".base.lock"):
+            if not self.has(BASE_IMAGE):
+                with progress(f"Making the base image {BASE_IMAGE} (once; about a minute)"):
+                    self._make_base()
+        return BASE_IMAGE
+
+    def _make_base(self) -> None:
+        archive = self.folder / "base.tar"
+        archive.unlink(missing_ok=True)
+        made = subprocess.run(
+            [
+                debian.program("mmdebstrap"),
+                "--variant=minbase",
+                f"--include={_BASE_PACKAGES}",
+                "--dpkgopt=path-exclude=/usr/share/doc/*",
+                "--dpkgopt=path-exclude=/usr/share/man/*",
+                "--dpkgopt=path-exclude=/usr/share/locale/*",
+                SUITE,
+                str(archive),
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if made.returncode != 0:
+            raise ClusterError(f"mmdebstrap failed: {made.stderr.strip()[-800:]}")
+        container = self.run("from", "scratch")
+        self._call("add", container, str(archive))
+        self.run("commit", "--rm", container, BASE_IMAGE)
+        archive.unlink()
+
+    def _call(self, verb: str, *arguments: str, show: bool = False) -> subprocess.CompletedProcess[str]:
+        storage = [
+            f"--root={self.folder / 'storage'}",
+            f"--runroot={self.folder / 'run'}",
+            "--storage-driver=overlay",
+        ]
+        return subprocess.run(
+            [debian.program("buildah"), *storage, verb, *arguments],
+            stdout=None if show else subprocess.PIPE,
+            stderr=None if show else subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+
+
+def uv_program() -> Path:
+    """A uv that can be mounted into a build: one file that needs nothing but a C library."""
+
+    def fetch(target: Path) -> None:
+        with progress("Fetching uv for image builds"):
+            pypi.unpack(_UV_WHEEL, target)
+
+    return made_once(cache_root() / _UV_WHEEL.replace("==", "-"), fetch) / "bin" / "uv"
