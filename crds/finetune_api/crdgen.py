@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from finetune_api import GROUP, KIND, PLURAL, VERSION
+from finetune_api.base import ApiModel
 from finetune_api.finetunejob import FineTuneJob
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
@@ -108,9 +109,9 @@ def _model(model: type[BaseModel], schema: dict[str, Any]) -> dict[str, Any]:
             out["description"] = " ".join(node["description"].split())
         out["properties"] = {name: convert(child) for name, child in node.get("properties", {}).items()}
         for field in cls.model_fields.values():
-            # An absent group is an empty one, so that rules and the defaults inside it find it.
-            if isinstance(field.default_factory, type) and issubclass(field.default_factory, BaseModel):
-                out["properties"][field.alias]["default"] = {}
+            # An absent group is a default one, so that rules find it. Whole, since a default must obey the group's own rules.
+            if isinstance(field.default_factory, type) and issubclass(field.default_factory, ApiModel):
+                out["properties"][field.alias]["default"] = field.default_factory().wire()
         if node.get("required"):
             out["required"] = node["required"]
         if rules := [rule.schema() for rule in getattr(cls, "RULES", ())]:
