@@ -1,0 +1,24 @@
+"""`python -m finetune_trainer prepare|train|publish [--config PATH]`: one stage of a job, as PID 1 of its pod."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import get_args
+
+from finetune_api.contract import RUN_CONFIG_PATH
+from finetune_api.status import Stage
+from finetune_trainer import launch
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="finetune_trainer", description=__doc__)
+    parser.add_argument("stage", choices=get_args(Stage))
+    parser.add_argument("--config", default=RUN_CONFIG_PATH, help="run config (JSON); default %(default)s")
+    options = parser.parse_args(arguments)
+    return launch.main(options.stage, options.config)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

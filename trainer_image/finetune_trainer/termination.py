@@ -1,0 +1,129 @@
+"""The last word of a gang: each worker leaves a record, PID 1 draws the verdict and hands it to Kubernetes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from finetune_api.contract import ENV_TERMINATION_LOG, TERMINATION_LOG, Cause, ExitCode, TerminationMessage
+from finetune_api.status import Stage
+from finetune_trainer.errors import StageError, Stopped
+
+_UNKNOWN = 1
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting", "Socket Timeout")
+
+
+def record_path(folder: Path, rank: int) -> Path:
+    return folder / f"rank-{rank}.record.json"
+
+
+def write_record(folder: Path, record: TerminationMessage) -> None:
+    """Leave a worker's last word where PID 1 looks for it."""
+    path = record_path(folder, record.rank)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(record.model_dump_json(by_alias=True, exclude_none=True))
+    temporary.replace(path)
+
+
+def read_record(folder: Path, rank: int) -> TerminationMessage | None:
+    try:
+        return TerminationMessage.decode(record_path(folder, rank).read_text())
+    except OSError:
+        return None
+
+
+def outcome_of(error: BaseException | None, *, known: dict[str, Any], stage: Stage, rank: int, now: float) -> TerminationMessage:
+    """What a worker that ended with `error` (None: well) has to say. `now` is Unix time in seconds."""
+    if error is None:
+        return TerminationMessage(stage=stage, outcome="succeeded", exit_code=ExitCode.DONE, rank=rank, time=now, **known)
+    code, cause = classify(error)
+    outcome = "stopped" if isinstance(error, Stopped) else "failed"
+    return TerminationMessage(stage=stage, outcome=outcome, exit_code=code, rank=rank, time=now, cause=cause, **known)
+
+
+def classify(error: BaseException) -> tuple[int, Cause]:
+    """Exit code and cause of any exception, ours or a library's."""
+    if isinstance(error, StageError):
+        return int(error.exit_code), error.cause
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return _UNKNOWN, Cause(
+            code="StorageFull",
+            message=f"no space is left on the volume of {error.filename or 'the workspace'}; what was sealed before is intact",
+            remedy="enlarge the claim, or lower checkpoint.keep",
+        )
+    if "OutOfMemoryError" in kinds or isinstance(error, MemoryError) or "can't allocate memory" in text:
+        return ExitCode.OUT_OF_MEMORY, Cause(
+            code="OutOfMemory",
+            message=f"memory ran out: {text[:300]}",
+            remedy="lower data.maxLength, raise compute.nodes, or use larger GPUs or memory limits",
+        )
+    if kinds & {"DistBackendError", "DistNetworkError", "DistStoreError"} or (
+        isinstance(error, RuntimeError) and any(sign in text for sign in _LOST_PEER)
+    ):
+        return ExitCode.PEER_LOST, Cause(code="PeerLost", message=f"another process of the gang is gone: {text[:300]}")
+    return _UNKNOWN, Cause(code="Unknown", message=f"{type(error).__name__}: {text[:1500]}")
+
+
+def died(stage: Stage, rank: int, *, status: int, oom_killed: bool, now: float) -> TerminationMessage:
+    """The record of a worker that left none. `status` is its exit code, or minus the signal that ended it."""
+    if status == -signal.SIGKILL and oom_killed:
+        code: int = ExitCode.OUT_OF_MEMORY
+        cause = Cause(
+            code="OutOfMemory",
+            message=f"the kernel killed rank {rank}: the container reached its memory limit",
+            remedy="raise pods.train.resources.limits.memory, lower data.maxLength or compute.processesPerNode",
+        )
+    else:
+        code = _UNKNOWN
+        how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit code {status}"
+        cause = Cause(code="Unknown", message=f"rank {rank} ended by {how} and left no word; its log may tell more")
+    return TerminationMessage(stage=stage, outcome="failed", exit_code=code, rank=rank, time=now, cause=cause)
+
+
+def verdict(records: Sequence[TerminationMessage]) -> TerminationMessage:
+    """The record that speaks for all ranks of this pod.
+
+    A failure with a cause of its own beats one that only saw a peer go; among equals the earliest counts. A gang has
+    succeeded or stopped when all of it did; then the lowest rank speaks.
+    """
+    if not records:
+        raise ValueError("a gang without ranks has no verdict")
+
+    def weight(record: TerminationMessage) -> int:
+        if record.outcome == "succeeded":
+            return 3
+        if record.outcome == "stopped":
+            return 2
+        return 1 if record.exit_code == ExitCode.PEER_LOST else 0
+
+    worst = min(weight(record) for record in records)
+    candidates = [record for record in records if weight(record) == worst]
+    if worst >= 2:
+        return min(candidates, key=lambda record: record.rank)
+    return _with_what_others_know(min(candidates, key=lambda record: (record.time, record.rank)), records)
+
+
+def write_message(message: TerminationMessage) -> None:
+    """Hand the verdict to the kubelet. A path that cannot be written is no reason to fail: the exit code says the same in short."""
+    path = Path(os.environ.get(ENV_TERMINATION_LOG) or TERMINATION_LOG)
+    try:
+        path.write_bytes(message.encode())
+    except OSError as error:
+        print(f"cannot write the termination message to {path}: {error.strerror}", flush=True)
+
+
+def _with_what_others_know(chosen: TerminationMessage, records: Sequence[TerminationMessage]) -> TerminationMessage:
+    """A rank that was killed knows no step and no checkpoint; its peers do."""
+    update = {}
+    for name in ("step", "resumed_from_step", "last_checkpoint"):
+        if getattr(chosen, name) is None:
+            known = [getattr(record, name) for record in sorted(records, key=lambda r: r.rank)]
+            update[name] = next((value for value in known if value is not None), None)
+    return chosen.model_copy(update=update)
