@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from localcluster import cluster, gobuild, images, kubeconfig, spec, status, tools
+from localcluster import cluster, gobuild, gpus, images, kubeconfig, spec, status, tools
 from localcluster.console import answer, say
 from localcluster.errors import ClusterError, NotReadyToStart
 from localcluster.paths import ClusterPaths
@@ -22,6 +22,10 @@ def main(arguments: list[str] | None = None) -> int:
     except ClusterError as error:
         say(f"localcluster: {error}")
         return error.exit_code
+    except BrokenPipeError:
+        # The reader has seen enough (`| head`). The interpreter would complain again when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         say("localcluster: interrupted; `up` again goes on, `down` removes what there is.")
         return 130
@@ -84,6 +88,13 @@ def _image_push(options: argparse.Namespace) -> int:
     return 0
 
 
+def _gpus(options: argparse.Namespace) -> int:
+    name = _chosen(options.name)
+    gpus.pretend_in(name, options.count)
+    say(f"The node of cluster {name} says that it has {options.count} {gpus.RESOURCE}.")
+    return 0
+
+
 def _tools(_: argparse.Namespace) -> int:
     answer(str(tools.folder()))
     return 0
@@ -140,7 +151,10 @@ def _parser() -> argparse.ArgumentParser:
 
     config = verbs.add_parser("kubeconfig", help="print the path of the administrator's kubeconfig")
     config.set_defaults(run=_kubeconfig)
-    for verb in (down, show, config):
+    fake = verbs.add_parser("gpus", help="let the node pretend to have GPUs")
+    fake.set_defaults(run=_gpus)
+    fake.add_argument("count", type=int)
+    for verb in (down, show, config, fake):
         verb.add_argument("--name", help="the cluster's name (default: the only one)")
 
     build = verbs.add_parser("build", help="build the programs of a size, and print where they are")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -26,7 +27,8 @@ class Builder:
         if lacking := debian.missing(debian.IMAGES):
             raise NotReadyToStart(debian.advice(lacking))
         self.folder = cache_root() / "buildah"
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._scratch = self.folder / "tmp"
+        self._scratch.mkdir(parents=True, exist_ok=True)
         # Nothing is verified by signature here: what is pulled comes over TLS, what is built is ours.
         self._policy = self.folder / "policy.json"
         self._policy.write_text('{"default": [{"type": "insecureAcceptAnything"}]}\n')
@@ -84,6 +86,8 @@ class Builder:
         ]
         return subprocess.run(
             [debian.program("buildah"), *storage, verb, *arguments],
+            # Large layers and cache mounts are written there; /tmp may be a small file system in memory.
+            env={**os.environ, "TMPDIR": str(self._scratch)},
             stdout=None if show else subprocess.PIPE,
             stderr=None if show else subprocess.PIPE,
             text=True,

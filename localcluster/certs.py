@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+FRONT_PROXY = "front-proxy-client"
 _VALID = datetime.timedelta(days=3650)
 
 # user -> groups. Kubernetes binds its own users to their roles; the last two are bound in addons.py.
@@ -58,6 +59,11 @@ class Pki:
         return self._pair("kubelet-client")
 
     @property
+    def front_proxy(self) -> KeyPair:
+        """What the API server shows to aggregated API servers."""
+        return self._pair("front-proxy")
+
+    @property
     def service_account(self) -> KeyPair:
         """What signs the tokens of pods; the first file is a bare public key."""
         return self._pair("service-account")
@@ -87,6 +93,7 @@ def create(pki: Pki, addresses: list[str]) -> None:
     names += [x509.IPAddress(ipaddress.ip_address(address)) for address in addresses]
     authority.issue(pki.serving, "localcluster", [], ExtendedKeyUsageOID.SERVER_AUTH, names)
     authority.issue(pki.kubelet_client, "kube-apiserver", ["system:masters"], ExtendedKeyUsageOID.CLIENT_AUTH, [])
+    authority.issue(pki.front_proxy, FRONT_PROXY, [], ExtendedKeyUsageOID.CLIENT_AUTH, [])
     key = _new_key(pki.service_account.key)
     pki.service_account.certificate.write_bytes(
         key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from localcluster.certs import FRONT_PROXY
 from localcluster.spec import API_SERVICE_ADDRESS, LOOPBACK, NODE_NAME, SERVICE_SUBNET, Spec
 
 Command = list[str]
@@ -58,6 +59,14 @@ def api_server(spec: Spec) -> Command:
         f"--service-account-signing-key-file={pki.service_account.key}",
         f"--service-cluster-ip-range={SERVICE_SUBNET}",
         f"--cert-dir={spec.paths.run}",
+        # Aggregated APIs, such as a metrics server, trust the API server by this certificate.
+        f"--proxy-client-cert-file={pki.front_proxy.certificate}",
+        f"--proxy-client-key-file={pki.front_proxy.key}",
+        f"--requestheader-client-ca-file={pki.ca.certificate}",
+        f"--requestheader-allowed-names={FRONT_PROXY}",
+        "--requestheader-username-headers=X-Remote-User",
+        "--requestheader-group-headers=X-Remote-Group",
+        "--requestheader-extra-headers-prefix=X-Remote-Extra-",
         "--allow-privileged",
         "--profiling=false",
     ]

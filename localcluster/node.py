@@ -18,6 +18,21 @@ _CGROUPS = Path("/sys/fs/cgroup")
 _NETWORK_NAMESPACES = Path("/run/netns")
 _LOG_LINKS = Path("/var/log/containers")
 _CONTAINERD_ANSWERS_S = 20.0
+_KUBELET_SOCKET = Path("/var/lib/kubelet/device-plugins/kubelet.sock")
+# Places that containerd, its network plugins and the kubelet do not let us choose; each goes if it is empty.
+_FIXED_FOLDERS = tuple(
+    Path(folder)
+    for folder in (
+        "/run/containerd/runc/k8s.io",
+        "/run/containerd/runc",
+        "/run/containerd/s",
+        "/run/containerd",
+        "/var/lib/cni/results",
+        "/var/lib/cni",
+        "/var/lib/kubelet/device-plugins",
+        "/var/lib/kubelet",
+    )
+)
 
 
 def prepare_network(cluster: Spec) -> None:
@@ -62,6 +77,9 @@ def clean(cluster: Spec) -> None:
         _run("nft", "delete", "table", family, "kube-proxy", may_fail=True)
     _remove_cgroups()
     _remove_log_links(cluster.paths.pod_logs)
+    _quietly(_KUBELET_SOCKET.unlink)
+    for folder in _FIXED_FOLDERS:
+        _quietly(folder.rmdir)
 
 
 def _unmount_below(folder: Path) -> None:
