@@ -1,0 +1,142 @@
+"""The command line: names, options and help. What a command does is in the module of its name, imported when it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from finetune_cli.cluster import Target
+
+app = typer.Typer(
+    help="Fine-tune language models on your cluster, or on this machine.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Namespace = Annotated[str | None, typer.Option("-n", "--namespace", help="Namespace; default: the context's.")]
+Context = Annotated[str | None, typer.Option("--context", help="Context of the kubeconfig; default: the current one.")]
+Kubeconfig = Annotated[str | None, typer.Option("--kubeconfig", help="Path of the kubeconfig; default: as kubectl.")]
+Output = Annotated[
+    Literal["json"] | None,
+    typer.Option(
+        "-o", "--output", help="json: one object on standard output; what people read goes to standard error."
+    ),
+]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the FineTuneJob.")]
+Stage = Literal["prepare", "train", "publish"]
+
+
+@app.command(short_help="Submit a job and follow it to its end.")
+def run(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="YAML file with one FineTuneJob; - is standard input.")],
+    follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Follow the job until it ends.")] = True,
+    force_conflicts: Annotated[
+        bool, typer.Option("--force-conflicts", help="Take over fields that another tool owns.")
+    ] = False,
+    local: Annotated[
+        bool, typer.Option("--local", help="Run the stages as processes on this machine, with no cluster.")
+    ] = False,
+    claims: Annotated[
+        Path | None,
+        typer.Option("--claims", metavar="DIR", help="With --local: pvc://CLAIM/PATH is DIR/CLAIM/PATH."),
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="With --local: start anew instead of going on with an earlier run.")
+    ] = False,
+    namespace: Namespace = None,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
+    output: Output = None,
+) -> None:
+    """Submit the FineTuneJob in FILE and follow it until it ends.
+
+    Exit code: 0 completed, 3 the job failed or the file is wrong, 1 the cluster refused or cannot be reached, 130
+    interrupted. An interrupted `ftj run` leaves the job running on the cluster; with --local the same command goes on
+    where the run stopped.
+    """
+    if local:
+        from finetune_cli.local.run import LocalOptions, run_local
+
+        run_local(file, LocalOptions(claims=claims, fresh=fresh), output)
+        return
+    if claims or fresh:
+        raise typer.BadParameter("--claims and --fresh belong to --local")
+    from finetune_cli.run import submit
+
+    submit(file, _target(namespace, context, kubeconfig), follow=follow, force_conflicts=force_conflicts, output=output)
+
+
+@app.command(short_help="Follow a job that is already there.")
+def watch(
+    name: Name,
+    namespace: Namespace = None,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
+    output: Output = None,
+) -> None:
+    """Follow the FineTuneJob until it ends; exit codes as those of `ftj run`."""
+    from finetune_cli.run import watch_job
+
+    watch_job(name, _target(namespace, context, kubeconfig), output)
+
+
+@app.command(short_help="Print the logs of a job's pods, ranks merged.")
+def logs(
+    name: Name,
+    stage: Annotated[Stage | None, typer.Option("--stage", help="Default: the newest stage that has pods.")] = None,
+    rank: Annotated[int | None, typer.Option("--rank", min=0, help="One training pod only.")] = None,
+    attempt: Annotated[
+        int | None,
+        typer.Option("--attempt", min=1, help="Default: the stage's newest that has pods."),
+    ] = None,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on, through later attempts and stages.")] = False,
+    tail: Annotated[int | None, typer.Option("--tail", min=0, help="Only the last lines of each pod.")] = None,
+    namespace: Namespace = None,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
+) -> None:
+    """Print what a job's pods wrote, merged in the order of time, each line after the rank that wrote it."""
+    from finetune_cli.logs import Choice, show_logs
+
+    show_logs(name, _target(namespace, context, kubeconfig), Choice(stage, rank, attempt), follow=follow, tail=tail)
+
+
+@app.command(short_help="Fetch a job's artifacts into a folder.")
+def pull(
+    name: Name,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to create; it must not exist yet.")],
+    namespace: Namespace = None,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
+    output: Output = None,
+) -> None:
+    """Fetch what a completed job published: the adapter or model, its card and its report.
+
+    A short-lived pod reads the output claim. Every file is checked against SHA256SUMS before DIR appears.
+    """
+    from finetune_cli.pull import pull_artifacts
+
+    pull_artifacts(name, folder, _target(namespace, context, kubeconfig), output)
+
+
+@app.command(short_help="Print the version of ftj.")
+def version(output: Output = None) -> None:
+    """Print the version of ftj and of the API that it speaks."""
+    import json
+    from importlib.metadata import version as installed
+
+    from finetune_api import API_VERSION
+
+    known = {"ftj": installed("finetune-operator"), "api": API_VERSION}
+    typer.echo(json.dumps(known) if output else f"ftj {known['ftj']}, {known['api']}")
+
+
+def _target(namespace: str | None, context: str | None, kubeconfig: str | None) -> Target:
+    from finetune_cli.cluster import Target
+
+    return Target(kubeconfig=kubeconfig, context=context, namespace=namespace)

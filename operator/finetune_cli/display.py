@@ -1,0 +1,147 @@
+"""How a running job looks: bars that move in a terminal, plain lines anywhere else. Both say the same sentences."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from finetune_api.finetunejob import FineTuneJob
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from finetune_cli import view
+from finetune_cli.text import duration
+
+PLAIN_EVERY_SECONDS = 10
+BAR_WIDTH = 24
+MARKS = {"done": ("✓", "green"), "failed": ("✗", "red"), "waiting": ("·", "dim")}
+
+
+class Display(Protocol):
+    """Shows one job until it ends."""
+
+    def show(self, job: FineTuneJob) -> None:
+        """The job is now like this."""
+
+    def say(self, sentence: str, *, warning: bool = False) -> None:
+        """A sentence that stays."""
+
+    def close(self) -> None:
+        """The last picture stays; nothing moves any more."""
+
+
+def display(console: Console) -> Display:
+    """Bars where a person looks on, else lines."""
+    return Bars(console) if console.is_terminal and not console.is_dumb_terminal else Lines(console)
+
+
+class Lines:
+    """One line for each thing that happens, and a progress line now and then: for logs and pipes."""
+
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        self.console, self.clock = console, clock
+        self.before: FineTuneJob | None = None
+        self.last_line, self.last_time = "", 0.0
+
+    def show(self, job: FineTuneJob) -> None:
+        if self.before is None:
+            self._print(view.headline(job))
+        for sentence in view.news(self.before, job):
+            self._print(sentence)
+        self.before = job
+        for stage in view.stages(job):
+            if stage.state == "running" and stage.detail and stage.percent is not None:
+                self._progress(f"{stage.name} {stage.percent:.0f}%  {stage.detail}")
+
+    def say(self, sentence: str, *, warning: bool = False) -> None:
+        self._print(sentence)
+
+    def close(self) -> None:
+        return
+
+    def _progress(self, line: str) -> None:
+        same_stage = line.split(" ", 1)[0] == self.last_line.split(" ", 1)[0]
+        if line == self.last_line or (same_stage and self.clock() - self.last_time < PLAIN_EVERY_SECONDS):
+            return
+        self.last_line, self.last_time = line, self.clock()
+        self._print(line)
+
+    def _print(self, sentence: str) -> None:
+        self.console.print(Text(sentence))
+
+
+class Bars:
+    """One bar a stage, redrawn in place; sentences scroll by above."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.job: FineTuneJob | None = None
+        self.spinners = {name: Spinner("dots", style="cyan") for name in view.STAGES}
+        self.live = Live(get_renderable=self._picture, console=console, refresh_per_second=8, transient=False)
+        self.live.start()
+
+    def show(self, job: FineTuneJob) -> None:
+        if self.job is None:
+            self.console.print(Text(view.headline(job), style="bold"))
+        standing = {view.waiting(job), view.data_sentence(job), view.plan_sentence(job)}
+        for sentence in view.news(self.job, job):
+            if sentence not in standing:  # those stand beside or below the bars for as long as they are true
+                self.console.print(Text(sentence, style="dim"))
+        self.job = job
+
+    def say(self, sentence: str, *, warning: bool = False) -> None:
+        self.console.print(Text(sentence, style="yellow" if warning else "dim"))
+
+    def close(self) -> None:
+        self.live.stop()
+
+    def _picture(self) -> RenderableType:
+        if self.job is None:
+            return Text("Waiting for the API server ...", style="dim")
+        table = Table.grid(padding=(0, 1))
+        for stage in view.stages(self.job):
+            table.add_row(*self._row(stage))
+        below = self._below(self.job)
+        return Group(table, *([below] if below else []))
+
+    def _row(self, stage: view.StageView) -> list[RenderableType]:
+        mark: RenderableType
+        if stage.state == "running":
+            mark, style = self.spinners[stage.name], "cyan"
+        else:
+            symbol, style = MARKS[stage.state]
+            mark = Text(symbol, style=style)
+        bar: RenderableType = Text("")
+        percent = ""
+        if stage.state in ("running", "done", "failed"):
+            bar = ProgressBar(
+                total=100,
+                completed=stage.percent or 0,
+                width=BAR_WIDTH,
+                pulse=stage.state == "running" and stage.percent is None,
+                complete_style=style,
+                finished_style="green",
+            )
+            percent = "" if stage.percent is None else f"{stage.percent:.0f}%"
+        return [
+            mark,
+            Text(stage.name, style=style),
+            bar,
+            Text(f"{percent:>4}"),
+            Text(stage.detail, overflow="ellipsis"),
+        ]
+
+    def _below(self, job: FineTuneJob) -> RenderableType | None:
+        if view.end(job):
+            return None
+        phase = job.status.phase or "Submitted"
+        lasting = duration(view.lasts_seconds(job, time.time()))
+        sentence = view.waiting(job)
+        return Text(
+            f"{phase} ({lasting})" + (f": {sentence}" if sentence else ""), style="yellow" if sentence else "dim"
+        )

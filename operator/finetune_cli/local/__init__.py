@@ -1,0 +1,1 @@
+"""`ftj run --local`: the stages of a job as processes on this machine."""

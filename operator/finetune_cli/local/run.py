@@ -1,0 +1,192 @@
+"""`ftj run --local FILE`: check, run stage after stage, show, end with the same words and codes as on a cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from finetune_api.contract import RunConfig, TerminationMessage
+from finetune_api.effective import resolve, shown
+from finetune_api.finetunejob import FineTuneJob
+from finetune_api.pods import Pods
+from finetune_api.status import Stage
+from rich.console import Console
+
+from finetune_cli import manifest, result, view
+from finetune_cli.display import Display, display
+from finetune_cli.errors import CliError, Exit
+from finetune_cli.local import stages
+from finetune_cli.local.processes import StageProcesses
+from finetune_cli.local.state import NAMESPACE, Run, run_of
+
+POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class LocalOptions:
+    """`claims`: the folder that stands for the cluster's claims."""
+
+    claims: Path | None = None
+    fresh: bool = False
+
+
+class _Interrupts:
+    """Counts Ctrl-C and SIGTERM instead of raising: the first asks the stage to stop, the second kills it."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, number: int, _: FrameType | None) -> None:
+        self.count += 1
+
+
+def run_local(file: str, options: LocalOptions, output: str | None) -> NoReturn:
+    """Run the job in FILE on this machine. Exits."""
+    given = manifest.read(file)
+    _require_trainer()
+    claims_root = _claims_root(given, options)
+    job = given.job.model_copy(update={"spec": resolve(given.job.spec)})
+    job.metadata = job.metadata.model_copy(update={"namespace": NAMESPACE, "generation": 1})
+    run = run_of(given, given.job, job.spec.workspace.parsed.on_disk(claims_root))
+    job.metadata.uid = run.ref.uid
+    console = Console(stderr=output is not None, highlight=False, soft_wrap=True)
+    try:
+        with run.lock():
+            if options.fresh:
+                run.forget()
+            run.layout.root.mkdir(parents=True, exist_ok=True)
+            job.status = run.load()
+            if view.end(_observed(job)) and job.status.phase == "Completed":
+                console.print("This run had already completed; nothing was started. --fresh runs it anew.")
+            else:
+                _run(job, run, claims_root, console)
+    except OSError as error:
+        raise CliError(f"{error.filename or job.spec.workspace.uri}: {error.strerror}") from None
+    _finish(job, console, output, claims_root)
+
+
+def _run(job: FineTuneJob, run: Run, claims_root: str, console: Console) -> None:
+    """Stage after stage until one does not succeed. `job.status` and the file beside the checkpoints follow."""
+    status = _observed(job).status
+    status.effective = shown(job.spec)
+    status.run = run.ref.run
+    screen = display(console)
+    try:
+        if status.attempts:
+            screen.show(job)
+            screen.say(f"Going on with the run in {run.layout.root}")
+        with _interrupts() as interrupts:
+            while (stage := stages.next_stage(status)) and not interrupts.count:
+                message = _stage(job, run, stage, claims_root, screen, interrupts)
+                run.save(status)
+                screen.show(job)
+                if message.outcome != "succeeded":
+                    break
+    finally:
+        screen.close()
+
+
+def _stage(
+    job: FineTuneJob, run: Run, stage: Stage, claims_root: str, screen: Display, interrupts: _Interrupts
+) -> TerminationMessage:
+    """One attempt at one stage, from its start to its last word."""
+    status = job.status
+    attempt = stages.begin(status, stage)
+    run.save(status)
+    config = RunConfig(job=run.ref, stage=stage, attempt=attempt.number, spec=job.spec, claims_root=claims_root)
+    settings = (job.spec.pods or Pods()).of(stage)
+    told = 0
+    with StageProcesses(config, settings, run.layout.root / "logs") as processes:
+        while processes.running():
+            if interrupts.count > told:
+                told = interrupts.count
+                if told > 1:
+                    raise CliError(*_interrupted(job), exit_code=Exit.INTERRUPTED)
+                screen.say("Stopping: the job saves a checkpoint. Ctrl-C again kills it.", warning=True)
+                processes.stop()
+            if progress := processes.progress():
+                stages.advance(status, attempt, progress)
+            screen.show(job)
+            time.sleep(POLL_SECONDS)
+        message = processes.verdict()
+    stages.conclude(status, attempt, message)
+    return message
+
+
+def _finish(job: FineTuneJob, console: Console, output: str | None, claims_root: str) -> NoReturn:
+    ended = view.end(job)
+    if ended is None:
+        for line in _interrupted(job):
+            console.print(line)
+    else:
+        steps = []
+        if job.status.artifacts and not job.status.artifacts.uri.startswith("file://"):
+            steps.append(f"Folder     {job.spec.output.parsed.on_disk(claims_root)}")
+        result.show(console, job, steps)
+    if output == "json":
+        print(json.dumps(job.wire()))
+    sys.exit(ended.exit_code if ended else Exit.INTERRUPTED)
+
+
+def _interrupted(job: FineTuneJob) -> list[str]:
+    kept = job.status.last_checkpoint
+    where = f"its last checkpoint is of step {kept.step}" if kept else "it had no checkpoint yet"
+    return [f"{job.metadata.name} was stopped; {where}. The same command goes on from there."]
+
+
+def _observed(job: FineTuneJob) -> FineTuneJob:
+    job.status.observed_generation = job.metadata.generation
+    return job
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[_Interrupts]:
+    handler = _Interrupts()
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield handler
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def _require_trainer() -> None:
+    missing = [module for module in ("finetune_trainer", "torch", "transformers") if find_spec(module) is None]
+    if missing:
+        raise CliError(
+            f"--local needs the trainer, and this Python has no {missing[0]}: pip install 'finetune-operator[cli,trainer]'"
+        )
+
+
+def _claims_root(given: manifest.Manifest, options: LocalOptions) -> str:
+    """The folder of claims. Raises CliError when a claim is named that has no folder."""
+    named = {
+        path: location.parsed.claim for path, location in manifest.locations(given.job.spec) if location.parsed.claim
+    }
+    if not named:
+        return str(options.claims or "/nonexistent")
+    if options.claims is None:
+        path, claim = next(iter(named.items()))
+        raise CliError(
+            f"{given.where('spec', *path, 'uri')}: spec.{manifest.dotted(path)} is on claim {claim}: give --claims DIR, a folder "
+            "with one folder for each claim, or write file:///ABSOLUTE/PATH"
+        )
+    root = options.claims.absolute()
+    for path, claim in named.items():
+        folder = root / claim
+        if path in (("workspace",), ("output",)):
+            folder.mkdir(parents=True, exist_ok=True)
+        elif not folder.is_dir():
+            raise CliError(
+                f"{given.where('spec', *path, 'uri')}: spec.{manifest.dotted(path)} is on claim {claim}, but there is no folder {folder}"
+            )
+    return str(root)

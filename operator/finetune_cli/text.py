@@ -1,0 +1,35 @@
+"""Numbers for people."""
+
+from __future__ import annotations
+
+
+def number(value: float) -> str:
+    """1234567 -> 1,234,567."""
+    return f"{value:,}"
+
+
+def count(value: int, noun: str) -> str:
+    """1 row, 2 rows."""
+    return f"{number(value)} {noun}{'' if value == 1 else 's'}"
+
+
+def duration(seconds: float) -> str:
+    """3m12s, as kubectl writes it: the two largest units."""
+    left = max(0, round(seconds))
+    parts: list[str] = []
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "m"), (1, "s")):
+        value, left = divmod(left, size)
+        if value or (unit == "s" and not parts):
+            parts.append(f"{value}{unit}")
+        elif parts:
+            break
+    return "".join(parts[:2])
+
+
+def bytes_size(value: float) -> str:
+    """2.1 GB, in powers of 1000."""
+    for unit in ("bytes", "kB", "MB", "GB", "TB"):
+        if value < 1000 or unit == "TB":
+            break
+        value /= 1000
+    return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"

@@ -1,0 +1,281 @@
+"""What a FineTuneJob's status means to a person: pure functions from a status to stages, sentences and an end.
+
+Cluster and local runs share this: both give a `FineTuneJobStatus`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+from finetune_api.finetunejob import FineTuneJob
+from finetune_api.status import AttemptStatus, FineTuneJobStatus
+
+from finetune_cli.errors import Exit
+from finetune_cli.text import bytes_size, count, duration, number
+
+StageName = Literal["prepare", "train", "evaluate", "publish"]
+STAGES: tuple[StageName, ...] = ("prepare", "train", "evaluate", "publish")
+State = Literal["waiting", "running", "done", "failed"]
+ATTENTION = ("Pending", "Queued", "Suspended")
+"""Phases in which a message means that the job waits for something, perhaps for a person."""
+
+
+@dataclass(frozen=True)
+class StageView:
+    """One line of the display. `percent` is of this stage; None means that nobody knows."""
+
+    name: StageName
+    state: State
+    percent: float | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class End:
+    """How a job ended."""
+
+    succeeded: bool
+    sentence: str
+    exit_code: Exit
+
+
+def parse(body: dict[str, Any]) -> FineTuneJob:
+    """A FineTuneJob as the API server gives it; a newer operator may say more in status than this ftj knows."""
+    return FineTuneJob.model_validate(body, extra="ignore")
+
+
+def observed(job: FineTuneJob) -> bool:
+    """Whether the operator has looked at the spec as it is now."""
+    return job.status.observed_generation == job.metadata.generation
+
+
+def end(job: FineTuneJob) -> End | None:
+    """None while the job goes on."""
+    status = job.status
+    if not observed(job):
+        return None
+    if _true(status, "Complete") or status.phase == "Completed":
+        return End(True, f"{job.metadata.name} completed{_took(status)}.", Exit.DONE)
+    if _true(status, "Failed") or status.phase == "Failed":
+        return End(False, failure_sentence(job), Exit.FAILED)
+    return None
+
+
+def failure_sentence(job: FineTuneJob) -> str:
+    """What went wrong, where, and what to do: one line."""
+    failure = job.status.failure
+    if failure is None:
+        return f"{job.metadata.name} Failed: {job.status.message or job.status.reason or 'the operator gave no reason'}"
+    place = f" in {failure.stage}" if failure.stage else ""
+    if failure.rank is not None and failure.stage == "train":
+        place += f", rank {failure.rank}"
+    if failure.node:
+        place += f" on {failure.node}"
+    sentence = f"{job.metadata.name} Failed{place}: {_sentence(failure.message)}"
+    return f"{sentence} {_sentence(failure.remedy)}" if failure.remedy else sentence
+
+
+def stages(job: FineTuneJob) -> list[StageView]:
+    """The four lines of the display."""
+    return [StageView(name, *_stage(job, name)) for name in STAGES]
+
+
+def headline(job: FineTuneJob) -> str:
+    """What this job is, in one line."""
+    spec = job.spec
+    gang = count(spec.compute.nodes, "pod")
+    if spec.compute.gpus_per_node:
+        gang += f" with {count(spec.compute.gpus_per_node, 'GPU')} each"
+    where = f"{job.metadata.namespace}/" if job.metadata.namespace else ""
+    return f"{where}{job.metadata.name}: {spec.method.type} on {spec.model.uri}, {gang}"
+
+
+def lasts_seconds(job: FineTuneJob, now: float) -> float:
+    """Seconds since the job was accepted, or created."""
+    begun = job.status.start_time or job.metadata.creation_timestamp
+    return max(0.0, now - _unix(begun)) if begun else 0.0
+
+
+def waiting(job: FineTuneJob) -> str | None:
+    """Why nothing moves, when something needs a person's attention."""
+    status = job.status
+    if not observed(job) or status.message is None or end(job) is not None:
+        return None
+    return _sentence(status.message)
+
+
+def news(before: FineTuneJob | None, now: FineTuneJob) -> list[str]:
+    """Sentences about what has changed since `before`: each thing is said once."""
+    if not observed(now):
+        return []
+    old = before.status if before is not None and observed(before) else FineTuneJobStatus()
+    new, said = now.status, []
+    if new.data and new.data.rows is not None and (old.data is None or old.data.rows is None):
+        said.append(data_sentence(now))
+    if new.plan and new.plan.steps is not None and (old.plan is None or old.plan.steps is None):
+        said.append(plan_sentence(now))
+    said += _attempts(old, new)
+    if (new.phase, new.reason, new.message) != (old.phase, old.reason, old.message) and end(now) is None:
+        if new.phase in ("Queued", "Suspended") and new.phase != old.phase and not new.message:
+            said.append(f"{new.phase}.")
+        elif new.message and new.message != old.message:
+            said.append(_sentence(new.message))
+    return said
+
+
+def data_sentence(job: FineTuneJob) -> str:
+    """What prepare found."""
+    data = job.status.data
+    if data is None or data.rows is None:
+        return ""
+    parts = [
+        f"{number(rows)} {name}"
+        for rows, name in ((data.train_rows, "train"), (data.validation_rows, "validation"), (data.test_rows, "test"))
+        if rows
+    ]
+    sentence = f"{count(data.rows, 'row')}" + (f": {', '.join(parts)}" if parts else "")
+    for rows, what in (
+        (data.invalid_rows, "invalid, left out"),
+        (data.truncated_rows, "truncated"),
+        (data.dropped_rows, "dropped"),
+    ):
+        if rows:
+            sentence += f"; {number(rows)} {what}"
+    return sentence + "."
+
+
+def plan_sentence(job: FineTuneJob) -> str:
+    """What training will do."""
+    plan = job.status.plan
+    if plan is None or plan.steps is None:
+        return ""
+    sentence = count(plan.steps, "step")
+    if plan.global_batch_size:
+        sentence += f" of {count(plan.global_batch_size, 'row')}"
+    if plan.epochs:
+        sentence += f", {plan.epochs:g} epoch" + ("" if plan.epochs == 1 else "s")
+    if plan.tokens:
+        sentence += f", {count(plan.tokens, 'token')}"
+    return sentence + "."
+
+
+def artifacts_sentence(job: FineTuneJob) -> str:
+    artifacts = job.status.artifacts
+    if artifacts is None:
+        return ""
+    size = []
+    if artifacts.files:
+        size.append(count(artifacts.files, "file"))
+    if artifacts.bytes:
+        size.append(bytes_size(artifacts.bytes))
+    return artifacts.uri + (f" ({', '.join(size)})" if size else "")
+
+
+def _stage(job: FineTuneJob, name: StageName) -> tuple[State, float | None, str]:
+    status = job.status
+    attempts = [
+        attempt for attempt in status.attempts or [] if attempt.stage == ("train" if name == "evaluate" else name)
+    ]
+    last = attempts[-1] if attempts else None
+    moving = status.progress if status.progress and status.progress.stage == name else None
+    ended = end(job)
+    if name == "prepare" and (status.data or (last and last.outcome == "Succeeded")):
+        return "done", 100, data_sentence(job).rstrip(".")
+    if name == "publish" and status.artifacts:
+        return "done", 100, artifacts_sentence(job)
+    if name == "train" and (status.evaluation or (last and last.outcome == "Succeeded") or _evaluating(status)):
+        return "done", 100, plan_sentence(job).rstrip(".")
+    if name == "evaluate" and (status.evaluation or (last and last.outcome == "Succeeded")):
+        rows = status.evaluation.rows if status.evaluation else None
+        return "done", 100, f"{count(rows, 'held-out row')}" if rows else ""
+    if ended and not ended.succeeded:
+        failed = status.failure.stage if status.failure else None
+        if failed == name or (name == "evaluate" and failed == "train" and moving):
+            return "failed", float(moving.percent) if moving and moving.percent is not None else None, ""
+        return "waiting", None, ""
+    if moving:
+        return "running", float(moving.percent) if moving.percent is not None else None, _moving(job)
+    if last and last.outcome == "Running" and name != "evaluate":
+        return "running", None, f"attempt {last.number}" if last.number > 1 else ""
+    return "waiting", None, ""
+
+
+def _evaluating(status: FineTuneJobStatus) -> bool:
+    """The tuned model is measured after the last step; a full training measures its base before the first."""
+    progress, plan = status.progress, status.plan
+    if progress is None or progress.stage != "evaluate":
+        return False
+    last = status.last_checkpoint
+    return last is not None and plan is not None and plan.steps is not None and last.step >= plan.steps
+
+
+def _moving(job: FineTuneJob) -> str:
+    progress = job.status.progress
+    if progress is None:
+        return ""
+    parts = []
+    if progress.total_steps:
+        unit = "step " if progress.stage == "train" else "row " if progress.stage != "publish" else ""
+        parts.append(f"{unit}{number(progress.step or 0)}/{number(progress.total_steps)}")
+    if progress.stage != "train":
+        return "  ".join(parts)
+    if progress.loss is not None:
+        parts.append(f"loss {progress.loss:.4g}")
+    if progress.eval_loss is not None:
+        parts.append(f"validation {progress.eval_loss:.4g}")
+    if progress.tokens_per_second:
+        parts.append(f"{number(round(progress.tokens_per_second))} tokens/s")
+    if progress.eta_seconds is not None:
+        parts.append(f"{duration(progress.eta_seconds)} left")
+    return "  ".join(parts)
+
+
+def _attempts(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[str]:
+    known = {(attempt.stage, attempt.number): attempt for attempt in old.attempts or []}
+    said = []
+    for attempt in new.attempts or []:
+        before = known.get((attempt.stage, attempt.number))
+        if attempt.outcome in ("Stopped", "Failed", "Evicted") and (
+            before is None or before.outcome != attempt.outcome
+        ):
+            said.append(_stopped(attempt))
+        if before is None and (attempt.number > 1 or attempt.resumed_from_step):
+            said.append(_started(attempt))
+        elif before is not None and before.resumed_from_step != attempt.resumed_from_step and attempt.resumed_from_step:
+            said.append(
+                f"{attempt.stage} attempt {attempt.number} goes on from step {number(attempt.resumed_from_step)}."
+            )
+    return said
+
+
+def _stopped(attempt: AttemptStatus) -> str:
+    at = f" at step {number(attempt.last_step)}" if attempt.last_step else ""
+    why = attempt.message or attempt.reason
+    return f"{attempt.stage} attempt {attempt.number} {attempt.outcome}{at}" + (f": {_sentence(why)}" if why else ".")
+
+
+def _started(attempt: AttemptStatus) -> str:
+    start = f"goes on from step {number(attempt.resumed_from_step)}" if attempt.resumed_from_step else "starts"
+    return f"{attempt.stage} attempt {attempt.number} {start}."
+
+
+def _true(status: FineTuneJobStatus, condition: str) -> bool:
+    return any(item.type == condition and item.status == "True" for item in status.conditions or [])
+
+
+def _took(status: FineTuneJobStatus) -> str:
+    if not status.start_time or not status.completion_time:
+        return ""
+    return f" in {duration(_unix(status.completion_time) - _unix(status.start_time))}"
+
+
+def _unix(time: str) -> float:
+    return datetime.fromisoformat(time).timestamp()
+
+
+def _sentence(text: str) -> str:
+    """Ends with a full stop, whoever wrote it."""
+    text = " ".join(text.split())
+    return text if text.endswith((".", "!", "?")) else text + "."
