@@ -63,17 +63,19 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
   resources: [jobs]
   verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [""]
-  resources: [services, configmaps]
-  verbs: [get, list, watch, create, patch, delete]
+  resources: [configmaps, services]
+  verbs: [get, create, delete]
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
+# Whether a workspace can be mounted on several nodes.
 - apiGroups: [""]
   resources: [persistentvolumeclaims]
   verbs: [get]
+# Listed to say why a pod cannot be created or cannot mount.
 - apiGroups: [events.k8s.io]
   resources: [events]
-  verbs: [create, patch]
+  verbs: [create, list]
 {{- end -}}
 
 {{/* trainer.image and trainer.defaults as one JSON object; what stands in trainer.defaults wins. */}}

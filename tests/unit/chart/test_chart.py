@@ -1,0 +1,228 @@
+"""The chart renders what it promises: least rights, a restricted pod, values that are checked."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import yaml
+from finetune_api import valuesgen
+from finetune_api.contract import MANAGED_BY, MANAGED_BY_LABEL, PROGRESS_PORT
+from finetune_api.effective import PlatformDefaults
+
+from .conftest import CHART, Render
+
+# What operator/README.md lists, and nothing else.
+RIGHTS = {
+    ("finetune.dev", "finetunejobs"): {"get", "list", "watch"},
+    ("finetune.dev", "finetunejobs/status"): {"patch"},
+    ("finetune.dev", "finetunejobs/finalizers"): {"update"},
+    ("batch", "jobs"): {"get", "list", "watch", "create", "patch", "delete"},
+    ("", "configmaps"): {"get", "create", "delete"},
+    ("", "services"): {"get", "create", "delete"},
+    ("", "pods"): {"list", "watch"},
+    ("", "persistentvolumeclaims"): {"get"},
+    ("events.k8s.io", "events"): {"create", "list"},
+}
+
+
+def kind(objects: list[dict[str, Any]], wanted: str) -> list[dict[str, Any]]:
+    return [item for item in objects if item["kind"] == wanted]
+
+
+def rights(role: dict[str, Any]) -> dict[tuple[str, str], set[str]]:
+    return {
+        (group, resource): set(rule["verbs"])
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+    }
+
+
+def test_lint(helm: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    helm("lint", "--strict", str(CHART))
+
+
+def test_the_operators_pod_is_restricted(render: Render) -> None:
+    """The restricted Pod Security Standard, and what goes beyond it."""
+    (deployment,) = kind(render(), "Deployment")
+    assert deployment["spec"]["replicas"] == 1
+    assert deployment["spec"]["strategy"] == {"type": "Recreate"}
+    pod = deployment["spec"]["template"]["spec"]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["runAsUser"] > 0
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
+    assert all(volume.keys() & {"configMap", "emptyDir"} for volume in pod["volumes"])
+    (container,) = pod["containers"]
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert container["resources"]["limits"].keys() == {"memory"}, "a CPU limit would throttle the event loop"
+    assert container["livenessProbe"]["httpGet"]["path"] == "/healthz"
+    assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
+
+
+@pytest.mark.parametrize(
+    "namespaces", [pytest.param([], id="cluster-wide"), pytest.param(["team-a", "team-b"], id="two-namespaces")]
+)
+def test_the_operator_has_these_rights_and_no_others(render: Render, namespaces: list[str]) -> None:
+    objects = render(f"watchNamespaces={json.dumps(namespaces)}", "rbac.aggregateRoles=false")
+    if namespaces:
+        assert not kind(objects, "ClusterRole")
+        assert not kind(objects, "ClusterRoleBinding")
+        roles, bindings = kind(objects, "Role"), kind(objects, "RoleBinding")
+        assert [role["metadata"]["namespace"] for role in roles] == namespaces
+        assert [binding["metadata"]["namespace"] for binding in bindings] == namespaces
+    else:
+        assert not kind(objects, "Role")
+        assert not kind(objects, "RoleBinding")
+        roles, bindings = kind(objects, "ClusterRole"), kind(objects, "ClusterRoleBinding")
+    assert roles
+    assert len(roles) == len(bindings)
+    for role, binding in zip(roles, bindings, strict=True):
+        assert rights(role) == RIGHTS
+        assert binding["roleRef"]["name"] == role["metadata"]["name"]
+        (account,) = kind(objects, "ServiceAccount")
+        assert [(s["name"], s["namespace"]) for s in binding["subjects"]] == [
+            (account["metadata"]["name"], "finetune-system")
+        ]
+
+
+def test_no_role_has_a_wildcard_or_reads_secrets(render: Render) -> None:
+    for role in kind(render(), "ClusterRole"):
+        for (group, resource), verbs in rights(role).items():
+            assert "*" not in (group, resource, *verbs), role["metadata"]["name"]
+            assert not resource.startswith("secrets"), role["metadata"]["name"]
+
+
+def test_creating_jobs_is_never_aggregated_into_view(render: Render) -> None:
+    """Creating a FineTuneJob is creating pods."""
+    aggregated: dict[str, set[str]] = {}
+    for role in kind(render(), "ClusterRole"):
+        for label, value in role["metadata"]["labels"].items():
+            if label.startswith("rbac.authorization.k8s.io/aggregate-to-") and value == "true":
+                verbs = set().union(*rights(role).values())
+                aggregated.setdefault(label.rpartition("-")[2], set()).update(verbs)
+    assert aggregated == {
+        "view": {"get", "list", "watch"},
+        "edit": {"get", "list", "watch", "create", "update", "patch", "delete", "deletecollection"},
+        "admin": {"get", "list", "watch", "create", "update", "patch", "delete", "deletecollection"},
+    }
+
+
+def test_trainer_defaults_reach_the_operator(render: Render) -> None:
+    """The JSON file is what the operator's model reads; image and defaults are merged, and a change restarts the operator."""
+
+    def rendered(*values: str) -> tuple[PlatformDefaults, str]:
+        objects = render(*values)
+        (config,) = kind(objects, "ConfigMap")
+        (deployment,) = kind(objects, "Deployment")
+        template = deployment["spec"]["template"]
+        (mount,) = [m for m in template["spec"]["containers"][0]["volumeMounts"] if m["name"] == "config"]
+        environment = {e["name"]: e["value"] for e in template["spec"]["containers"][0]["env"]}
+        assert environment["FINETUNE_DEFAULTS"] == f"{mount['mountPath']}/defaults.json"
+        defaults = PlatformDefaults.model_validate_json(config["data"]["defaults.json"])
+        return defaults, template["metadata"]["annotations"]["checksum/config"]
+
+    plain, checksum = rendered()
+    assert plain.pods.image == "finetune-trainer:0.1.0"
+    full, other = rendered(
+        'global.imageRegistry="registry.example.com/ml"',
+        'trainer.image.digest="sha256:' + 64 * "0" + '"',
+        'trainer.defaults={"tolerations": [{"key": "gpu", "operator": "Exists"}], "resources": {"limits": {"cpu": 4, "memory": "8Gi"}}}',
+    )
+    assert full.pods.image == f"registry.example.com/ml/finetune-trainer@sha256:{64 * '0'}"
+    assert full.pods.tolerations == [{"key": "gpu", "operator": "Exists"}]
+    assert full.pods.resources
+    assert full.pods.resources.limits == {"cpu": 4, "memory": "8Gi"}
+    assert other != checksum
+
+
+@pytest.mark.parametrize(
+    ("value", "complaint"),
+    [
+        ("replicas=2", "replicas"),
+        ('image.tagg="x"', "tagg"),
+        ('image.pullPolicy="always"', "pullPolicy"),
+        ('image.digest="sha256:123"', "digest"),
+        ('watchNamespaces=["Team_A"]', "watchNamespaces"),
+        ('watchNamespaces="team-a"', "watchNamespaces"),
+        ('trainer.defaults={"gpus": 1}', "gpus"),
+        ('trainer.defaults={"image": 3}', "image"),
+        ('trainer.defaults={"resources": {"limit": {}}}', "limit"),
+        ('config.logLevel="loud"', "logLevel"),
+        ('metrics.serviceMonitor.interval="soon"', "interval"),
+        ("networkPolicy.apiServerPorts=[]", "apiServerPorts"),
+        ("networkPolicy.apiServerPorts=[70000]", "apiServerPorts"),
+        ("serviceAccount.create=false", "serviceAccount.name"),
+        ('metrics={"enabled": false, "serviceMonitor": {"enabled": true}}', "metrics.enabled"),
+    ],
+)
+def test_wrong_values_are_refused(
+    helm: Callable[..., subprocess.CompletedProcess[str]], value: str, complaint: str
+) -> None:
+    result = helm("template", "ft", str(CHART), "--set-json", value, check=False)
+    assert result.returncode != 0
+    assert complaint in result.stderr
+
+
+def test_every_value_is_described_and_documented() -> None:
+    """values.yaml, its schema and the README's table name the same keys; the schema refuses any other."""
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    readme = (CHART / "README.md").read_text()
+
+    def check(node: dict[str, Any], value: Any, path: str) -> None:
+        if "properties" not in node:
+            assert f"| `{path}` |" in readme, f"{path} is not in the README's table"
+            assert node.get("description"), f"{path} has no description"
+            return
+        assert value.keys() == node["properties"].keys(), path
+        assert node.get("additionalProperties") is False or path == "global", path
+        for name, child in node["properties"].items():
+            check(child, value[name], f"{path}.{name}".lstrip("."))
+
+    check(schema, values, "")
+
+
+def test_trainer_defaults_have_the_schema_of_pods_common() -> None:
+    current = (CHART / "values.schema.json").read_text()
+    assert valuesgen.text(current) == current, "run `make crds`"
+
+
+def test_the_crd_outlives_the_release(render: Render) -> None:
+    """Uninstalling deletes what is not kept, and with a CRD every job of every user."""
+    (crd,) = kind(render(), "CustomResourceDefinition")
+    assert crd["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+    assert not kind(render("crds.install=false"), "CustomResourceDefinition")
+    (unkept,) = kind(render("crds.keep=false"), "CustomResourceDefinition")
+    assert "helm.sh/resource-policy" not in unkept["metadata"]["annotations"]
+
+
+def test_optional_objects(render: Render) -> None:
+    assert not kind(render(), "NetworkPolicy")
+    assert not kind(render(), "ServiceMonitor")
+    objects = render("networkPolicy.enabled=true", "metrics.serviceMonitor.enabled=true")
+    (policy,) = kind(objects, "NetworkPolicy")
+    to_gangs = [rule for rule in policy["spec"]["egress"] if "to" in rule]
+    assert [port["port"] for rule in to_gangs for port in rule["ports"]] == [PROGRESS_PORT]
+    assert to_gangs[0]["to"][0]["podSelector"]["matchLabels"] == {MANAGED_BY_LABEL: MANAGED_BY}
+    (monitor,), (service,) = kind(objects, "ServiceMonitor"), kind(objects, "Service")
+    labels = service["metadata"]["labels"]
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    assert monitor["spec"]["endpoints"][0]["port"] == service["spec"]["ports"][0]["name"]
+    (deployment,) = kind(objects, "Deployment")
+    pod_labels = deployment["spec"]["template"]["metadata"]["labels"]
+    for selector in (service["spec"]["selector"], policy["spec"]["podSelector"]["matchLabels"]):
+        assert selector.items() <= pod_labels.items()
+
+
+def test_names_stay_short_enough(render: Render) -> None:
+    for item in render(release="r" * 53):
+        assert len(item["metadata"]["name"]) <= 63
