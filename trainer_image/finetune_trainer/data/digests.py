@@ -45,3 +45,8 @@ def json_digest(value: Any) -> str:
     """sha256 (hex) of a JSON value, independent of the order of its keys."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def code_digest() -> str:
+    """sha256 (hex) of the modules that decide what shards hold: this package's source."""
+    return files_digest(sorted(Path(__file__).parent.glob("*.py")))

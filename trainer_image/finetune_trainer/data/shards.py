@@ -165,6 +165,11 @@ class Split:
         file, line, _, _ = self._source[row]
         return Source(self._sources[file], int(line))
 
+    def source_ids(self, row: int) -> tuple[int, int, int, int]:
+        """(index into the manifest's `sources`, line, byte offset, byte length), as `SplitWriter.append` takes it."""
+        file, line, offset, length = (int(value) for value in self._source[row])
+        return file, line, offset, length
+
     def raw_span(self, row: int) -> tuple[int, int]:
         """Byte offset and byte length of the raw row in its source file."""
         _, _, offset, length = self._source[row]

@@ -1,0 +1,175 @@
+"""Tokenizers and chat templates: the model's own, or a plain default, and which characters of a rendered chat are answers."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune_trainer.errors import BadInput
+
+Message = dict[str, str]
+"""{"role": ..., "content": ...}"""
+
+DEFAULT_TEMPLATE = (
+    "{{ bos_token if bos_token else '' }}"
+    "{% for message in messages %}"
+    "{% if message['role'] == 'system' %}{{ message['content'] + '\n\n' }}"
+    "{% elif message['role'] == 'user' %}{{ '### User:\n' + message['content'] + '\n\n' }}"
+    "{% else %}{{ '### Assistant:\n' }}{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}{{ '\n\n' }}"
+    "{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '### Assistant:\n' }}{% endif %}"
+)
+"""Made of plain text, so that it needs no token that the vocabulary lacks; a turn ends with the tokenizer's end token."""
+
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+
+class TemplateRefused(ValueError):
+    """A chat template cannot render these messages; the message is the template's own."""
+
+
+def load_tokenizer(folder: Path, *, field: str = "spec.model") -> Any:
+    """The tokenizer of a model folder, with the chat template in force set on it (so that saving it saves the template).
+
+    `tokenizer.finetune_template_is_default` tells whether the model had none. Raises BadInput (InvalidModel).
+    """
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    from transformers import AutoTokenizer
+
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # whatever a broken tokenizer file raises
+        raise BadInput(
+            f"{field}: no tokenizer could be read from it: {_first_line(error)}",
+            code="InvalidModel",
+            remedy="the folder needs tokenizer.json (and tokenizer_config.json) as Hugging Face writes them",
+        ) from error
+    if not getattr(tokenizer, "is_fast", False) or not len(tokenizer):
+        raise BadInput(
+            f"{field}: its tokenizer has no tokenizer.json, and one is needed to tell prompts from answers",
+            code="InvalidModel",
+            remedy="save the tokenizer once with transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...)",
+        )
+    if tokenizer.eos_token_id is None:
+        raise BadInput(
+            f"{field}: its tokenizer names no eos_token, so a model could never learn where an answer ends",
+            code="InvalidModel",
+            remedy="set eos_token in tokenizer_config.json",
+        )
+    tokenizer.finetune_template_is_default = not tokenizer.chat_template
+    if tokenizer.finetune_template_is_default:
+        tokenizer.chat_template = DEFAULT_TEMPLATE
+    return tokenizer
+
+
+def template_of(tokenizer: Any) -> str:
+    """Text of the chat template in force."""
+    return tokenizer.get_chat_template() if tokenizer.chat_template else DEFAULT_TEMPLATE
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A conversation as text up to the end of its last answer; `answers` are character spans (start, end), the last one reaching the end.
+
+    Each span includes the token that ends the turn. `prompt` is what a model is given to write the last answer.
+    """
+
+    text: str
+    answers: tuple[tuple[int, int], ...]
+    prompt: str
+
+
+class ChatRenderer:
+    """Renders conversations by a tokenizer's template and finds the answers in the text.
+
+    A template that marks its answers with {% generation %} is believed; otherwise an answer begins where the rendered
+    conversation departs from the same conversation cut before it, with a generation prompt. Either way the
+    end-of-turn token belongs to the answer, or the model would never learn to stop.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.template = template_of(tokenizer)
+        self.marks_answers = bool(_GENERATION.search(self.template))
+        self._variables = dict(tokenizer.special_tokens_map)
+        self._eos: str = tokenizer.eos_token
+        enders = {token for token in tokenizer.all_special_tokens if token != tokenizer.bos_token} | {self._eos}
+        longest_first = "|".join(map(re.escape, sorted(enders, key=len, reverse=True)))
+        self._end_follows = re.compile(rf"\s*(?:{longest_first})")
+        self._ends = re.compile(rf"(?:{longest_first})\s*\Z")
+
+    def render(self, messages: Sequence[Message]) -> Rendered:
+        """`messages` ends with an assistant's turn and has another turn before it. Raises TemplateRefused with the template's words."""
+        text, marked = self._text(messages, marks=self.marks_answers)
+        prompt, _ = self._text(messages[:-1], generation_prompt=True)
+        spans = marked or self._found(text, messages, prompt)
+        answers = [self._with_end(text, start, end) for start, end in spans]
+        start, end = answers[-1]
+        if start >= end:
+            raise TemplateRefused("it leaves the last answer out")
+        text = text[:end]
+        if not self._ends.search(text, start):
+            text += self._eos
+            answers[-1] = (start, len(text))
+        return Rendered(text, tuple(answers), prompt)
+
+    def _found(self, text: str, messages: Sequence[Message], prompt: str) -> list[tuple[int, int]]:
+        spans = []
+        for number, message in enumerate(messages[:-1]):
+            if message["role"] != "assistant":
+                continue
+            before, _ = self._text(messages[:number], generation_prompt=True)
+            start = common_prefix(before, text)
+            through, _ = self._text(messages[: number + 1])
+            content = message["content"].strip()
+            if text.startswith(through.rstrip()):
+                spans.append((start, len(through.rstrip())))
+            elif text.startswith(content, start):  # a template that writes earlier turns otherwise than last ones
+                spans.append((start, start + len(content)))
+        spans.append((common_prefix(prompt, text), len(text.rstrip())))
+        return spans
+
+    def _with_end(self, text: str, start: int, end: int) -> tuple[int, int]:
+        if self._ends.search(text, start, end):
+            return start, len(text[:end].rstrip())
+        follows = self._end_follows.match(text, end)
+        return start, follows.end() if follows else end
+
+    def _text(
+        self, messages: Sequence[Message], *, generation_prompt: bool = False, marks: bool = False
+    ) -> tuple[str, list[tuple[int, int]]]:
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        try:
+            texts, spans = render_jinja_template(
+                conversations=[list(messages)],
+                chat_template=self.template,
+                add_generation_prompt=generation_prompt,
+                return_assistant_tokens_mask=marks,
+                **self._variables,
+            )
+        except Exception as error:  # a template is a program of someone else's
+            raise TemplateRefused(_first_line(error)) from error
+        return texts[0], [tuple(span) for span in spans[0]] if marks else []
+
+
+def common_prefix(first: Sequence[Any], second: Sequence[Any]) -> int:
+    """Length of the longest common prefix of two strings or two lists."""
+    shorter = min(len(first), len(second))
+    if first[:shorter] == second[:shorter]:
+        return shorter
+    low, high = 0, shorter  # equal up to low, different up to high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if first[low:middle] == second[low:middle] else (low, middle)
+    return low
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__

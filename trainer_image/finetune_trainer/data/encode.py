@@ -1,0 +1,124 @@
+"""From examples to token ids, with the tokens that the loss counts and the place where the last answer begins."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from finetune_api.spec import DataFormat
+
+from finetune_trainer.data.chat import ChatRenderer, Rendered, TemplateRefused, common_prefix
+from finetune_trainer.data.formats import Example
+
+LossOn = Literal["completion", "assistant", "all"]
+RENDERER_VERSION = 1
+"""Changes when the same rows would give other tokens or masks."""
+
+
+def default_loss_on(form: DataFormat) -> LossOn:
+    return {"messages": "assistant", "text": "all"}.get(form, "completion")  # type: ignore[return-value]
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """`ids` int32 and `mask` bool, both of shape [length]; `prompt_length` tokens precede the last answer."""
+
+    ids: np.ndarray
+    mask: np.ndarray
+    prompt_length: int
+    special_text: bool = False
+    """The row's own text holds something that the tokenizer reads as a special token."""
+
+
+class Encoder:
+    """Encodes batches of examples of one format; the tokenizer works on all cores."""
+
+    def __init__(self, tokenizer: Any, form: DataFormat, loss_on: LossOn) -> None:
+        self._backend = tokenizer.backend_tokenizer
+        self._backend.no_padding()
+        self._backend.no_truncation()
+        self._bos: int | None = tokenizer.bos_token_id
+        self._eos: int = tokenizer.eos_token_id
+        self._special = tuple(tokenizer.all_special_tokens)
+        self._loss_on = loss_on
+        self._chat = ChatRenderer(tokenizer) if form in ("messages", "instruction") else None
+
+    def encode(self, examples: Sequence[Example]) -> list[Encoded | str]:
+        """One result an example, in order: what was encoded, or why it could not be."""
+        return self._conversations(examples) if self._chat else self._texts(examples)
+
+    def stop_ids(self) -> list[int]:
+        """Ids that end generation: the tokenizer's end token, and the token that ends an assistant's turn."""
+        stops = {self._eos}
+        if self._chat:
+            turns = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})
+            with contextlib.suppress(TemplateRefused):
+                stops.add(self._backend.encode(self._chat.render(turns).text, add_special_tokens=False).ids[-1])
+        return sorted(stops)
+
+    def _conversations(self, examples: Sequence[Example]) -> list[Encoded | str]:
+        assert self._chat
+        rendered: list[Rendered | str] = []
+        for example in examples:
+            try:
+                rendered.append(self._chat.render(example.messages or ()))
+            except TemplateRefused as error:
+                rendered.append(f"cannot be rendered by the model's chat template: {error}")
+        good = [row for row in rendered if isinstance(row, Rendered)]
+        several = self._loss_on == "assistant" and any(len(row.answers) > 1 for row in good)
+        encode = self._backend.encode_batch if several else self._backend.encode_batch_fast
+        texts = iter(encode([row.text for row in good], add_special_tokens=False))
+        prompts = iter(self._backend.encode_batch_fast([row.prompt for row in good], add_special_tokens=False))
+        return [
+            row if isinstance(row, str) else self._conversation(example, row, next(texts), next(prompts).ids)
+            for example, row in zip(examples, rendered, strict=True)
+        ]
+
+    def _conversation(self, example: Example, row: Rendered, text: Any, prompt: list[int]) -> Encoded:
+        ids = text.ids
+        prompt_length = common_prefix(prompt, ids)
+        mask = np.zeros(len(ids), dtype=bool)
+        mask[0 if self._loss_on == "all" else prompt_length :] = True
+        if self._loss_on == "assistant" and len(row.answers) > 1:
+            spans = np.array(text.offsets, dtype=np.int64)
+            for start, end in row.answers[:-1]:  # a token that straddles the start of an answer belongs to it
+                mask |= (spans[:, 1] > start) & (spans[:, 0] < end) & (spans[:, 0] < spans[:, 1])
+        special = any(self._holds_special(message["content"]) for message in example.messages or ())
+        return Encoded(np.array(ids, dtype=np.int32), mask, prompt_length, special)
+
+    def _texts(self, examples: Sequence[Example]) -> list[Encoded | str]:
+        """Text as it stands, with the tokenizer's own begin token and one end token, neither of them twice."""
+        wholes = self._backend.encode_batch_fast([(row.prompt or "") + row.completion for row in examples])
+        prompts = self._backend.encode_batch_fast([row.prompt or "" for row in examples])
+        return [self._text(*row) for row in zip(examples, wholes, prompts, strict=True)]
+
+    def _text(self, example: Example, whole: Any, prompt: Any) -> Encoded:
+        ids = self._once(whole.ids)
+        if ids[-1:] != [self._eos]:
+            ids.append(self._eos)
+        plain = example.prompt is None
+        prompt_length = len(ids) if plain else common_prefix(self._once(prompt.ids), ids)
+        mask = np.ones(len(ids), dtype=bool)
+        if self._loss_on != "all" and not plain:
+            mask[:prompt_length] = False
+        special = self._holds_special((example.prompt or "") + example.completion)
+        return Encoded(np.array(ids, dtype=np.int32), mask, prompt_length, special)
+
+    def _once(self, ids: list[int]) -> list[int]:
+        """Without a begin or end token that both the text and the tokenizer wrote."""
+        if len(ids) > 1 and ids[0] == ids[1] == self._bos:
+            ids = ids[1:]
+        while len(ids) > 1 and ids[-1] == ids[-2] == self._eos:
+            ids = ids[:-1]
+        return ids
+
+    def _holds_special(self, text: str) -> bool:
+        return any(token in text for token in self._special)
+
+
+def shortened(row: Encoded, max_length: int) -> Encoded:
+    """The first `max_length` tokens of a row."""
+    return Encoded(row.ids[:max_length], row.mask[:max_length], min(row.prompt_length, max_length), row.special_text)

@@ -1,0 +1,155 @@
+"""The four forms in which people write examples, and what is wrong with a row that is in none of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from finetune_api.spec import DataFormat
+
+from finetune_trainer.data.chat import Message
+
+
+class InvalidRow(ValueError):
+    """Why a row cannot be used, as the end of a sentence that begins with its file and line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row. Conversations (formats messages, instruction) have `messages`; the others a `prompt` (None: plain text) and a `completion`."""
+
+    messages: tuple[Message, ...] | None = None
+    prompt: str | None = None
+    completion: str = ""
+
+    def canonical(self) -> bytes:
+        """The content alone: equal for rows that say the same, whatever other fields they carry."""
+        content = self.messages if self.messages is not None else [self.prompt, self.completion]
+        return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    needs: tuple[str, ...]
+    """Fields that a row of this form has; the first one is what it is recognised by."""
+    read: Callable[[dict[str, Any]], Example]
+
+
+def detect(row: dict[str, Any]) -> DataFormat:
+    """The form whose fields the row has. Raises InvalidRow when it has none's, or only half of one's."""
+    for name, form in FORMS.items():
+        if all(field in row for field in form.needs):
+            return name
+    for name, form in FORMS.items():
+        if form.needs[0] in row:
+            missing = next(field for field in form.needs if field not in row)
+            raise InvalidRow(f"has a field {form.needs[0]!r} but no {missing!r}, which format {name} needs")
+    fields = ", ".join(sorted(map(str, row))[:8]) or "no fields at all"
+    raise InvalidRow(f"is in no known format (it has {fields}): rename the fields to {_KNOWN}")
+
+
+def read(row: dict[str, Any], form: DataFormat) -> Example:
+    """Raises InvalidRow with one clause that says what is wrong."""
+    missing = [field for field in FORMS[form].needs if field not in row]
+    if missing:
+        try:
+            other = detect(row)
+        except InvalidRow:
+            other = None
+        seems = f": it looks like {other}; keep each format in its own job, or convert these rows" if other else ""
+        raise InvalidRow(f"has no field {missing[0]!r}, which format {form} needs{seems}")
+    return FORMS[form].read(row)
+
+
+def _messages(row: dict[str, Any]) -> Example:
+    turns = row["messages"]
+    if not isinstance(turns, list):
+        raise InvalidRow("messages is not a list of turns")
+    if not turns:
+        raise InvalidRow("messages is empty")
+    messages = tuple(_turn(turn, f"messages[{number}]") for number, turn in enumerate(turns))
+    roles = [message["role"] for message in messages]
+    if "assistant" not in roles:
+        raise InvalidRow("messages has no assistant turn, so there is nothing to learn")
+    if roles[-1] != "assistant":
+        raise InvalidRow(f"the last turn is the {roles[-1]}'s: it must be the assistant's, whose answers are learnt")
+    if roles[0] == "assistant":
+        raise InvalidRow("the conversation begins with the assistant: put a system or user turn before it")
+    if "system" in roles[1:]:
+        raise InvalidRow(f"messages[{roles.index('system', 1)}] is a system turn, which can only be the first")
+    return Example(messages=messages)
+
+
+_OTHER_ROLES = {
+    "tool": "tool turns are not supported yet: leave them out, or write their content into a user turn",
+    "function": "tool turns are not supported yet: leave them out, or write their content into a user turn",
+    "developer": "write it as system",
+    "human": "write it as user",
+    "gpt": "write it as assistant",
+    "bot": "write it as assistant",
+    "model": "write it as assistant",
+}
+
+
+def _turn(turn: Any, where: str) -> Message:
+    if not isinstance(turn, dict):
+        raise InvalidRow(f"{where} is not an object with role and content")
+    role = turn.get("role")
+    if role not in ("system", "user", "assistant"):
+        if "role" not in turn:
+            hint = "; it has from and value: rename them to role and content" if "from" in turn else ""
+            raise InvalidRow(f"{where} has no role{hint}")
+        hint = _OTHER_ROLES.get(role, "use system, user or assistant") if isinstance(role, str) else "use a string"
+        raise InvalidRow(f"{where}.role is {json.dumps(role)[:40]}: {hint}")
+    if turn.get("tool_calls"):
+        raise InvalidRow(f"{where} has tool_calls: tools are not supported yet, leave the row out")
+    if "content" not in turn:
+        raise InvalidRow(f"{where} has no content")
+    content = _text(turn["content"], f"{where}.content", may_be_empty=role == "system")
+    return {"role": role, "content": content}
+
+
+def _pair(row: dict[str, Any]) -> Example:
+    if isinstance(row["prompt"], list) or isinstance(row["completion"], list):
+        raise InvalidRow("prompt or completion is a list of turns: write the row as one messages list")
+    return Example(prompt=_text(row["prompt"], "prompt"), completion=_text(row["completion"], "completion"))
+
+
+def _instruction(row: dict[str, Any]) -> Example:
+    question = _text(row["instruction"], "instruction")
+    given = row.get("input")
+    if given is not None and (given := _text(given, "input", may_be_empty=True)).strip():
+        question = f"{question}\n\n{given}"
+    answer = _text(row["output"], "output")
+    return Example(messages=({"role": "user", "content": question}, {"role": "assistant", "content": answer}))
+
+
+def _plain(row: dict[str, Any]) -> Example:
+    return Example(completion=_text(row["text"], "text"))
+
+
+def _text(value: Any, where: str, *, may_be_empty: bool = False) -> str:
+    if isinstance(value, list):
+        raise InvalidRow(f"{where} is a list of parts: only text is supported, write it as one string")
+    if not isinstance(value, str):
+        raise InvalidRow(f"{where} is {json.dumps(value)[:40]}, not a text")
+    if not may_be_empty and not value.strip():
+        raise InvalidRow(f"{where} is empty")
+    if "\0" in value:
+        raise InvalidRow(f"{where} holds a NUL character")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRow(f"{where} holds half of a surrogate pair at character {error.start + 1}") from None
+    return value
+
+
+FORMS: dict[DataFormat, _Form] = {
+    "messages": _Form(("messages",), _messages),
+    "prompt-completion": _Form(("prompt", "completion"), _pair),
+    "instruction": _Form(("instruction", "output"), _instruction),
+    "text": _Form(("text",), _plain),
+}
+_KNOWN = "messages; or prompt and completion; or instruction (with input) and output; or text"

@@ -1,0 +1,130 @@
+"""Encodes rows into shards: bounded memory, one pass over the data, then one over the ids to divide them into splits."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from finetune_api.spec import DataSpec
+
+from finetune_trainer.data import split as splitting
+from finetune_trainer.data.encode import Encoded, Encoder, shortened
+from finetune_trainer.data.shards import SPLITS, Split, SplitCounts, SplitWriter
+from finetune_trainer.prepare.rows import Invalid, Row
+
+BATCH_ROWS = 512
+
+
+@dataclass
+class Found:
+    """What was met on the way, for status and report."""
+
+    truncated: int = 0
+    dropped: int = 0
+    special_text: int = 0
+    trained_nothing: int = 0
+    longest_seen: int = 0
+    lengths: Counter[int] = field(default_factory=Counter)
+    """Rows by tokens, in bins of a sixteenth of a power of two: see `length_bin`."""
+    notes: list[str] = field(default_factory=list)
+
+
+class Part:
+    """Rows of one list of data files (train, validation or test), written unsplit with the key of each row's content."""
+
+    def __init__(
+        self, folder: Path, name: str, *, seed: int, encoder: Encoder, max_length: int, drop: bool, found: Found
+    ) -> None:
+        folder.mkdir(exist_ok=True)
+        self.folder, self.name = folder, name
+        self._writer = SplitWriter(folder, name)
+        self._keys: list[int] = []
+        self._seed, self._encoder, self._max_length, self._drop, self._found = seed, encoder, max_length, drop, found
+        self.largest_id = -1
+
+    def add(self, batch: Sequence[Row], invalid: Invalid, names: Sequence[str]) -> None:
+        for row, result in zip(batch, self._encoder.encode([row.example for row in batch]), strict=True):
+            if isinstance(result, str):
+                invalid.add(names[row.source[0]], row.source[1], result)
+                continue
+            fitting = self._fitted(result)
+            if fitting is None:
+                self._found.dropped += 1
+                continue
+            self._found.special_text += result.special_text
+            self._found.lengths[length_bin(len(fitting.ids))] += 1
+            self.largest_id = max(self.largest_id, int(fitting.ids.max()))
+            self._writer.append(fitting.ids, fitting.mask, prompt_length=fitting.prompt_length, source=row.source)
+            self._keys.append(splitting.content_key(self._seed, row.example.canonical()))
+
+    def _fitted(self, row: Encoded) -> Encoded | None:
+        """None: the row is left out, because it is too long or nothing of it would be learnt."""
+        self._found.longest_seen = max(self._found.longest_seen, len(row.ids))
+        if len(row.ids) > self._max_length:
+            if self._drop:
+                return None
+            row = shortened(row, self._max_length)
+            if not row.mask[1:].any():
+                self._found.trained_nothing += 1
+                return None
+            self._found.truncated += 1
+        elif not row.mask[1:].any():
+            self._found.trained_nothing += 1
+            return None
+        return row
+
+    def close(self) -> Split:
+        self._writer.close()
+        return Split(self.folder, self.name, [])
+
+    @property
+    def keys(self) -> np.ndarray:
+        return np.array(self._keys, dtype=np.uint64)
+
+
+def divide(parts: dict[str, Part], data: DataSpec, target: Path, found: Found) -> dict[str, SplitCounts]:
+    """Write the three splits into `target` and say how large they became. A list that is named replaces its fraction."""
+    keys = parts["train"].keys
+    assignment = splitting.assign(
+        keys,
+        validation=0.0 if data.validation else data.split.validation,
+        test=0.0 if data.test else data.split.test,
+    )
+    found.notes += assignment.notes
+    counts = {}
+    train = parts["train"].close()
+    for code, name in enumerate(SPLITS):
+        with SplitWriter(target, name) as writer:
+            for row in np.flatnonzero(assignment.split == code):
+                _copy(train, int(row), writer)
+            if name != "train" and name in parts:
+                own = parts[name].close()
+                for row in range(own.rows):
+                    _copy(own, row, writer)
+                shared = int(np.isin(parts[name].keys, keys).sum())
+                if shared:
+                    found.notes.append(
+                        f"{shared} of {own.rows} rows of data.{name} are also in data.train: its figures are too good"
+                    )
+        counts[name] = writer.counts
+    for part in parts.values():
+        shutil.rmtree(part.folder, ignore_errors=True)
+    return counts
+
+
+def _copy(split: Split, row: int, writer: SplitWriter) -> None:
+    writer.append(
+        split.tokens(row), split.mask(row), prompt_length=split.prompt_length(row), source=split.source_ids(row)
+    )
+
+
+def length_bin(length: int) -> int:
+    """Lower edge of the bin of a length: exact up to 32, then 16 bins an octave."""
+    if length <= 32:
+        return length
+    width = 1 << (length.bit_length() - 5)
+    return length // width * width

@@ -1,0 +1,1 @@
+"""publish: from the trained folder to what a user takes away."""

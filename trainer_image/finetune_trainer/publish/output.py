@@ -1,0 +1,140 @@
+"""The output folder: whose it is, and how a new one takes its place whole.
+
+`finetune.json` says which job wrote the folder; it is the last file to arrive. A folder is only ever replaced when it is
+empty or the same job (namespace and name) wrote it: a job that was deleted and created again may take its own place,
+nobody else's files are touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from finetune_api.contract import RunConfig
+
+from finetune_trainer import sealed
+from finetune_trainer.errors import BadInput
+
+MANIFEST = "finetune.json"
+_PUBLISHING = ".finetune.publishing.json"  # in the root of a claim: files are being exchanged
+_NOT_OURS_BUT_FINE = {"lost+found", ".snapshot"}  # what file systems put into their root
+
+
+def folder_of(config: RunConfig) -> Path:
+    return config.path(config.spec.output)
+
+
+def check(config: RunConfig) -> None:
+    """Raises BadInput when the output could not be published there: OutputTaken, NotFound."""
+    folder, uri = folder_of(config), config.spec.output.uri
+    root = _root(config)
+    if not root.is_dir():
+        raise BadInput(f"spec.output.uri: {uri}: {root} is not there", code="NotFound")
+    if folder.exists() and not folder.is_dir():
+        raise BadInput(
+            f"spec.output.uri: {uri} is a file, not a folder", code="OutputTaken", remedy="name another folder"
+        )
+    names = _names(folder)
+    if names and not owned(folder, config):
+        raise BadInput(
+            f"spec.output.uri: {uri} already holds {_some(names)}, which this job did not write",
+            code="OutputTaken",
+            remedy="name another folder, or empty this one if nobody needs it",
+        )
+    nearest = folder if _in_place(config) else folder.parent
+    while not nearest.is_dir():
+        nearest = nearest.parent
+    try:
+        with tempfile.TemporaryDirectory(dir=nearest, prefix=".finetune-probe-"):
+            pass
+    except OSError as error:
+        raise BadInput(
+            f"spec.output.uri: {uri} may not be written by user {os.geteuid()}: {error.strerror}",
+            code="NotFound",
+            remedy="make the volume writable for that user or its group, or set spec.pods.common.securityContext.fsGroup",
+        ) from error
+
+
+def owned(folder: Path, config: RunConfig) -> bool:
+    """Whether the same job, by namespace and name, wrote this folder (or was about to)."""
+    for name in (MANIFEST, _PUBLISHING):
+        with contextlib.suppress(OSError, ValueError):
+            job = json.loads((folder / name).read_bytes())["job"]
+            if (job["namespace"], job["name"]) == (config.job.namespace, config.job.name):
+                return True
+    return False
+
+
+@contextlib.contextmanager
+def replacing(config: RunConfig, manifest: dict[str, Any]) -> Iterator[Path]:
+    """Yield a new folder beside the output; on a clean exit it becomes the output, with `manifest` as finetune.json."""
+    folder = folder_of(config)
+    beside = folder if _in_place(config) else folder.parent
+    beside.mkdir(parents=True, exist_ok=True)
+    new = beside / f".finetune-{config.job.uid[:8]}-{config.job.run}.tmp"
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir()
+    try:
+        yield new
+        for path in sorted(new.rglob("*")):
+            if path.is_file():
+                path.chmod(0o644)
+                sealed.sync(path)
+        sealed.write_json(new / MANIFEST, manifest)
+        check(config)  # a folder that was taken while this job ran is not overwritten
+        if _in_place(config):
+            _exchange_files(new, folder, {"job": manifest["job"]})
+        else:
+            new.chmod(0o755)
+            sealed.sync(new)
+            sealed.replace_folder(new, folder)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+
+
+def _exchange_files(new: Path, folder: Path, owner: dict[str, Any]) -> None:
+    """Where the folder is a mount, which cannot be renamed: a crash on the way leaves no finetune.json, but whose it is."""
+    sealed.write_json(folder / _PUBLISHING, owner)
+    (folder / MANIFEST).unlink(missing_ok=True)
+    for name in _names(folder) - {_PUBLISHING, new.name}:
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    for name in sorted(_names(new) - {MANIFEST}):
+        (new / name).rename(folder / name)
+    (new / MANIFEST).rename(folder / MANIFEST)
+    sealed.sync(folder)
+    (folder / _PUBLISHING).unlink()
+    new.rmdir()
+
+
+def _in_place(config: RunConfig) -> bool:
+    return folder_of(config) == _root(config) or folder_of(config).is_mount()
+
+
+def _root(config: RunConfig) -> Path:
+    """The mount that the output lies on."""
+    parsed = config.spec.output.parsed
+    return Path(config.claims_root) / parsed.claim if parsed.scheme == "pvc" else Path("/")
+
+
+def _names(folder: Path) -> set[str]:
+    try:
+        return {
+            entry.name
+            for entry in folder.iterdir()
+            if entry.name not in _NOT_OURS_BUT_FINE and not entry.name.startswith(".finetune-")
+        }
+    except FileNotFoundError:
+        return set()
+
+
+def _some(names: set[str]) -> str:
+    shown = sorted(names)[:3]
+    return ", ".join(shown) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
