@@ -9,6 +9,7 @@ from typing import get_args
 
 from finetune_api.contract import RUN_CONFIG_PATH
 from finetune_api.status import Stage
+
 from finetune_trainer import launch
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_api.contract import ENV_MASTER_ADDR, ENV_MASTER_PORT, ENV_NODE_RANK, RENDEZVOUS_PORT, RunConfig
+
 from finetune_trainer.errors import BadInput
 
 LOOPBACK = "127.0.0.1"
@@ -92,9 +93,12 @@ def worker_environment(config: RunConfig, place: Place, local: int, folder: Path
         "MASTER_PORT": str(place.master_port),
     }
     compute = config.spec.compute
+    zero = config.stage == "train" and compute.strategy == "zero2"
+    fixed["ACCELERATE_USE_DEEPSPEED"] = "true" if zero else "false"
     if compute.device == "cpu":
-        fixed |= {"ACCELERATE_USE_CPU": "true", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-    fixed["ACCELERATE_USE_DEEPSPEED"] = "true" if config.stage == "train" and compute.strategy == "zero2" else "false"
+        fixed |= {"DS_ACCELERATOR": "cpu", "ACCELERATE_TORCH_DEVICE": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+        # With this flag accelerate forms a gang of CPU processes, but silently leaves DeepSpeed out: see train.zero2.
+        fixed["ACCELERATE_USE_CPU"] = "false" if zero else "true"
     return {**defaults, **os.environ, **fixed}
 
 

@@ -19,8 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from pydantic import ValidationError
-
 from finetune_api.contract import (
     ENV_PROGRESS_PORT,
     ENV_SCRATCH,
@@ -32,6 +30,8 @@ from finetune_api.contract import (
     TerminationMessage,
 )
 from finetune_api.status import Stage
+from pydantic import ValidationError
+
 from finetune_trainer import environment, progress, stop, termination
 from finetune_trainer.errors import BadInput, StageError
 
@@ -174,7 +174,9 @@ class Gang:
             self._end_the_rest()
         for worker in self._workers:
             self._pump(worker, last=True)
-        return termination.verdict([self._record(worker, (environment.oom_kills() or 0) > ooms) for worker in self._workers])
+        return termination.verdict(
+            [self._record(worker, (environment.oom_kills() or 0) > ooms) for worker in self._workers]
+        )
 
     def _listen(self) -> int:
         read, write = os.pipe()

@@ -25,7 +25,12 @@ _METRICS = (
     ("eval_loss", "finetune_eval_loss", "gauge", "Validation loss, mean over trained tokens."),
     ("learning_rate", "finetune_learning_rate", "gauge", "Learning rate of the last step."),
     ("grad_norm", "finetune_grad_norm", "gauge", "L2 norm of the gradients before clipping."),
-    ("tokens_per_second", "finetune_tokens_per_second", "gauge", "Tokens of rows, padding not counted, over the whole gang."),
+    (
+        "tokens_per_second",
+        "finetune_tokens_per_second",
+        "gauge",
+        "Tokens of rows, padding not counted, over the whole gang.",
+    ),
     ("eta_seconds", "finetune_eta_seconds", "gauge", "Seconds until the stage is done."),
     ("world_size", "finetune_world_size", "gauge", "Processes of the gang."),
     ("updated", "finetune_updated_timestamp_seconds", "gauge", "Unix time of this state."),
@@ -67,14 +72,23 @@ def prometheus(progress: Progress, *, job: str, namespace: str) -> str:
     """The same state in Prometheus' text format."""
     labels = ",".join(
         f"{name}={json.dumps(value)}"
-        for name, value in (("job_name", job), ("job_namespace", namespace), ("stage", progress.stage), ("attempt", str(progress.attempt)))
+        for name, value in (
+            ("job_name", job),
+            ("job_namespace", namespace),
+            ("stage", progress.stage),
+            ("attempt", str(progress.attempt)),
+        )
     )
     lines = []
     for field, name, kind, text in _METRICS:
         value = getattr(progress, field)
         if value is None:
             continue
-        lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}", f"{name}{{{labels}}} {value / 100 if field == 'percent' else value}"]
+        lines += [
+            f"# HELP {name} {text}",
+            f"# TYPE {name} {kind}",
+            f"{name}{{{labels}}} {value / 100 if field == 'percent' else value}",
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -105,7 +119,10 @@ def _handler(progress: Callable[[], Progress | None], config: RunConfig) -> type
             if self.path == PROGRESS_PATH:
                 kind, body = "application/json", json.dumps(state.wire())
             else:
-                kind, body = "text/plain; version=0.0.4; charset=utf-8", prometheus(state, job=config.job.name, namespace=config.job.namespace)
+                kind, body = (
+                    "text/plain; version=0.0.4; charset=utf-8",
+                    prometheus(state, job=config.job.name, namespace=config.job.namespace),
+                )
             data = body.encode()
             self.send_response(200)
             self.send_header("Content-Type", kind)

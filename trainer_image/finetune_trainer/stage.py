@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.contract import RunConfig, TerminationMessage
+
 from finetune_trainer.progress import ProgressWriter
 from finetune_trainer.stop import StopFlag
 

@@ -11,11 +11,18 @@ from typing import Any
 
 from finetune_api.contract import ENV_TERMINATION_LOG, TERMINATION_LOG, Cause, ExitCode, TerminationMessage
 from finetune_api.status import Stage
+
 from finetune_trainer.errors import StageError, Stopped
 
 _UNKNOWN = 1
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting", "Socket Timeout")
+_LOST_PEER = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "Timed out waiting",
+    "Socket Timeout",
+)
 
 
 def record_path(folder: Path, rank: int) -> Path:
@@ -37,10 +44,14 @@ def read_record(folder: Path, rank: int) -> TerminationMessage | None:
         return None
 
 
-def outcome_of(error: BaseException | None, *, known: dict[str, Any], stage: Stage, rank: int, now: float) -> TerminationMessage:
+def outcome_of(
+    error: BaseException | None, *, known: dict[str, Any], stage: Stage, rank: int, now: float
+) -> TerminationMessage:
     """What a worker that ended with `error` (None: well) has to say. `now` is Unix time in seconds."""
     if error is None:
-        return TerminationMessage(stage=stage, outcome="succeeded", exit_code=ExitCode.DONE, rank=rank, time=now, **known)
+        return TerminationMessage(
+            stage=stage, outcome="succeeded", exit_code=ExitCode.DONE, rank=rank, time=now, **known
+        )
     code, cause = classify(error)
     outcome = "stopped" if isinstance(error, Stopped) else "failed"
     return TerminationMessage(stage=stage, outcome=outcome, exit_code=code, rank=rank, time=now, cause=cause, **known)

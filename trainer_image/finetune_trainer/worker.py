@@ -16,6 +16,7 @@ import warnings
 from pathlib import Path
 
 from finetune_api.contract import Progress, RunConfig
+
 from finetune_trainer import progress, termination
 from finetune_trainer.errors import StageError, Stopped
 from finetune_trainer.stage import StageContext
@@ -76,6 +77,8 @@ def _die_with_parent() -> None:
 def _quiet() -> None:
     """Libraries speak when something is wrong; what is going on is told by the stage itself."""
     warnings.simplefilter("ignore")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
+    logging.getLogger("finetune").setLevel(logging.INFO)
     for name in ("transformers", "accelerate", "peft", "DeepSpeed", "torch"):
         logging.getLogger(name).setLevel(logging.ERROR)
 

@@ -1,0 +1,1 @@
+"""Measure: loss on a split, answers by greedy generation, base against tuned."""

@@ -1,0 +1,173 @@
+"""The ranks of a training as one: joining, and every collective that is not part of the model or its engine.
+
+Small values travel over a gloo group of their own, so that they neither wait for the GPU nor mix with its traffic.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import socket
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator, DeepSpeedPlugin
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+
+from finetune_trainer.environment import is_loopback
+from finetune_trainer.errors import PeerLost, StageError
+from finetune_trainer.stage import StageContext
+from finetune_trainer.termination import classify
+from finetune_trainer.train import zero2
+
+T = TypeVar("T")
+
+JOIN_TIMEOUT = datetime.timedelta(minutes=15)
+"""Peers may still be pulling their image or loading the model. Later hangs are the watchdog's to find, much sooner."""
+
+_NAME_SECONDS = 120.0
+
+
+class _Relayed(StageError):
+    """What rank 0 failed with, on the other ranks."""
+
+    def __init__(self, exit_code: int, cause: Any) -> None:
+        super().__init__(cause.message, code=cause.code, remedy=cause.remedy)
+        self.exit_code = exit_code
+
+
+class Gang:
+    """`rank` of `world_size`. With one rank every collective is the identity."""
+
+    def __init__(self, context: StageContext, accelerator: Accelerator) -> None:
+        self.rank = context.rank
+        self.world_size = context.world_size
+        self.device = accelerator.device
+        self._stop = context.stop
+        joined = dist.get_world_size() if dist.is_initialized() else 1
+        if joined != self.world_size or accelerator.num_processes != self.world_size:
+            raise StageError(
+                f"rank {self.rank} should be one of {self.world_size}, but torch counts {joined} and accelerate {accelerator.num_processes}"
+            )
+        self._group = dist.new_group(backend="gloo", timeout=JOIN_TIMEOUT) if self.world_size > 1 else None
+        self._flag = torch.zeros(1, dtype=torch.int32)
+        self._work: dist.Work | None = None
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def gather(self, value: T) -> list[T]:
+        """Everybody's value, by rank."""
+        if self._group is None:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self._group)
+        return values
+
+    def sums(self, values: list[float]) -> list[float]:
+        """Element-wise sums over ranks, in float64."""
+        if self._group is None:
+            return values
+        tensor = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(tensor, group=self._group)
+        return tensor.tolist()
+
+    def barrier(self) -> None:
+        if self._group is not None:
+            dist.barrier(group=self._group)
+
+    def on_first(self, act: Callable[[], T]) -> T:
+        """Run `act` on rank 0 alone and give its result to all. What it raises, all raise."""
+        result: Any = None
+        error: Exception | None = None
+        if self.is_first:
+            try:
+                result = act()
+            except (StageError, OSError) as raised:
+                error = raised
+        if self._group is None:
+            if error is not None:
+                raise error
+            return result
+        box = [(result, None if error is None else classify(error))]
+        dist.broadcast_object_list(box, src=0, group=self._group)
+        result, failure = box[0]
+        if error is not None:
+            raise error
+        if failure is not None:
+            raise _Relayed(*failure)
+        return result
+
+    def propose_stop(self) -> None:
+        """Begin to agree on stopping, while the step computes."""
+        self._flag.fill_(int(self._stop.requested))
+        if self._group is not None:
+            self._work = dist.all_reduce(self._flag, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+
+    def stop_agreed(self) -> bool:
+        """Whether any rank was asked to stop when it proposed. The same on every rank."""
+        if self._work is not None:
+            self._work.wait()
+            self._work = None
+        return bool(self._flag.item())
+
+    def should_stop(self) -> bool:
+        """Both at once, for places that come less often than steps."""
+        self.propose_stop()
+        return self.stop_agreed()
+
+
+def form(context: StageContext, *, deepspeed: dict[str, Any] | None) -> tuple[Accelerator, Gang]:
+    """Meet the other ranks. `deepspeed` is DeepSpeed's configuration, None for strategy ddp.
+
+    Raises PeerLost when they do not come.
+    """
+    compute = context.config.spec.compute
+    address = _resolve(context)
+    plugin = None
+    group: dict[str, Any] = {"timeout": JOIN_TIMEOUT}
+    if deepspeed is not None:
+        zero2.compile_nothing()
+        plugin = DeepSpeedPlugin(hf_ds_config=deepspeed)
+        if compute.device == "cpu":
+            group["backend"] = "gloo"  # accelerate forms a DeepSpeed gang on CPUs only if it is told the backend
+    try:
+        accelerator = Accelerator(
+            mixed_precision="bf16" if context.config.spec.training.precision == "bf16" else "no",
+            deepspeed_plugin=plugin,
+            kwargs_handlers=[
+                InitProcessGroupKwargs(**group),
+                DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False),
+            ],
+        )
+        return accelerator, Gang(context, accelerator)
+    except dist.DistError as error:
+        raise PeerLost(
+            f"the gang of {context.world_size} did not meet at {address} within {JOIN_TIMEOUT.total_seconds() / 60:.0f} minutes: {error}",
+            code="PeerLost",
+            remedy="see whether all training pods were scheduled and whether a network policy keeps them apart",
+        ) from error
+
+
+def _resolve(context: StageContext) -> str:
+    """Wait until the master's name is known: a headless Service publishes it some seconds after the pods start."""
+    address = os.environ["MASTER_ADDR"]
+    if is_loopback(address):
+        return address
+    deadline = time.monotonic() + _NAME_SECONDS
+    while True:
+        try:
+            socket.getaddrinfo(address, None)
+            return address
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise PeerLost(
+                    f"pod 0's name {address} is not known to DNS after {_NAME_SECONDS:.0f} s ({error})",
+                    code="PeerLost",
+                    remedy="see whether the gang's headless Service exists and whether cluster DNS answers",
+                ) from error
+            time.sleep(0.5)

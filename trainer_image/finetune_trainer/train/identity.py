@@ -1,0 +1,26 @@
+"""What makes two runs the same training: the groups of the spec that cannot change once a job exists."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from finetune_api.spec import FineTuneJobSpec
+
+from finetune_trainer.data.digests import json_digest
+
+FIXED = ("model", "method", "data", "training", "evaluation", "workspace", "output")
+_MAY_CHANGE = ("secretRef", "endpoint")  # of locations: a rotated Secret, a moved mirror
+
+
+def config_hash(spec: FineTuneJobSpec) -> str:
+    """sha256 (hex) over the fixed groups. Compute, pods, retries and credentials do not enter."""
+    wire = spec.wire()
+    return json_digest({name: _strip(wire.get(name)) for name in FIXED})
+
+
+def _strip(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _strip(item) for key, item in value.items() if not ("uri" in value and key in _MAY_CHANGE)}
+    if isinstance(value, list):
+        return [_strip(item) for item in value]
+    return value

@@ -1,0 +1,266 @@
+"""The training loop: planned steps, validation, checkpoints, and stopping at a step's end."""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+
+from finetune_trainer.data.shards import Shards
+from finetune_trainer.errors import Diverged, Stopped
+from finetune_trainer.evaluate.nll import split_loss
+from finetune_trainer.stage import StageContext
+from finetune_trainer.train import batches, saving
+from finetune_trainer.train.checkpoint import Checkpoint, CheckpointStore
+from finetune_trainer.train.engine import Engine
+from finetune_trainer.train.gang import Gang
+from finetune_trainer.train.history import History
+from finetune_trainer.train.loss import nll_sum
+from finetune_trainer.train.schedule import learning_rate
+from finetune_trainer.train.watchdog import Watchdog
+
+TRAIN_SHARE = 0.9
+"""Share of the stage's percentage that the steps have; measuring base and tuned has the rest."""
+
+
+@dataclass(slots=True)
+class Interval:
+    """What was done since the last log line. `nll` and `bad_step` lie on the device, and are read only when it is written."""
+
+    nll: torch.Tensor
+    bad_step: torch.Tensor
+    trained_tokens: int = 0
+    row_tokens: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+
+    @classmethod
+    def empty(cls, device: torch.device) -> Interval:
+        return cls(torch.zeros((), dtype=torch.float64, device=device), torch.full((), -1, device=device))
+
+
+class TrainLoop:
+    """One attempt's way from step `start` to the last step."""
+
+    def __init__(
+        self,
+        context: StageContext,
+        gang: Gang,
+        engine: Engine,
+        shards: Shards,
+        store: CheckpointStore | None,
+        history: History,
+        watchdog: Watchdog,
+        *,
+        best: Checkpoint | None,
+    ) -> None:
+        self._context = context
+        self._training = context.config.spec.training
+        self._gang = gang
+        self._engine = engine
+        self._shards = shards
+        self._plan = shards.plan()
+        self._store = store
+        self._history = history
+        self._watchdog = watchdog
+        self._best_loss = best.eval_loss if best else None
+        self._lengths = shards.train.lengths()
+        self._budget = batches.TOKEN_BUDGET[gang.device.type]
+        self._interval = Interval.empty(gang.device)
+        self._log_every = max(1, min(10, self._plan.steps // 50))
+        self._validate_every = shards.resolved["validate_every_steps"] if shards.validation.rows else None
+        self._checkpoint_every = shards.resolved["checkpoint_every_steps"]
+        self._seconds_a_step = 0.0
+        self._rate = 0.0
+        self._norm: torch.Tensor | float = 0.0
+
+    def first_rows(self, step: int) -> list[int]:
+        """The rows that this rank takes in `step`."""
+        return batches.divide(self._plan.rows(step), self._lengths, self._gang.world_size)[self._gang.rank].tolist()
+
+    def run(self, resumed: Checkpoint | None) -> None:
+        """Train to the end. Raises Stopped after a checkpoint was sealed, Diverged when the loss is no number any more."""
+        start = resumed.step if resumed else 0
+        if resumed and self._validation_due(start) and resumed.eval_loss is None:
+            self._validate_and_save(start)  # a stop came before it
+        self._engine.module.train()
+        for step in range(start, self._plan.steps):
+            self._step(step)
+            done = step + 1
+            stop = self._gang.stop_agreed()
+            if stop or done == 1 or done % self._log_every == 0 or done == self._plan.steps:
+                self._log(done)
+            if stop:
+                self._save(done, None)
+                raise self._stopped(done)
+            if self._validation_due(done):
+                self._validate_and_save(done)
+            elif done % self._checkpoint_every == 0 or done == self._plan.steps:
+                self._save(done, None)
+
+    def _step(self, step: int) -> None:
+        began = time.perf_counter()
+        self._gang.propose_stop()
+        rows = self._plan.rows(step)
+        parts = self._micro_batches(rows)
+        tokens = batches.trained_tokens(self._shards.train, rows)
+        torch.manual_seed(_mix(self._training.seed, step, self._gang.rank))
+        pad = self._shards.tokenizer["pad"]
+        makers = [
+            functools.partial(batches.build, self._shards.train, part, pad=pad, counted=counted)
+            for part, counted in parts
+        ]
+        nll = self._engine.accumulate(makers, nll_sum, 1.0 / max(1, tokens))
+        self._rate = learning_rate(
+            step,
+            steps=self._plan.steps,
+            peak=self._training.learning_rate or 0.0,
+            schedule=self._training.schedule or "cosine",
+            warmup_ratio=self._training.warmup_ratio or 0.0,
+        )
+        self._norm = self._engine.step(self._rate)
+        now = self._interval
+        now.nll += nll
+        good = torch.isfinite(nll + self._norm)
+        now.bad_step = torch.where((now.bad_step < 0) & ~good, step + 1, now.bad_step)
+        now.trained_tokens += tokens
+        now.row_tokens += int(self._lengths[rows].sum())
+        now.steps += 1
+        seconds = time.perf_counter() - began
+        now.seconds += seconds
+        self._watchdog.beat(seconds=seconds)
+
+    def _micro_batches(self, rows: torch.Tensor) -> list[tuple]:
+        shares = batches.divide(rows, self._lengths, self._gang.world_size)
+        groups = [batches.group(share, self._lengths, self._budget) for share in shares]
+        count = max(len(each) for each in groups) if self._engine.even else 1
+        shortest = int(rows[self._lengths[rows].argmin()])
+        return batches.at_least(groups[self._gang.rank], count, filler=shortest)
+
+    def _log(self, done: int) -> None:
+        """The one place where the host waits for the device, and ranks for each other, to learn what the loss was."""
+        now, self._interval = self._interval, Interval.empty(self._gang.device)
+        said = self._gang.gather((float(now.nll), int(now.bad_step)))
+        for rank, (_, bad) in enumerate(said):
+            if bad >= 0:
+                raise Diverged(
+                    f"loss or gradients are not finite at step {bad} on rank {rank}; the best checkpoint before is kept",
+                    code="Diverged",
+                    remedy="lower training.learningRate, raise training.warmupRatio, or look for broken rows in the data",
+                )
+        loss = sum(nll for nll, _ in said) / max(1, now.trained_tokens)
+        self._seconds_a_step = now.seconds / now.steps
+        speed = now.row_tokens / now.seconds
+        norm, epoch = float(self._norm), round(done / self._plan.steps_per_epoch, 4)
+        self._context.note(step=done)
+        self._metric(loss=loss, tokens_per_second=speed)
+        self._history.append(
+            step=done,
+            epoch=epoch,
+            loss=loss,
+            learning_rate=self._rate,
+            grad_norm=norm,
+            tokens_per_second=speed,
+            time=time.time(),
+        )
+        left = (self._plan.steps - done) * self._seconds_a_step
+        self._context.progress.update(
+            stage="train",
+            step=done,
+            total_steps=self._plan.steps,
+            percent=100 * TRAIN_SHARE * done / self._plan.steps,
+            epoch=epoch,
+            loss=loss,
+            learning_rate=self._rate,
+            grad_norm=norm,
+            tokens_per_second=speed,
+            eta_seconds=left,
+        )
+        if self._gang.is_first:
+            print(
+                f"step {done}/{self._plan.steps}  loss {loss:.4f}  lr {self._rate:.2e}  grad {norm:.3f}  {speed:,.0f} tokens/s  {duration(left)} left",
+                flush=True,
+            )
+
+    def _validation_due(self, done: int) -> bool:
+        return self._validate_every is not None and (done % self._validate_every == 0 or done == self._plan.steps)
+
+    def _validate_and_save(self, done: int) -> None:
+        """Validation at a step that may become the best one. If a stop comes meanwhile, it is made up for on resuming."""
+        try:
+            measured = split_loss(
+                self._gang,
+                self._engine.module,
+                self._shards.validation,
+                pad=self._shards.tokenizer["pad"],
+                on_batch=lambda _: self._watchdog.beat(),
+            )
+        except Stopped:
+            self._save(done, None)
+            raise self._stopped(done) from None
+        loss = measured.loss if math.isfinite(measured.loss) else None
+        if loss is not None:
+            self._history.append(step=done, eval_loss=loss, time=time.time())
+            self._context.progress.update(eval_loss=loss)
+            self._metric(eval_loss=loss)
+            if self._gang.is_first:
+                print(
+                    f"step {done}/{self._plan.steps}  validation loss {loss:.4f} over {measured.tokens:,} tokens",
+                    flush=True,
+                )
+        better = loss is not None and (self._best_loss is None or loss < self._best_loss)
+        if better:
+            self._best_loss = loss
+        if better or done % self._checkpoint_every == 0 or done == self._plan.steps:
+            self._save(done, loss)
+
+    def _save(self, done: int, eval_loss: float | None) -> None:
+        state = {
+            "step": done,
+            "optimizer": {"name": "adamw", "steps": done},
+            "schedule": {"name": self._training.schedule, "step": done},
+            "data": {"plan": self._plan.key, "next_step": done, "epoch": done / self._plan.steps_per_epoch},
+            "randomness": {"kind": "by-step-and-rank", "seed": self._training.seed},
+        }
+        manifest = {
+            "step": done,
+            "eval_loss": eval_loss,
+            "world_size": self._gang.world_size,
+            "strategy": self._context.config.spec.compute.strategy,
+        }
+        with self._watchdog.paused():
+            checkpoint = saving.save(self._gang, self._engine, self._store, state, manifest)
+        self._context.note(step=done, last_checkpoint=checkpoint.status())
+        self._context.progress.update(last_checkpoint=checkpoint.status(), force=True)
+        if self._gang.is_first:
+            print(f"step {done}/{self._plan.steps}  checkpoint {checkpoint.folder.name} sealed", flush=True)
+
+    def _stopped(self, done: int) -> Stopped:
+        return Stopped(
+            f"stopped on request at step {done} of {self._plan.steps}; a checkpoint was saved", code="Stopped"
+        )
+
+    def _metric(self, **values: float) -> None:
+        self._context.note(metrics=self._context.known.get("metrics", {}) | values)
+
+
+def duration(seconds: float) -> str:
+    """For people: 42s, 3m12s, 2h05m."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+def _mix(seed: int, step: int, rank: int) -> int:
+    """A seed for this step and rank alone."""
+    value = 0
+    for part in (seed, step, rank):
+        value = (value ^ part) * 0x9E3779B97F4A7C15 % 2**63
+        value ^= value >> 29
+    return value

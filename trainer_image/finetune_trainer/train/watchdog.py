@@ -1,0 +1,61 @@
+"""Finds a hang: when no work unit ends for much longer than usual, stacks are dumped and this rank leaves with code 7."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import statistics
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+ENV_SECONDS = "FINETUNE_HANG_SECONDS"  # for tests, and for storage or networks that are slower than anybody thought
+_LEAST_SECONDS = 120.0
+_FACTOR = 10
+
+
+class Watchdog:
+    """`beat` after every unit of work (a step, a validation batch, a generated batch). Limit: the longer of 120 s and ten medians."""
+
+    def __init__(self, stacks: Path, hang: Callable[[float], None]) -> None:
+        """`stacks` gets every thread's stack; then `hang(seconds)` is called from the watchdog's thread."""
+        self._stacks = stacks
+        self._hang = hang
+        self._least = float(os.environ.get(ENV_SECONDS) or _LEAST_SECONDS)
+        self._durations: deque[float] = deque(maxlen=64)
+        self._last = time.monotonic()
+        self._paused = 0
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    def beat(self, *, seconds: float | None = None) -> None:
+        """A unit is done; `seconds` is its duration if it counts for the median."""
+        self._last = time.monotonic()
+        if seconds is not None:
+            self._durations.append(seconds)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Around work whose duration is nobody's fault: storage. A peer that dies meanwhile is still noticed by the network."""
+        self._paused += 1
+        try:
+            yield
+        finally:
+            self._last = time.monotonic()
+            self._paused -= 1
+
+    @property
+    def limit_seconds(self) -> float:
+        return max(self._least, _FACTOR * statistics.median(self._durations) if self._durations else 0.0)
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(min(5.0, self._least / 4))
+            idle = time.monotonic() - self._last
+            if not self._paused and idle > self.limit_seconds:
+                with contextlib.suppress(OSError), self._stacks.open("w") as file:
+                    faulthandler.dump_traceback(file, all_threads=True)
+                self._hang(idle)
+                return
