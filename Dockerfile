@@ -17,7 +17,7 @@ COPY pyproject.toml uv.lock /build/
 RUN --mount=type=cache,target=/root/.cache/uv set -eu; cd /build; \
     export UV_PROJECT_ENVIRONMENT=/opt/venv UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never UV_SYSTEM_CERTS=1; \
     uv=$(command -v uv || { python3 -m venv /tmp/uv && /tmp/uv/bin/pip install -q --no-cache-dir uv && echo /tmp/uv/bin/uv; }); \
-    "$uv" sync --frozen --no-dev --no-install-project --compile-bytecode --python "$(command -v python3)" --extra operator; \
+    "$uv" sync --quiet --frozen --no-dev --no-install-project --compile-bytecode --python "$(command -v python3)" --extra operator; \
     rm -rf /tmp/uv /build
 COPY LICENSE /licenses/LICENSE
 COPY crds/finetune_api /app/finetune_api
@@ -32,7 +32,7 @@ COPY pyproject.toml uv.lock /build/
 RUN --mount=type=cache,target=/root/.cache/uv set -eu; cd /build; \
     export UV_PROJECT_ENVIRONMENT=/opt/venv UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never UV_SYSTEM_CERTS=1; \
     uv=$(command -v uv || { python3 -m venv /tmp/uv && /tmp/uv/bin/pip install -q --no-cache-dir uv && echo /tmp/uv/bin/uv; }); \
-    "$uv" sync --frozen --no-dev --no-install-project --compile-bytecode --python "$(command -v python3)" --extra trainer; \
+    "$uv" sync --quiet --frozen --no-dev --no-install-project --compile-bytecode --python "$(command -v python3)" --extra trainer; \
     rm -rf /tmp/uv /build
 COPY LICENSE /licenses/LICENSE
 COPY crds/finetune_api /app/finetune_api

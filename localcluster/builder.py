@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 from localcluster import debian, pypi
@@ -36,6 +37,12 @@ class Builder:
     def has(self, image: str) -> bool:
         """Whether IMAGE is in the storage."""
         return self._call("inspect", "--type=image", image).returncode == 0
+
+    def tag(self, image: str, name: str) -> None:
+        """Give IMAGE another name."""
+        done = self._call("tag", image, name)
+        if done.returncode != 0:
+            raise ClusterError(f"buildah tag failed: {done.stderr.strip()[-800:]}")
 
     def run(self, verb: str, *arguments: str, show: bool = False) -> str:
         """Run one buildah command; with SHOW its output goes to the person."""
@@ -88,7 +95,7 @@ class Builder:
             [debian.program("buildah"), *storage, verb, *arguments],
             # Large layers and cache mounts are written there; /tmp may be a small file system in memory.
             env={**os.environ, "TMPDIR": str(self._scratch)},
-            stdout=None if show else subprocess.PIPE,
+            stdout=sys.stderr if show else subprocess.PIPE,
             stderr=None if show else subprocess.PIPE,
             text=True,
             check=False,

@@ -14,7 +14,7 @@ from localcluster.paths import REPOSITORY
 from localcluster.readiness import registry_answers
 from localcluster.spec import REGISTRY_NAME
 
-DEFAULT_NAMES = {"operator": "finetune-operator:dev", "trainer": "finetune-trainer:dev"}
+DEFAULT_NAMES = {"operator": "finetune-operator", "trainer": "finetune-trainer"}
 _UV_CACHE_INSIDE = "/root/.cache/uv"
 _CERTIFICATES = "/etc/ssl/certs"
 
@@ -38,7 +38,11 @@ def reference(tag: str) -> str:
 
 
 def build(request: Build) -> str:
-    """Build one target of the Dockerfile; returns the image's full name."""
+    """Build one target of the Dockerfile; returns the image's full name.
+
+    Without a tag it is named after its content, so that a pod that is told a name gets exactly that image, and a node
+    that has it does not ask again.
+    """
     if not request.file.exists():
         raise NotReadyToStart(f"There is no {request.file}; say which with --file.")
     tag = request.tag or DEFAULT_NAMES.get(request.target)
@@ -46,6 +50,7 @@ def build(request: Build) -> str:
         raise NotReadyToStart(f"The target {request.target!r} has no usual name; give one with --tag.")
     image = reference(tag)
     builder = Builder()
+    identity = builder.folder / f"{request.target}.id"
     arguments = list(request.build_args)
     if not any(argument.startswith("BASE_IMAGE=") for argument in arguments):
         arguments.append(f"BASE_IMAGE={builder.base_image()}")
@@ -62,9 +67,14 @@ def build(request: Build) -> str:
         f"--target={request.target}",
         f"--file={request.file}",
         f"--tag={image}",
+        f"--iidfile={identity}",
         str(request.context),
         show=True,
     )
+    if request.tag is None:
+        named = f"{image}:{identity.read_text().removeprefix('sha256:')[:12]}"
+        builder.tag(image, named)
+        image = named
     say(f"Built {image} in {time.monotonic() - started:.1f} s.")
     return image
 
