@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from localcluster.api import Api, Object
-from localcluster.certs import USERS
+from localcluster.pki import USERS
 from localcluster.spec import DNS_SERVICE_ADDRESS, NODE_ADDRESS, Spec
 
 STORAGE_CLASS = "local"

@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import Callable
 from typing import Any
 
-from localcluster.certs import Pki
+from localcluster.pki import Pki
 
 Object = dict[str, Any]
 

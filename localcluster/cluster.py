@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
-from localcluster import addons, certs, components, configs, debian, node, ports, preflight, readiness, spec
+from localcluster import addons, components, configs, debian, node, ports, preflight, readiness, spec
 from localcluster.api import Api
 from localcluster.console import say
 from localcluster.errors import ClusterError, NotReadyToStart
@@ -101,6 +101,8 @@ def _create(request: Request) -> Spec:
             chosen["api"] = request.port
         cluster = Spec(request.name, request.size, boot_id(), chosen, request.extra_flags)
         cluster.save()
+    from localcluster import certs  # a third of a second, which no other verb needs to wait for
+
     certs.create(cluster.pki, sorted({cluster.address, *components.SERVING_ADDRESSES}))
     return cluster
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from localcluster.certs import FRONT_PROXY
+from localcluster.pki import FRONT_PROXY
 from localcluster.spec import API_SERVICE_ADDRESS, LOOPBACK, NODE_NAME, SERVICE_SUBNET, Spec
 
 Command = list[str]
@@ -184,7 +184,7 @@ _OF_SIZE = {
     "control": ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"),
     "node": tuple(BUILDERS),
 }
-# component -> user of certs.USERS, for those that call the API server
+# component -> user of pki.USERS, for those that call the API server
 CLIENTS = {
     "kube-controller-manager": "system:kube-controller-manager",
     "kube-scheduler": "system:kube-scheduler",

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import yaml
-
 from localcluster import kubeconfig
 from localcluster.components import CLIENTS, config_file, of_size
 from localcluster.debian import cni_folder
@@ -18,10 +16,9 @@ from localcluster.spec import (
     POD_SUBNET,
     REGISTRY_NAME,
     REGISTRY_PORT,
+    SANDBOX_IMAGE,
     Spec,
 )
-
-SANDBOX_IMAGE = "localhost/pause:1"
 
 
 def write_all(spec: Spec) -> None:
@@ -36,12 +33,17 @@ def write_all(spec: Spec) -> None:
     if spec.has_node:
         _write(spec, "containerd.toml", _containerd(spec))
         _write(spec, f"registries/{REGISTRY_NAME}/hosts.toml", _registry_hosts())
-        _write(spec, "cni/10-bridge.conflist", json.dumps(_cni(spec), indent=2))
-        _write(spec, "registry.yaml", yaml.safe_dump(_registry(spec)))
-        _write(spec, "kubelet.yaml", yaml.safe_dump(_kubelet(spec)))
-        _write(spec, "kube-proxy.yaml", yaml.safe_dump(_proxy(spec)))
+        _write(spec, "cni/10-bridge.conflist", _json(_cni(spec)))
+        _write(spec, "registry.yaml", _json(_registry(spec)))
+        _write(spec, "kubelet.yaml", _json(_kubelet(spec)))
+        _write(spec, "kube-proxy.yaml", _json(_proxy(spec)))
         _write(spec, "resolv.conf", "")
         _write(spec, "Corefile", _corefile(spec))
+
+
+def _json(content: dict[str, Any]) -> str:
+    """All of these readers take YAML, of which JSON is a part."""
+    return json.dumps(content, indent=2) + "\n"
 
 
 def _write(spec: Spec, name: str, content: str, mode: int = 0o644) -> None:

@@ -8,18 +8,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-_console = Console(stderr=True, highlight=False, soft_wrap=True)
 _PLAIN_INTERVAL_S = 30.0
-
-Say = Callable[[str], None]
 
 
 def say(text: str) -> None:
     """One line to the person."""
-    _console.print(text, markup=False)
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
 
 
 def answer(text: str) -> None:
@@ -31,17 +26,26 @@ def answer(text: str) -> None:
 def progress(title: str, detail: Callable[[], str] = lambda: "") -> Iterator[None]:
     """Show that TITLE is under way, with the elapsed time; DETAIL is asked again and again."""
     started = time.monotonic()
-    if _console.is_terminal:
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-        with Progress(*columns, console=_console, transient=True) as bar:
-            task = bar.add_task(title)
-            with _every(0.5, lambda: bar.update(task, description=f"{title} {detail()}")):
-                yield
+    if sys.stderr.isatty():
+        with _spinner(title, detail):
+            yield
     else:
         say(f"{title} ...")
         with _every(_PLAIN_INTERVAL_S, lambda: say(f"{title} {detail()} {time.monotonic() - started:.0f} s")):
             yield
     say(f"{title}: done in {time.monotonic() - started:.1f} s")
+
+
+@contextmanager
+def _spinner(title: str, detail: Callable[[], str]) -> Iterator[None]:
+    from rich.console import Console  # half a second, which most commands need not wait for
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title)
+        with _every(0.5, lambda: bar.update(task, description=f"{title} {detail()}")):
+            yield
 
 
 @contextmanager

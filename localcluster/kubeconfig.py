@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 from pathlib import Path
 
-import yaml
-
-from localcluster.certs import Pki
+from localcluster.pki import Pki
 
 
 def render(cluster: str, server: str, pki: Pki, user: str) -> str:
     """A kubeconfig of USER with everything inside it, so that the one file can be copied anywhere."""
     authority = base64.b64encode(pki.ca.certificate.read_bytes()).decode()
-    return yaml.safe_dump(
+    return json.dumps(
         {
             "apiVersion": "v1",
             "kind": "Config",
@@ -23,7 +22,7 @@ def render(cluster: str, server: str, pki: Pki, user: str) -> str:
             "users": [{"name": user, "user": {"token": pki.token(user)}}],
             "contexts": [{"name": cluster, "context": {"cluster": cluster, "user": user, "namespace": "default"}}],
         },
-        sort_keys=False,
+        indent=2,
     )
 
 

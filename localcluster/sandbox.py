@@ -10,9 +10,8 @@ import tarfile
 from typing import Any
 
 from localcluster import debian
-from localcluster.configs import SANDBOX_IMAGE
 from localcluster.gobuild import PAUSE, binary
-from localcluster.spec import Spec
+from localcluster.spec import SANDBOX_IMAGE, Spec
 
 
 def import_image(cluster: Spec) -> bool:

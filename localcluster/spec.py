@@ -7,9 +7,9 @@ import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from localcluster.certs import Pki
 from localcluster.errors import NotReadyToStart
 from localcluster.paths import ClusterPaths, clusters_root
+from localcluster.pki import Pki
 
 SIZES = ("api", "control", "node")
 LOOPBACK = "127.0.0.1"
@@ -23,6 +23,7 @@ SERVICE_SUBNET = "10.96.0.0/16"
 API_SERVICE_ADDRESS = "10.96.0.1"
 DNS_SERVICE_ADDRESS = "10.96.0.10"
 KUBELET_PORT = 10250
+SANDBOX_IMAGE = "localhost/pause:1"
 REGISTRY_PORT = 5000
 REGISTRY_NAME = f"localhost:{REGISTRY_PORT}"
 
