@@ -1,0 +1,1 @@
+"""What should be, given what is: pure functions. No I/O, no clock, no kopf."""

@@ -1,0 +1,51 @@
+"""Taking a job up: its run's name, the platform's defaults as of now, every absent field decided."""
+
+from __future__ import annotations
+
+from finetune_api.effective import shown
+from finetune_api.status import FailureStatus
+
+from finetune_operator.domain.attempts import latest
+from finetune_operator.domain.builders.job import pod_settings
+from finetune_operator.domain.draft import Draft, Situation
+from finetune_operator.domain.finish import fail
+from finetune_operator.domain.names import STAGES, run_of
+from finetune_operator.domain.reasons import Code, Reason
+from finetune_operator.domain.times import stamp
+
+
+def refuse_unreadable(draft: Draft) -> None:
+    """A spec that the schema let through and the models do not."""
+    if draft.seen.invalid is None:
+        return
+    draft.status.run = run_of(draft.metadata.uid, draft.wanted.run_token)
+    failure = FailureStatus(
+        code=Code.INVALID_SPEC, message=draft.seen.invalid, remedy="Correct the manifest and create the job again"
+    )
+    fail(draft, failure)
+
+
+def accept(draft: Draft) -> None:
+    """Nothing of this is done twice, so an upgrade of the operator changes no running job."""
+    status = draft.status
+    if status.run is None:
+        status.run = run_of(draft.metadata.uid, draft.wanted.run_token)
+        status.start_time = stamp(draft.now)
+        status.defaults = draft.config.defaults.wire()
+    draft.resolve()
+    status.effective = shown(draft.spec)
+    if latest(draft.attempts, "train") is None:
+        status.gpus = draft.spec.compute.nodes * (draft.spec.compute.gpus_per_node or 0)
+
+
+def refuse_without_image(draft: Draft) -> None:
+    """Every stage needs an image, from the job or from the platform."""
+    for stage in STAGES:
+        if not pod_settings(draft.spec, stage).image:
+            draft.situation = Situation(
+                "Pending",
+                Reason.NO_TRAINER_IMAGE,
+                f"No image is named for stage {stage}. Set spec.pods.common.image, or trainer.image in the operator's chart",
+                problem=True,
+            )
+            return

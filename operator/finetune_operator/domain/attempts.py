@@ -1,0 +1,67 @@
+"""The book of attempts in status: which stage is next, which attempt was the last, when the next may begin."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from finetune_api.status import AttemptStatus, Stage
+
+from finetune_operator.domain.names import STAGES
+from finetune_operator.domain.times import seconds_of
+
+KEPT = 20
+EVICTION_DELAY_S = 5.0
+LONGEST_DELAY_S = 300.0
+_GOT_SOMEWHERE_S = 600.0
+
+
+def stage_to_do(attempts: Sequence[AttemptStatus]) -> Stage | None:
+    """The first stage that never succeeded; None when all did. A stage recorded as done is never run again."""
+    done = {attempt.stage for attempt in attempts if attempt.outcome == "Succeeded"}
+    return next((stage for stage in STAGES if stage not in done), None)
+
+
+def latest(attempts: Sequence[AttemptStatus], stage: Stage) -> AttemptStatus | None:
+    """The newest attempt at a stage."""
+    return max((a for a in attempts if a.stage == stage), key=lambda a: a.number, default=None)
+
+
+def running(attempts: Sequence[AttemptStatus]) -> AttemptStatus | None:
+    """The attempt that is under way."""
+    return next((attempt for attempt in attempts if attempt.outcome == "Running"), None)
+
+
+def trimmed(attempts: Sequence[AttemptStatus]) -> list[AttemptStatus]:
+    """At most KEPT, the newest ones, and always the successes: they say what is never run again."""
+    surplus = len(attempts) - KEPT
+    kept = []
+    for attempt in attempts:
+        if surplus > 0 and attempt.outcome not in ("Succeeded", "Running"):
+            surplus -= 1
+        else:
+            kept.append(attempt)
+    return kept
+
+
+def delay(attempts: Sequence[AttemptStatus], last: AttemptStatus, infra_failures: int, retry_delay: float) -> float:
+    """Seconds between the end of `last` and the next attempt at its stage."""
+    match last.outcome:
+        case "Failed":
+            return min(LONGEST_DELAY_S, retry_delay * 2.0 ** max(0, infra_failures - 1))
+        case "Evicted":
+            return min(LONGEST_DELAY_S, EVICTION_DELAY_S * 2.0 ** max(0, _evictions_in_a_row(attempts) - 1))
+        case _:
+            return 0.0
+
+
+def _evictions_in_a_row(attempts: Sequence[AttemptStatus]) -> int:
+    """Evictions at the end of the book that followed each other quickly: a cluster that has no peace gets longer pauses."""
+    count = 0
+    for attempt in reversed(attempts):
+        if attempt.outcome != "Evicted":
+            break
+        count += 1
+        started, finished = seconds_of(attempt.started), seconds_of(attempt.finished)
+        if started is not None and finished is not None and finished - started > _GOT_SOMEWHERE_S:
+            break
+    return count

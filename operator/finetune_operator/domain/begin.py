@@ -1,0 +1,114 @@
+"""Beginning an attempt at a stage: its place in the book, and the objects it needs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from finetune_api.status import AttemptStatus, FailureStatus, Phase, Stage
+
+from finetune_operator.domain.attempts import delay, trimmed
+from finetune_operator.domain.builders.configmap import config_map
+from finetune_operator.domain.builders.job import job as build_job
+from finetune_operator.domain.builders.service import service
+from finetune_operator.domain.draft import Draft, Situation
+from finetune_operator.domain.finish import fail
+from finetune_operator.domain.names import child_name
+from finetune_operator.domain.observed import Refusal
+from finetune_operator.domain.reasons import Code, Reason
+from finetune_operator.domain.times import human, seconds_of
+
+PHASES: dict[Stage, Phase] = {"prepare": "Preparing", "train": "Queued", "publish": "Publishing"}
+"""Phase of a stage whose pods do not all run yet."""
+_REFUSED_LOOK_AGAIN_S = 10.0
+
+
+def suspended(draft: Draft, stage: Stage, message: str) -> None:
+    draft.situation = Situation(
+        "Suspended", Reason.SUSPENDED, f"{message}; spec.suspend: false goes on", suspended=True
+    )
+
+
+def enter(draft: Draft, stage: Stage, last: AttemptStatus | None) -> None:
+    """Write the next attempt into the book, unless it is too early or the job is suspended."""
+    if draft.wanted.suspend:
+        suspended(draft, stage, f"Suspended before stage {stage}")
+        return
+    number = 1
+    if last is not None:
+        number = last.number + 1
+        ended = seconds_of(last.finished) or draft.now
+        pause = delay(draft.attempts, last, draft.status.infra_failures or 0, draft.config.retry_delay)
+        left = ended + pause - draft.now
+        if 0 < left <= pause:  # a longer wait than the pause itself is a clock that was set back
+            draft.look_again(left)
+            reason = Reason.RESUMING if last.outcome == "Evicted" else Reason.RETRYING
+            message = f"Stage {stage} begins again in {human(left + 1)}. Before: {last.message or last.reason}"
+            draft.situation = Situation(PHASES[stage], reason, message)
+            return
+    name = child_name(draft.metadata.name, draft.run, stage, number)
+    draft.attempts.append(AttemptStatus(stage=stage, number=number, job=name))
+    draft.status.attempts = trimmed(draft.attempts)
+    if stage == "train":
+        draft.status.gpus = draft.spec.compute.nodes * (draft.spec.compute.gpus_per_node or 0)
+    draft.say("Normal", Reason.STAGE_STARTED, "Start", f"Stage {stage} begins: Job {name}")
+
+
+def create(draft: Draft, stage: Stage, entry: AttemptStatus) -> None:
+    """Ask for the attempt's objects. What was refused before is asked for again, and told."""
+    waiting = f"Waiting for the pods of stage {stage} to start"
+    draft.situation = Situation(PHASES[stage], Reason.STARTING, waiting)
+    refusal = draft.seen.refusals.get(entry.job)
+    if refusal is not None and _refused(draft, stage, entry, refusal):
+        return
+    draft.create.append(
+        build_job(draft.metadata, draft.spec, draft.run, stage, entry.number, previous=_previous(draft, entry))
+    )
+    ensure(draft, stage, entry)
+
+
+def ensure(draft: Draft, stage: Stage, entry: AttemptStatus, *, again: bool = False) -> None:
+    """Ask for the attempt's ConfigMap and Service, unless they are known to exist. `again`: a pod says that they do not."""
+    known = draft.seen.known
+    if again or ("ConfigMap", entry.job) not in known:
+        draft.create.append(config_map(draft.metadata, draft.spec, draft.run, stage, entry.number))
+    if stage == "train" and (again or ("Service", entry.job) not in known):
+        draft.create.append(service(draft.metadata, draft.run, entry.number))
+
+
+def _previous(draft: Draft, entry: AttemptStatus) -> dict[str, Any] | None:
+    before = [a for a in draft.attempts if a.stage == entry.stage and a.number < entry.number]
+    if not before:
+        return None
+    last = before[-1]
+    return {
+        "attempt": last.number,
+        "outcome": last.outcome,
+        "reason": last.reason,
+        "message": (last.message or "")[:500],
+        "lastStep": last.last_step,
+    }
+
+
+def _refused(draft: Draft, stage: Stage, entry: AttemptStatus, refusal: Refusal) -> bool:
+    """Tell of a refusal; True when the job ends by it."""
+    if refusal.code == 422:
+        fail(
+            draft,
+            FailureStatus(
+                code=Code.INVALID_SPEC,
+                stage=stage,
+                message=f"The API server refuses the {refusal.kind} of stage {stage}: {refusal.message}",
+                remedy="Correct spec.pods and spec.compute, and set a new spec.runToken to run again",
+            ),
+        )
+        entry.outcome, entry.reason = "Failed", Code.INVALID_SPEC
+        return True
+    if refusal.code == 409:
+        message = f"{refusal.kind} {refusal.name} exists and belongs to something else. Delete it; the job goes on when it is gone"
+        reason = Reason.NAME_TAKEN
+    else:
+        message = f"The API server does not allow the {refusal.kind} of stage {stage}: {refusal.message}"
+        reason = Reason.QUOTA_EXCEEDED if "exceeded quota" in refusal.message else Reason.NOT_ALLOWED
+    draft.situation = Situation(PHASES[stage], reason, message, problem=True)
+    draft.look_again(_REFUSED_LOOK_AGAIN_S)
+    return False

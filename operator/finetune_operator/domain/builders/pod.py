@@ -1,0 +1,130 @@
+"""The pod template of a stage. Its defaults satisfy the restricted Pod Security Standard."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from finetune_api.contract import (
+    CONTAINER,
+    ENV_MASTER_ADDR,
+    ENV_NODE_NAME,
+    ENV_POD_NAME,
+    ENV_SCRATCH,
+    PROGRESS_PORT,
+    RUN_CONFIG_PATH,
+    SCRATCH,
+)
+from finetune_api.pods import PodSettings
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.status import Stage
+
+from finetune_operator.domain.builders.resources import resources
+from finetune_operator.domain.builders.storage import secrets, volumes
+
+USER = 65532
+GRACE_SECONDS: Mapping[str, int] = {"prepare": 30, "train": 120, "publish": 30}
+"""Time between SIGTERM and SIGKILL: a training saves a checkpoint in it."""
+
+
+def pod_template(
+    spec: FineTuneJobSpec, settings: PodSettings, stage: Stage, name: str, labels: Mapping[str, str]
+) -> dict[str, Any]:
+    """`spec` resolved, `settings` those of this stage, `name` that of its Job, ConfigMap and Service."""
+    pod_volumes, mounts = volumes(spec, stage, name)
+    metadata: dict[str, Any] = {"labels": {**(settings.labels or {}), **labels}}
+    if settings.annotations:
+        metadata["annotations"] = dict(settings.annotations)
+    pod: dict[str, Any] = {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": GRACE_SECONDS[stage],
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": _pod_security(settings),
+        "containers": [_container(spec, settings, stage, name, mounts + (settings.volume_mounts or []))],
+        "volumes": pod_volumes + (settings.volumes or []),
+    }
+    if stage == "train":
+        pod["subdomain"] = name
+        if spec.scheduling is not None and spec.scheduling.priority_class:
+            pod["priorityClassName"] = spec.scheduling.priority_class
+    pod |= _placement(settings)
+    return {"metadata": metadata, "spec": pod}
+
+
+def _container(
+    spec: FineTuneJobSpec, settings: PodSettings, stage: Stage, name: str, mounts: list[dict[str, Any]]
+) -> dict[str, Any]:
+    container: dict[str, Any] = {
+        "name": CONTAINER,
+        "image": settings.image,
+        # The image's own entry point is not relied on.
+        "command": ["python", "-m", "finetune_trainer", stage, "--config", RUN_CONFIG_PATH],
+        "env": _environment(settings, stage, name),
+        "ports": [{"name": "progress", "containerPort": PROGRESS_PORT}],
+        "resources": resources(spec, stage, settings.resources),
+        "volumeMounts": mounts,
+        # A crash before the trainer can speak for itself still leaves its last words.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+    }
+    if settings.image_pull_policy:
+        container["imagePullPolicy"] = settings.image_pull_policy
+    if names := secrets(spec, stage):
+        container["envFrom"] = [{"secretRef": {"name": secret}} for secret in names]
+    return container
+
+
+def _environment(settings: PodSettings, stage: Stage, name: str) -> list[dict[str, Any]]:
+    """The user's variables by name, and the contract's, which nobody can change."""
+    usual = {
+        "HOME": SCRATCH,
+        # A user id without an entry in /etc/passwd has no name, which some libraries ask for.
+        "USER": "finetune",
+        "LOGNAME": "finetune",
+        "PYTHONUNBUFFERED": "1",
+    }
+    variables: dict[str, dict[str, Any]] = {key: {"name": key, "value": value} for key, value in usual.items()}
+    for variable in settings.env or []:
+        variables[variable.name] = variable.wire()
+    contract: dict[str, dict[str, Any]] = {
+        ENV_SCRATCH: {"value": SCRATCH},
+        ENV_NODE_NAME: {"valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
+        ENV_POD_NAME: {"valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+    }
+    if stage == "train":
+        contract[ENV_MASTER_ADDR] = {"value": f"{name}-0.{name}"}
+    for key, value in contract.items():
+        variables[key] = {"name": key, **value}
+    return list(variables.values())
+
+
+def _pod_security(settings: PodSettings) -> dict[str, Any]:
+    return {
+        "runAsNonRoot": True,
+        "runAsUser": USER,
+        "runAsGroup": USER,
+        "fsGroup": USER,
+        # Volumes may hold millions of files: change their group only where the top folder lacks it.
+        "fsGroupChangePolicy": "OnRootMismatch",
+        "seccompProfile": {"type": "RuntimeDefault"},
+        **(settings.security_context or {}),
+    }
+
+
+def _placement(settings: PodSettings) -> dict[str, Any]:
+    """Settings that a pod takes as they are."""
+    chosen = {
+        "imagePullSecrets": [{"name": secret.name} for secret in settings.image_pull_secrets or []],
+        "serviceAccountName": settings.service_account_name,
+        "nodeSelector": settings.node_selector,
+        "tolerations": settings.tolerations,
+        "affinity": settings.affinity,
+        "runtimeClassName": settings.runtime_class_name,
+        "schedulerName": settings.scheduler_name,
+    }
+    return {key: value for key, value in chosen.items() if value}

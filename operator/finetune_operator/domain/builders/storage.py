@@ -1,0 +1,75 @@
+"""What each stage reads and writes, and so which claims are mounted and which Secrets are set in its pods."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from finetune_api.contract import RUN_CONFIG_DIR, SCRATCH
+from finetune_api.location import CLAIMS_ROOT, Location
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.status import Stage
+
+CONFIG_VOLUME = "run-config"
+
+
+def locations(spec: FineTuneJobSpec, stage: Stage) -> list[tuple[Location, bool]]:
+    """The locations that a stage uses, each with whether it writes there.
+
+    Prepare writes a trial file to the output, so that a job does not find out after its training that it cannot write.
+    Train evaluates on prepared shards and needs no raw data.
+    """
+    model, workspace, output = (spec.model, False), (spec.workspace, True), (spec.output, True)
+    match stage:
+        case "prepare":
+            data = spec.data.train + (spec.data.validation or []) + (spec.data.test or [])
+            return [model, *((location, False) for location in data), workspace, output]
+        case "train":
+            return [model, workspace]
+        case "publish":
+            return [model, workspace, output]
+
+
+def claims(spec: FineTuneJobSpec, stage: Stage) -> dict[str, bool]:
+    """Claims of a stage by name, with whether anything is written to them."""
+    found: dict[str, bool] = {}
+    for location, written in locations(spec, stage):
+        claim = location.parsed.claim
+        if claim:
+            found[claim] = found.get(claim, False) or written
+    return found
+
+
+def secrets(spec: FineTuneJobSpec, stage: Stage) -> list[str]:
+    """Secrets whose keys become environment variables of a stage."""
+    found: dict[str, None] = {}
+    for location, _ in locations(spec, stage):
+        if location.secret_ref is not None:
+            found[location.secret_ref.name] = None
+    return list(found)
+
+
+def volumes(spec: FineTuneJobSpec, stage: Stage, config_map: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Volumes of a stage's pods and the mounts of their container. Each claim is mounted once, below CLAIMS_ROOT."""
+    pod: list[dict[str, Any]] = [
+        {"name": CONFIG_VOLUME, "configMap": {"name": config_map}},
+        {"name": "scratch", "emptyDir": {}},
+        {"name": "tmp", "emptyDir": {}},
+    ]
+    mounts: list[dict[str, Any]] = [
+        {"name": CONFIG_VOLUME, "mountPath": RUN_CONFIG_DIR, "readOnly": True},
+        {"name": "scratch", "mountPath": SCRATCH},
+        {"name": "tmp", "mountPath": "/tmp"},
+    ]
+    if stage == "train" and spec.compute.device == "cuda":
+        # NCCL and data loaders need more shared memory than the 64 MiB that container run-times give.
+        pod.append({"name": "shared-memory", "emptyDir": {"medium": "Memory"}})
+        mounts.append({"name": "shared-memory", "mountPath": "/dev/shm"})
+    for number, (claim, written) in enumerate(sorted(claims(spec, stage).items())):
+        name = f"claim-{number}"  # a claim's own name may be longer than a volume's name may be
+        pod.append({"name": name, "persistentVolumeClaim": {"claimName": claim} | _read_only(written)})
+        mounts.append({"name": name, "mountPath": f"{CLAIMS_ROOT}/{claim}"} | _read_only(written))
+    return pod, mounts
+
+
+def _read_only(written: bool) -> dict[str, bool]:
+    return {} if written else {"readOnly": True}

@@ -1,0 +1,133 @@
+"""Conditions that are true for kubectl wait, for kstatus (Flux, Helm) and for Argo CD.
+
+Ready, Reconciling and Stalled are kstatus' words: the latter two stand only while they hold. With readyWhen Accepted, Ready
+is True from the accepted plan on, through queues and retries; with Completed it comes with Complete. A suspended job that
+has no plan yet has none of the three: waiting for it would be waiting for ever.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from finetune_api.status import Condition, FineTuneJobStatus
+
+from finetune_operator.domain.attempts import latest
+from finetune_operator.domain.draft import Draft, Situation
+from finetune_operator.domain.reasons import Reason
+from finetune_operator.domain.times import seconds_of, stamp
+
+Truth = Literal["True", "False", "Unknown"]
+Said = tuple[Truth, str, str]
+"""Status, reason, message."""
+
+_LONGEST = 4096
+
+
+def show(draft: Draft) -> None:
+    """Phase, reason, message and every condition, from where the job stands."""
+    situation, status = draft.situation, draft.status
+    assert situation is not None, "a plan must settle where the job stands"
+    generation = draft.metadata.generation
+    status.observed_generation = generation
+    status.phase = situation.phase
+    status.reason, status.message = str(situation.reason), situation.message[:_LONGEST]
+    said = _said(draft, situation)
+    before = {condition.type: condition for condition in status.conditions or []}
+    status.conditions = [_condition(kind, word, before.get(kind), generation, draft.now) for kind, word in said.items()]
+    _tell_problem(draft, situation)
+    _count_gpu_seconds(draft)
+
+
+def _said(draft: Draft, situation: Situation) -> dict[str, Said]:
+    reason, message = str(situation.reason), situation.message
+    complete, failed = situation.phase == "Completed", situation.phase == "Failed"
+    said: dict[str, Said] = {}
+    accepted = _data_and_plan(draft, said)
+    if complete:
+        said["Ready"] = ("True", reason, message)
+    elif failed:
+        said["Ready"] = ("False", reason, message)
+        said["Stalled"] = ("True", reason, message)
+    elif accepted and draft.wanted.ready_when == "Accepted":
+        said["Ready"] = ("True", "PlanAccepted", "The data is good and the plan is accepted")
+    elif not (situation.suspended and draft.wanted.ready_when == "Accepted"):
+        said["Ready"] = ("False", reason, message)
+        said["Reconciling"] = ("True", reason, message)
+    said["Running"] = ("True" if situation.running else "False", reason, message)
+    if situation.suspended:
+        said["Suspended"] = ("True", reason, message)
+    elif any(c.type == "Suspended" for c in draft.before.conditions or []) and not (complete or failed):
+        said["Suspended"] = ("False", reason, message)
+    if complete:
+        said["Complete"] = ("True", reason, message)
+    if failed:
+        said["Failed"] = ("True", reason, message)
+    _progress(draft, said)
+    return said
+
+
+def _data_and_plan(draft: Draft, said: dict[str, Said]) -> bool:
+    """DataValid, PlanAccepted and Published, from the stages that are done. Returns whether the plan is accepted."""
+    status = draft.status
+    prepared, published = latest(draft.attempts, "prepare"), latest(draft.attempts, "publish")
+    if prepared is not None and prepared.outcome == "Succeeded":
+        rows = status.data.rows if status.data is not None else None
+        said["DataValid"] = ("True", "Checked", f"{rows} rows were read" if rows is not None else "The data was read")
+        steps = status.plan.steps if status.plan is not None else None
+        said["PlanAccepted"] = ("True", "Automatic", f"{steps} steps" if steps is not None else "The plan is accepted")
+    elif status.failure is not None and status.failure.code == "InvalidData":
+        said["DataValid"] = ("False", status.failure.code, status.failure.message)
+    if published is not None and published.outcome == "Succeeded":
+        where = status.artifacts.uri if status.artifacts is not None else draft.wanted.output.uri
+        said["Published"] = ("True", "Published", f"The result is at {where}")
+    return "PlanAccepted" in said
+
+
+def _progress(draft: Draft, said: dict[str, Said]) -> None:
+    reading = draft.seen.progress
+    if draft.poll is None or reading is None or reading.pod_uid != draft.poll.uid or reading.problem is None:
+        return
+    said["ProgressUnknown"] = ("True", Reason.POLL_FAILED, reading.problem)
+
+
+def _condition(kind: str, said: Said, before: Condition | None, generation: int, now: float) -> Condition:
+    status, reason, message = said
+    since = stamp(now)
+    if before is not None and before.status == status:
+        since = before.last_transition_time
+    return Condition(
+        type=kind,
+        status=status,
+        reason=reason,
+        message=message[:_LONGEST],
+        observed_generation=generation,
+        last_transition_time=since,
+    )
+
+
+def _tell_problem(draft: Draft, situation: Situation) -> None:
+    """One Warning when a problem appears; its end is told by what happens next."""
+    if situation.problem and (draft.before.reason, draft.before.message) != (situation.reason, draft.status.message):
+        draft.say("Warning", Reason(situation.reason), "Wait", situation.message)
+    if situation.suspended and draft.before.phase not in ("Suspended", None):
+        draft.say("Normal", Reason.SUSPENDED, "Suspend", situation.message)
+    if draft.before.phase == "Suspended" and not situation.suspended and situation.phase not in ("Completed", "Failed"):
+        draft.say("Normal", Reason.RESUMED, "Resume", "The job goes on")
+
+
+def _count_gpu_seconds(draft: Draft) -> None:
+    """Add the time that has just ended. It is read from the condition itself, so that nothing is counted twice."""
+    before, status = draft.before, draft.status
+    was = _running(before)
+    if before.phase != "Training" or was is None or was.status != "True":
+        return
+    now = _running(status)
+    if now is not None and now.status == "True" and status.phase == "Training":
+        return
+    since = seconds_of(was.last_transition_time)
+    if since is not None and before.gpus:
+        status.gpu_seconds = (status.gpu_seconds or 0) + int(before.gpus * max(0.0, draft.now - since))
+
+
+def _running(status: FineTuneJobStatus) -> Condition | None:
+    return next((c for c in status.conditions or [] if c.type == "Running"), None)

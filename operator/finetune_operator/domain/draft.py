@@ -1,0 +1,159 @@
+"""A plan being drawn up, and the plan itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from finetune_api.effective import PlatformDefaults, resolve
+from finetune_api.finetunejob import Metadata
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.status import AttemptStatus, FineTuneJobStatus, Phase, Stage
+
+from finetune_operator.domain.observed import PodView, Read, Seen
+from finetune_operator.domain.reasons import Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Settings of the operator that a plan depends on."""
+
+    defaults: PlatformDefaults = field(default_factory=PlatformDefaults)
+    retry_delay: float = 10.0
+    """Seconds before the first retry."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """A merge patch of a Job. `patch_type` is always merge: only what differs is written."""
+
+    name: str
+    body: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """A child to delete, if it still is the object with this uid (None: whichever has the name)."""
+
+    kind: Literal["Job", "ConfigMap", "Service"]
+    name: str
+    uid: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """An event for people."""
+
+    type: Literal["Normal", "Warning"]
+    reason: Reason
+    action: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do now. `status` None: the job is not ours, or is going; write nothing.
+
+    `status_first`: the status must be written before anything is created, since it holds the verdict on the attempt before.
+    """
+
+    status: FineTuneJobStatus | None = None
+    status_first: bool = False
+    create: tuple[dict[str, Any], ...] = ()
+    patch: tuple[Patch, ...] = ()
+    delete: tuple[Delete, ...] = ()
+    notes: tuple[Note, ...] = ()
+    reads: frozenset[Read] = frozenset()
+    look_again: float | None = None
+    """Seconds until time alone may change the plan."""
+    poll: PodView | None = None
+    """The pod whose progress should be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """Where a job stands, in the words that conditions, phase and columns share."""
+
+    phase: Phase
+    reason: str
+    message: str
+    running: bool = False
+    """Every pod of the stage runs."""
+    problem: bool = False
+    """Somebody must mend something."""
+    suspended: bool = False
+    """Suspended, and no pod runs any more."""
+
+
+@dataclass(slots=True)
+class Draft:
+    """Policies fill it in one after the other. `status` is a copy; `before` is what the API server holds."""
+
+    seen: Seen
+    now: float
+    config: Config
+    status: FineTuneJobStatus
+    before: FineTuneJobStatus
+    spec: FineTuneJobSpec
+    situation: Situation | None = None
+    status_first: bool = False
+    create: list[dict[str, Any]] = field(default_factory=list)
+    patch: list[Patch] = field(default_factory=list)
+    delete: list[Delete] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
+    reads: set[Read] = field(default_factory=set)
+    poll: PodView | None = None
+    _look_again: float | None = None
+
+    @classmethod
+    def open(cls, seen: Seen, now: float, config: Config) -> Draft:
+        before = seen.job.status
+        status = before.model_copy(deep=True)
+        return cls(seen, now, config, status, before, seen.job.spec)
+
+    @property
+    def metadata(self) -> Metadata:
+        return self.seen.job.metadata
+
+    @property
+    def wanted(self) -> FineTuneJobSpec:
+        """The spec as the user wrote it: its switches (suspend, runToken ...) count at once."""
+        return self.seen.job.spec
+
+    @property
+    def run(self) -> str:
+        return self.status.run or ""
+
+    @property
+    def attempts(self) -> list[AttemptStatus]:
+        if self.status.attempts is None:
+            self.status.attempts = []
+        return self.status.attempts
+
+    def resolve(self) -> None:
+        """Decide every absent field, over the platform's defaults as they were when the job was accepted."""
+        defaults = PlatformDefaults.model_validate(self.status.defaults or {})
+        self.spec = resolve(self.wanted, defaults)
+
+    def pods_wanted(self, stage: Stage) -> int:
+        return self.spec.compute.nodes if stage == "train" else 1
+
+    def look_again(self, seconds: float) -> None:
+        seconds = max(0.0, seconds)
+        self._look_again = seconds if self._look_again is None else min(self._look_again, seconds)
+
+    def say(self, type: Literal["Normal", "Warning"], reason: Reason, action: str, text: str) -> None:
+        self.notes.append(Note(type, reason, action, text))
+
+    def close(self) -> Plan:
+        return Plan(
+            status=self.status,
+            status_first=self.status_first,
+            create=tuple(self.create),
+            patch=tuple(self.patch),
+            delete=tuple(self.delete),
+            notes=tuple(self.notes),
+            reads=frozenset(self.reads),
+            look_again=self._look_again,
+            poll=self.poll,
+        )

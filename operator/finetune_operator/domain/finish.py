@@ -1,0 +1,92 @@
+"""The end of a job and what comes after it: staying finished, cleaning up, running once more."""
+
+from __future__ import annotations
+
+from finetune_api.status import FailureStatus, FineTuneJobStatus
+
+from finetune_operator.domain.draft import Delete, Draft, Situation
+from finetune_operator.domain.names import run_of
+from finetune_operator.domain.reasons import Reason
+from finetune_operator.domain.times import human, seconds_of, stamp
+
+KEPT_ATTEMPTS = 3
+"""Jobs of a stage whose pods are kept for their logs."""
+
+
+def finished(status: FineTuneJobStatus) -> bool:
+    return status.phase in ("Completed", "Failed")
+
+
+def fail(draft: Draft, failure: FailureStatus) -> None:
+    """End the job: never retried, and nothing but a new runToken starts it again."""
+    draft.status.failure = failure
+    draft.status.completion_time = stamp(draft.now)
+    stage = f"in stage {failure.stage}, " if failure.stage else ""
+    message = f"{failure.message}. {failure.remedy}" if failure.remedy else failure.message
+    draft.situation = Situation("Failed", failure.code, message)
+    draft.say("Warning", Reason.FAILED, "Finish", f"Failed {stage}{failure.code}: {message}")
+
+
+def complete(draft: Draft) -> None:
+    """Every stage is done."""
+    status = draft.status
+    status.completion_time = stamp(draft.now)
+    started = seconds_of(status.start_time)
+    took = f" after {human(draft.now - started)}" if started is not None else ""
+    where = status.artifacts.uri if status.artifacts is not None else draft.wanted.output.uri
+    message = f"The result is at {where}"
+    draft.situation = Situation("Completed", Reason.COMPLETED, message)
+    draft.say("Normal", Reason.COMPLETED, "Finish", f"Completed{took}. {message}")
+
+
+def start_again(draft: Draft) -> None:
+    """A new runToken counts once the run before has ended; it does not cut a run short."""
+    status = draft.status
+    run = run_of(draft.metadata.uid, draft.wanted.run_token)
+    if not finished(status) or status.run == run:
+        return
+    draft.say(
+        "Normal",
+        Reason.RERUN,
+        "Start",
+        f"Run {run} begins, since spec.runToken changed; run {status.run} {status.phase}",
+    )
+    draft.status = FineTuneJobStatus()
+    # Nothing of the run before may be taken for this one's, whatever happens in between.
+    draft.status_first = True
+
+
+def stay_finished(draft: Draft) -> None:
+    """Deleting or expiring children never starts a finished job again."""
+    status = draft.status
+    if not finished(status) or status.phase is None:
+        return
+    draft.situation = Situation(status.phase, status.reason or "", status.message or "")
+
+
+def clean_up(draft: Draft) -> None:
+    """Children that nobody needs: of earlier runs, of old attempts, and all of them when a finished job's time is up."""
+    jobs = draft.seen.jobs.values()
+    current = {attempt.job for attempt in draft.attempts if attempt.outcome == "Running"}
+    if draft.situation is not None and draft.situation.phase in ("Completed", "Failed"):
+        ttl, ended = draft.wanted.ttl_seconds_after_finished, seconds_of(draft.status.completion_time)
+        if ttl is None or ended is None or not jobs:
+            return
+        left = ended + ttl - draft.now
+        # Nothing is deleted before the end stands in the status: a Job that is gone would be taken for evicted.
+        if left > 0 or not finished(draft.before):
+            draft.look_again(left)
+            return
+        stale = list(jobs)
+    else:
+        stale = [job for job in jobs if job.run != draft.run]
+        for stage in {job.stage for job in jobs}:
+            of_stage = sorted((j for j in jobs if j.stage == stage and j.run == draft.run), key=lambda j: j.attempt)
+            stale += [job for job in of_stage[:-KEPT_ATTEMPTS] if job.name not in current]
+    for job in stale:
+        if job.deleting:
+            continue
+        draft.delete.append(Delete("Job", job.name, job.uid))
+        draft.delete.append(Delete("ConfigMap", job.name))
+        if job.stage == "train":
+            draft.delete.append(Delete("Service", job.name))

@@ -1,0 +1,177 @@
+"""The attempt under way: watch it, judge it when it ends, and go on to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from finetune_api.status import AttemptStatus, Phase, Stage
+
+from finetune_operator.domain import begin, outcome
+from finetune_operator.domain.attempts import latest, stage_to_do
+from finetune_operator.domain.builders.job import digest
+from finetune_operator.domain.draft import Delete, Draft, Patch, Situation
+from finetune_operator.domain.finish import complete
+from finetune_operator.domain.names import ANNOTATION_HELD
+from finetune_operator.domain.observed import JobView, PodView
+from finetune_operator.domain.reasons import Reason
+from finetune_operator.domain.times import stamp
+from finetune_operator.domain.verdict import judge, node_lost, vanished
+from finetune_operator.domain.waiting import diagnose
+
+RUNNING: dict[Stage, tuple[Phase, Reason]] = {
+    "prepare": ("Preparing", Reason.PREPARING),
+    "train": ("Training", Reason.TRAINING),
+    "publish": ("Publishing", Reason.PUBLISHING),
+}
+_NODE_CHECK_S = 30.0
+_DELETING_LOOK_AGAIN_S = 5.0
+
+
+def follow(draft: Draft) -> None:
+    """Go through the stages until it is settled where the job stands."""
+    while draft.situation is None:
+        stage = stage_to_do(draft.attempts)
+        if stage is None:
+            complete(draft)
+            return
+        entry = latest(draft.attempts, stage)
+        if entry is None or entry.outcome != "Running":
+            begin.enter(draft, stage, entry)
+        else:
+            _under_way(draft, stage, entry)
+
+
+def _under_way(draft: Draft, stage: Stage, entry: AttemptStatus) -> None:
+    job = draft.seen.jobs.get(entry.job)
+    if job is None:
+        _without_job(draft, stage, entry)
+        return
+    pods = draft.seen.pods.get(job.uid, ())
+    if entry.started is None:
+        began = [t for pod in pods if (t := pod.running_since or (pod.ended and pod.ended.started))]
+        entry.started = stamp(min(began)) if began else None
+    outcome.read_stops(draft, entry, pods)
+    if job.complete is not None:
+        outcome.succeed(draft, stage, entry, job, pods)
+    elif job.failed is not None or (job.failing is not None and node_lost(pods, draft.now)):
+        if outcome.all_seen(draft, stage, job, pods):
+            outcome.record(draft, entry, judge(job, pods, stage, draft.pods_wanted(stage), draft.now))
+    elif job.failing is not None:
+        phase, _ = RUNNING[stage]
+        draft.situation = Situation(phase, Reason.RETRYING, f"Stage {stage} failed; its other pods are ending")
+        draft.look_again(_NODE_CHECK_S)
+    elif job.deleting:
+        draft.situation = Situation(
+            begin.PHASES[stage], Reason.RESUMING, f"Job {job.name} was deleted; waiting until it is gone"
+        )
+        draft.look_again(_DELETING_LOOK_AGAIN_S)
+    elif draft.wanted.suspend:
+        _suspend(draft, stage, entry, job, pods)
+    elif job.suspended:
+        _release(draft, stage, entry, job, pods)
+    else:
+        _run(draft, stage, entry, job, pods)
+
+
+def _without_job(draft: Draft, stage: Stage, entry: AttemptStatus) -> None:
+    if entry.started is not None:
+        outcome.record(draft, entry, vanished(stage, f"Job {entry.job}"))
+    elif draft.wanted.suspend:
+        begin.suspended(draft, stage, f"Suspended before stage {stage}")
+    else:
+        begin.create(draft, stage, entry)
+
+
+def _suspend(draft: Draft, stage: Stage, entry: AttemptStatus, job: JobView, pods: Sequence[PodView]) -> None:
+    """The pods are told to stop; they save a checkpoint and end with 5. A Job that somebody else queues is given back whole."""
+    live = [pod for pod in pods if not pod.over]
+    if job.managed_elsewhere:
+        draft.delete.append(Delete("Job", job.name, job.uid))
+        outcome.stop(draft, entry, Reason.SUSPENDED, "Given back to its queue, since the job is suspended")
+        return
+    if not job.suspended:
+        draft.patch.append(
+            Patch(job.name, {"metadata": {"annotations": {ANNOTATION_HELD: "true"}}, "spec": {"suspend": True}})
+        )
+    if job.suspended and not live:
+        step = draft.status.last_checkpoint.step if draft.status.last_checkpoint is not None else None
+        begin.suspended(
+            draft,
+            stage,
+            f"Suspended in stage {stage}" + (f" with a checkpoint of step {step}" if step is not None else ""),
+        )
+    else:
+        phase, _ = RUNNING[stage]
+        draft.situation = Situation(
+            phase, Reason.SUSPENDING, f"The pods of stage {stage} are stopping; a training saves a checkpoint first"
+        )
+
+
+def _release(draft: Draft, stage: Stage, entry: AttemptStatus, job: JobView, pods: Sequence[PodView]) -> None:
+    """Let a suspended Job run, if it is ours to release: never fight a queue or a person over it."""
+    phase = begin.PHASES[stage]
+    if job.managed_elsewhere or not job.held:
+        who = "its queue" if job.managed_elsewhere else "whoever suspended it"
+        draft.situation = Situation(
+            phase, Reason.HELD_ELSEWHERE, f"Job {job.name} is suspended; it goes on when {who} releases it"
+        )
+        return
+    if not any(not pod.over for pod in pods) and job.digest not in (None, digest(draft.spec, stage)):
+        _replace(draft, stage, entry, job)
+        return
+    draft.patch.append(
+        Patch(job.name, {"metadata": {"annotations": {ANNOTATION_HELD: None}}, "spec": {"suspend": False}})
+    )
+    begin.ensure(draft, stage, entry)
+    draft.situation = Situation(phase, Reason.STARTING, f"Waiting for the pods of stage {stage} to start")
+
+
+def _replace(draft: Draft, stage: Stage, entry: AttemptStatus, job: JobView) -> None:
+    """Settings changed while nothing of the attempt ran: the next attempt has the new ones."""
+    draft.delete.append(Delete("Job", job.name, job.uid))
+    draft.delete.append(Delete("ConfigMap", job.name))
+    if stage == "train":
+        draft.delete.append(Delete("Service", job.name))
+    outcome.stop(draft, entry, Reason.REPLACED, "Its settings changed before its pods ran")
+
+
+def _run(draft: Draft, stage: Stage, entry: AttemptStatus, job: JobView, pods: Sequence[PodView]) -> None:
+    wanted = draft.pods_wanted(stage)
+    live = [pod for pod in pods if not pod.over and pod.deletion_asked is None]
+    done = {pod.index for pod in pods if pod.phase == "Succeeded"}
+    running = {pod.index for pod in live if pod.running} | done
+    draft.poll = next((pod for pod in live if pod.index == 0 and pod.running), None)
+    phase, reason = RUNNING[stage]
+    if len(running) >= wanted:
+        draft.situation = Situation(phase, reason, _running_message(draft, stage), running=True)
+        return
+    begin.ensure(draft, stage, entry)
+    diagnosis = diagnose(draft.seen, job, live, len({pod.index for pod in live} | done) < wanted, draft.now)
+    draft.reads |= diagnosis.reads
+    if diagnosis.look_again is not None:
+        draft.look_again(diagnosis.look_again)
+    problem = diagnosis.problem
+    if problem is None:
+        stopped = any(pod.over and pod.phase == "Failed" for pod in pods)
+        text = f"Waiting for the pods of stage {stage} to start"
+        if stopped:
+            text = f"Pods of stage {stage} were stopped; it resumes{outcome.from_step(draft)}"
+        draft.situation = Situation(begin.PHASES[stage], Reason.RESUMING if stopped else Reason.STARTING, text)
+        return
+    if problem.reason == Reason.MISSING_CONFIG_MAP and entry.job in problem.message:
+        begin.ensure(draft, stage, entry, again=True)
+    if entry.started is None and job.digest not in (None, digest(draft.spec, stage)):
+        _replace(draft, stage, entry, job)
+        return
+    draft.situation = Situation(begin.PHASES[stage], problem.reason, problem.text, problem=True)
+
+
+def _running_message(draft: Draft, stage: Stage) -> str:
+    match stage:
+        case "prepare":
+            return "Reading and checking the data"
+        case "train":
+            nodes = draft.spec.compute.nodes
+            return f"Training on {nodes} node{'s' if nodes > 1 else ''}"
+        case "publish":
+            return "Publishing the result"

@@ -1,0 +1,268 @@
+"""What the plan sees: small records made from the API server's objects.
+
+Records are equal when nothing that a plan looks at differs, so an update that changes nothing wakes nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from finetune_api.contract import (
+    CONTAINER,
+    LABEL_ATTEMPT,
+    LABEL_RUN,
+    LABEL_STAGE,
+    Progress,
+    TerminationMessage,
+)
+from finetune_api.finetunejob import FineTuneJob
+
+from finetune_operator.domain.names import ANNOTATION_DIGEST, ANNOTATION_HELD
+from finetune_operator.domain.times import seconds_of
+
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
+JOB_CONTROLLER = "kubernetes.io/job-controller"
+
+Object = Mapping[str, Any]
+
+
+def controller_uid(body: Object) -> str | None:
+    """uid of the object that controls this one."""
+    for reference in body["metadata"].get("ownerReferences") or ():
+        if reference.get("controller"):
+            return str(reference["uid"])
+    return None
+
+
+def _condition(body: Object, kind: str) -> Mapping[str, Any] | None:
+    for condition in (body.get("status") or {}).get("conditions") or ():
+        if condition.get("type") == kind and condition.get("status") == "True":
+            found: Mapping[str, Any] = condition
+            return found
+    return None
+
+
+def _since(body: Object, kind: str) -> float | None:
+    condition = _condition(body, kind)
+    return None if condition is None else seconds_of(condition.get("lastTransitionTime")) or 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class JobView:
+    """A batch/v1 Job of ours. Times in seconds since 1970; `complete`, `failed` and `failing` say since when."""
+
+    name: str
+    uid: str
+    owner: str | None
+    run: str
+    stage: str
+    attempt: int
+    created: float
+    deleting: bool = False
+    suspended: bool = False
+    held: bool = False
+    managed_elsewhere: bool = False
+    digest: str | None = None
+    active: int = 0
+    complete: float | None = None
+    failed: float | None = None
+    failing: float | None = None
+    failure: str | None = None
+
+    @classmethod
+    def of(cls, body: Object) -> JobView:
+        metadata, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
+        labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
+        failed = _condition(body, "Failed") or _condition(body, "FailureTarget")
+        number = labels.get(LABEL_ATTEMPT, "")
+        return cls(
+            name=metadata["name"],
+            uid=metadata["uid"],
+            owner=controller_uid(body),
+            run=labels.get(LABEL_RUN, ""),
+            stage=labels.get(LABEL_STAGE, ""),
+            attempt=int(number) if number.isdigit() else 0,
+            created=seconds_of(metadata.get("creationTimestamp")) or 0.0,
+            deleting=metadata.get("deletionTimestamp") is not None,
+            suspended=bool(spec.get("suspend")),
+            held=ANNOTATION_HELD in annotations,
+            managed_elsewhere=QUEUE_LABEL in labels or spec.get("managedBy") not in (None, JOB_CONTROLLER),
+            digest=annotations.get(ANNOTATION_DIGEST),
+            active=status.get("active") or 0,
+            complete=_since(body, "Complete"),
+            failed=_since(body, "Failed"),
+            failing=_since(body, "FailureTarget"),
+            failure=None if failed is None else f"{failed.get('reason', '')}: {failed.get('message', '')}",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a pod's container ended. `text` is its termination message (or the end of its log)."""
+
+    exit_code: int
+    reason: str
+    text: str
+    started: float | None
+    finished: float | None
+
+    @property
+    def message(self) -> TerminationMessage | None:
+        return TerminationMessage.decode(self.text) if self.text else None
+
+
+@dataclass(frozen=True, slots=True)
+class PodView:
+    """A pod of one of our Jobs. Times in seconds since 1970."""
+
+    name: str
+    uid: str
+    job_uid: str | None
+    index: int
+    phase: str
+    created: float
+    node: str | None = None
+    ip: str | None = None
+    reason: str | None = None
+    text: str | None = None
+    deletion_asked: float | None = None
+    """When somebody asked for its deletion."""
+    deletion_due: float | None = None
+    """When its grace period ends."""
+    unschedulable: str | None = None
+    unschedulable_since: float | None = None
+    gated: bool = False
+    waiting: str | None = None
+    waiting_text: str | None = None
+    image: str | None = None
+    running_since: float | None = None
+    ended: Ended | None = None
+    disrupted: str | None = None
+
+    @property
+    def over(self) -> bool:
+        """Nothing of it runs any more."""
+        return self.phase in ("Succeeded", "Failed")
+
+    @property
+    def running(self) -> bool:
+        return self.running_since is not None and not self.over
+
+    @classmethod
+    def of(cls, body: Object) -> PodView:
+        metadata, status = body["metadata"], body.get("status") or {}
+        index = (metadata.get("labels") or {}).get(INDEX_LABEL, "0")
+        due = seconds_of(metadata.get("deletionTimestamp"))
+        grace = metadata.get("deletionGracePeriodSeconds") or 0
+        state, image = _container(status)
+        waiting, running, ended = state.get("waiting"), state.get("running"), state.get("terminated")
+        place: Mapping[str, Any] = next(
+            (c for c in status.get("conditions") or () if c.get("type") == "PodScheduled"), {}
+        )
+        unplaced = place.get("status") == "False"
+        disruption = _condition(body, "DisruptionTarget")
+        return cls(
+            name=metadata["name"],
+            uid=metadata["uid"],
+            job_uid=controller_uid(body),
+            index=int(index) if index.isdigit() else 0,
+            phase=status.get("phase") or "Pending",
+            created=seconds_of(metadata.get("creationTimestamp")) or 0.0,
+            node=(body.get("spec") or {}).get("nodeName"),
+            ip=status.get("podIP"),
+            reason=status.get("reason"),
+            text=status.get("message"),
+            deletion_asked=None if due is None else due - grace,
+            deletion_due=due,
+            unschedulable=place.get("message", "") if unplaced and place.get("reason") == "Unschedulable" else None,
+            unschedulable_since=seconds_of(place.get("lastTransitionTime")) if unplaced else None,
+            gated=unplaced and place.get("reason") == "SchedulingGated",
+            waiting=None if waiting is None else waiting.get("reason"),
+            waiting_text=None if waiting is None else waiting.get("message"),
+            image=image,
+            running_since=None if running is None else seconds_of(running.get("startedAt")) or 0.0,
+            ended=None
+            if ended is None
+            else Ended(
+                exit_code=ended.get("exitCode", -1),
+                reason=ended.get("reason") or "",
+                text=ended.get("message") or "",
+                started=seconds_of(ended.get("startedAt")),
+                finished=seconds_of(ended.get("finishedAt")),
+            ),
+            disrupted=None
+            if disruption is None
+            else f"{disruption.get('reason', '')}: {disruption.get('message', '')}".rstrip(": "),
+        )
+
+
+def _container(status: Object) -> tuple[Mapping[str, Any], str | None]:
+    """State and image of our container; other containers are somebody's webhook's."""
+    for container in status.get("containerStatuses") or ():
+        if container.get("name") == CONTAINER:
+            return container.get("state") or {}, container.get("image")
+    return {}, None
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimView:
+    """A PersistentVolumeClaim that was asked for. `found` None: this operator may not read claims."""
+
+    name: str
+    found: bool | None
+    access_modes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, body: Object) -> ClaimView:
+        modes = (body.get("spec") or {}).get("accessModes") or ()
+        return cls(name=body["metadata"]["name"], found=True, access_modes=tuple(modes))
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The API server did not take a child. `code` is the HTTP status."""
+
+    kind: str
+    name: str
+    code: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProgressReading:
+    """The last answer of rank 0's endpoint, or why there was none."""
+
+    pod_uid: str
+    progress: Progress | None
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """Something that the plan must know and the cache does not hold: a claim, or what was told about an object (events)."""
+
+    kind: Literal["claim", "warnings"]
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One job with everything around it, at one moment. `invalid` says why `job.spec` could not be read."""
+
+    job: FineTuneJob
+    invalid: str | None = None
+    jobs: Mapping[str, JobView] = field(default_factory=dict)
+    """Its Jobs by name."""
+    pods: Mapping[str, tuple[PodView, ...]] = field(default_factory=dict)
+    """Their pods by the Job's uid."""
+    known: frozenset[tuple[str, str]] = frozenset()
+    """(kind, name) of other children that are known to exist."""
+    claims: Mapping[str, ClaimView] = field(default_factory=dict)
+    warnings: Mapping[str, tuple[str, ...] | None] = field(default_factory=dict)
+    """Warnings about an object by its name, newest first; None: this operator may not read events."""
+    refusals: Mapping[str, Refusal] = field(default_factory=dict)
+    """Children that were refused, by name."""
+    progress: ProgressReading | None = None

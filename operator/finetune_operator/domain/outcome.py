@@ -1,0 +1,162 @@
+"""How an attempt ended, written into the book and the status. Whatever is written here is written before anything follows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from finetune_api.contract import TerminationMessage
+from finetune_api.status import AttemptStatus, CheckpointStatus, FailureStatus, Stage
+
+from finetune_operator.domain.draft import Draft, Situation
+from finetune_operator.domain.finish import fail
+from finetune_operator.domain.observed import JobView, PodView
+from finetune_operator.domain.reasons import Reason
+from finetune_operator.domain.times import human, seconds_of, stamp
+from finetune_operator.domain.verdict import Verdict
+
+SETTLE_S = 5.0
+"""A Job's end may be seen before the ends of its pods. How long they are waited for."""
+CHECKPOINTS_SHOWN = 10
+
+
+def read_stops(draft: Draft, entry: AttemptStatus, pods: Sequence[PodView]) -> None:
+    """What pods that ended have said of steps and checkpoints."""
+    for pod in pods:
+        message = pod.ended.message if pod.ended is not None else None
+        if message is not None:
+            take_steps(draft, entry, message.step, message.resumed_from_step, message.last_checkpoint)
+
+
+def take_steps(
+    draft: Draft,
+    entry: AttemptStatus,
+    step: int | None,
+    resumed_from: int | None,
+    checkpoint: CheckpointStatus | None,
+) -> None:
+    if step is not None:
+        entry.last_step = max(step, entry.last_step or 0)
+    if resumed_from is not None:
+        entry.resumed_from_step = max(resumed_from, entry.resumed_from_step or 0)
+    if checkpoint is None:
+        return
+    status = draft.status
+    known = {c.step: c for c in status.checkpoints or []}
+    known[checkpoint.step] = checkpoint
+    shown = min(CHECKPOINTS_SHOWN, draft.spec.checkpoint.keep + 1)
+    status.checkpoints = [known[step] for step in sorted(known)][-shown:]
+    status.last_checkpoint = status.checkpoints[-1]
+
+
+def from_step(draft: Draft) -> str:
+    """' from step 40', when there is a checkpoint."""
+    checkpoint = draft.status.last_checkpoint
+    return f" from step {checkpoint.step}" if checkpoint is not None else ""
+
+
+def all_seen(draft: Draft, stage: Stage, job: JobView, pods: Sequence[PodView]) -> bool:
+    """Whether the ends of the pods are known too; if not, another look follows soon."""
+    since = job.failed or job.failing or 0.0
+    if any(pod.ended is not None or pod.phase == "Failed" for pod in pods) and all(pod.over for pod in pods):
+        return True
+    if 0 <= draft.now - since < SETTLE_S:
+        _wait(draft, stage)
+        return False
+    return True
+
+
+def _wait(draft: Draft, stage: Stage) -> None:
+    before = draft.before
+    draft.situation = Situation(
+        before.phase or "Pending",
+        before.reason or Reason.STARTING,
+        before.message or f"Stage {stage} ends",
+        running=any(c.type == "Running" and c.status == "True" for c in before.conditions or []),
+    )
+    draft.look_again(1.0)
+
+
+def succeed(draft: Draft, stage: Stage, entry: AttemptStatus, job: JobView, pods: Sequence[PodView]) -> None:
+    """The stage is done and never runs again."""
+    messages = {p.index: p.ended.message for p in pods if p.ended is not None and p.ended.exit_code == 0}
+    message = messages.get(0)
+    if message is None and job.complete is not None and 0 <= draft.now - job.complete < SETTLE_S:
+        _wait(draft, stage)
+        return
+    _close(draft, entry, "Succeeded")
+    if message is not None:
+        _take_results(draft, message)
+    took = _took(entry)
+    draft.say("Normal", Reason.STAGE_DONE, "Finish", f"Stage {stage} is done{took}{_result(draft, stage)}")
+
+
+def _take_results(draft: Draft, message: TerminationMessage) -> None:
+    status = draft.status
+    status.data = message.data or status.data
+    status.plan = message.plan or status.plan
+    status.evaluation = message.evaluation or status.evaluation
+    status.artifacts = message.artifacts or status.artifacts
+    if message.stage == "train" and status.progress is not None:
+        progress = status.progress
+        progress.loss = message.metrics.get("loss", progress.loss)
+        progress.eval_loss = message.metrics.get("eval_loss", progress.eval_loss)
+        progress.step = message.step if message.step is not None else progress.step
+
+
+def _result(draft: Draft, stage: Stage) -> str:
+    status = draft.status
+    if stage == "prepare" and status.data is not None and status.data.train_rows is not None:
+        steps = f", {status.plan.steps} steps" if status.plan is not None and status.plan.steps is not None else ""
+        return f": {status.data.train_rows} rows to train on{steps}"
+    return ""
+
+
+def _took(entry: AttemptStatus) -> str:
+    start, end = seconds_of(entry.started), seconds_of(entry.finished)
+    return f" after {human(end - start)}" if start is not None and end is not None else ""
+
+
+def record(draft: Draft, entry: AttemptStatus, verdict: Verdict) -> None:
+    """Write the verdict down. An attempt that may be repeated is, within its budget."""
+    failure = verdict.failure
+    entry.reason, entry.message = failure.code, failure.message[:1000]
+    if verdict.last_step is not None:
+        entry.last_step = max(verdict.last_step, entry.last_step or 0)
+    _close(draft, entry, "Evicted" if verdict.kind == "evicted" else "Failed")
+    if verdict.kind == "fatal":
+        fail(draft, failure)
+        return
+    if verdict.kind == "evicted":
+        draft.say(
+            "Warning", Reason.EVICTED, "Resume", f"{failure.message}. Stage {entry.stage} goes on{from_step(draft)}"
+        )
+        return
+    failures = (draft.status.infra_failures or 0) + 1
+    draft.status.infra_failures = failures
+    allowed = draft.wanted.retry.infra
+    if failures > allowed:
+        fail(draft, _exhausted(failure, failures, allowed))
+        return
+    draft.say(
+        "Warning",
+        Reason.ATTEMPT_FAILED,
+        "Retry",
+        f"{failure.message}. Failure {failures} of the {allowed} that spec.retry.infra allows; stage {entry.stage} is tried again",
+    )
+
+
+def _exhausted(failure: FailureStatus, failures: int, allowed: int) -> FailureStatus:
+    tried = f"spec.retry.infra {allowed} is used up" if allowed else "spec.retry.infra is 0"
+    return failure.model_copy(update={"message": f"{failure.message} (failure {failures}; {tried})", "retriable": True})
+
+
+def stop(draft: Draft, entry: AttemptStatus, reason: Reason, message: str) -> None:
+    """Ended by this operator; the next attempt has nothing to wait for."""
+    entry.reason, entry.message = reason, message
+    _close(draft, entry, "Stopped")
+
+
+def _close(draft: Draft, entry: AttemptStatus, how: str) -> None:
+    entry.outcome = how  # type: ignore[assignment]
+    entry.finished = stamp(draft.now)
+    draft.status_first = True

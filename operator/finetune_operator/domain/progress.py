@@ -1,0 +1,71 @@
+"""How far the running stage is, from what its rank 0 said last. What it says is not trusted, only shown."""
+
+from __future__ import annotations
+
+import math
+
+from finetune_api.contract import Progress
+from finetune_api.status import ProgressStatus
+
+from finetune_operator.domain.attempts import running
+from finetune_operator.domain.draft import Draft
+from finetune_operator.domain.outcome import take_steps
+from finetune_operator.domain.times import human
+
+_LIMIT = 2**53
+
+
+def show(draft: Draft) -> None:
+    """Fill status.progress. A new stage begins at nothing, but keeps the losses of the training."""
+    situation, status = draft.situation, draft.status
+    if situation is not None and situation.phase == "Completed":
+        shown = status.progress or ProgressStatus()
+        shown.percent, shown.eta, shown.eta_seconds, shown.tokens_per_second = 100, None, None, None
+        shown.summary = _summary(100, shown.step, shown.total_steps)
+        status.progress = shown
+        return
+    entry = running(draft.attempts)
+    if entry is None:
+        if status.progress is not None:
+            status.progress.eta = status.progress.eta_seconds = None
+        return
+    shown = status.progress or ProgressStatus()
+    if shown.stage != entry.stage:
+        shown = ProgressStatus(stage=entry.stage)
+        if entry.stage == "publish" and status.progress is not None:
+            before = status.progress
+            shown.step, shown.total_steps, shown.epoch = before.step, before.total_steps, before.epoch
+            shown.loss, shown.eval_loss = before.loss, before.eval_loss
+        status.progress = shown
+    reading = draft.seen.progress
+    if draft.poll is None or reading is None or reading.pod_uid != draft.poll.uid or reading.progress is None:
+        return
+    told = reading.progress
+    take_steps(draft, entry, told.step if told.stage == "train" else None, told.resumed_from_step, told.last_checkpoint)
+    _take(shown, told)
+
+
+def _take(shown: ProgressStatus, told: Progress) -> None:
+    shown.percent = math.floor(told.percent)
+    if told.stage in ("train", "prepare"):
+        shown.step, shown.total_steps = min(told.step, _LIMIT), min(told.total_steps, _LIMIT) or None
+        shown.epoch = _number(told.epoch, 3)
+        shown.loss = _number(told.loss, 5)
+        shown.eval_loss = _number(told.eval_loss, 5)
+        shown.tokens_per_second = _number(told.tokens_per_second, 1)
+    eta = _number(told.eta_seconds, 0)
+    shown.eta_seconds = None if eta is None else int(min(max(eta, 0), 10 * 365 * 86400))
+    shown.eta = None if shown.eta_seconds is None else human(shown.eta_seconds)
+    step, total = (told.step, told.total_steps) if told.stage != "publish" else (None, None)
+    shown.summary = _summary(shown.percent, step, total) + ("" if told.stage == shown.stage else f" {told.stage}")
+
+
+def _number(value: float | None, digits: int) -> float | None:
+    """None for what JSON cannot say (NaN, infinity) and nobody would believe."""
+    if value is None or not math.isfinite(value) or abs(value) > _LIMIT:
+        return None
+    return round(value, digits)
+
+
+def _summary(percent: int, step: int | None, total: int | None) -> str:
+    return f"{percent}%" + (f" {step}/{total}" if step is not None and total else "")

@@ -1,0 +1,1 @@
+"""Where events come in: kopf's watches and the HTTP probes."""

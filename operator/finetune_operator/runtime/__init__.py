@@ -1,0 +1,1 @@
+"""Everything that touches the API server: client, cache, queue, reconciler, poller, recorder."""

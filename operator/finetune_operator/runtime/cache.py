@@ -1,0 +1,240 @@
+"""What we know of the cluster: FineTuneJobs, their Jobs and pods, as last seen by a watch, a list or an answer.
+
+An object only moves forward: what is older than what we hold is ignored, so an answer to our own write and the watch's echo
+of the write before cannot cross. A deleted uid does not come back. `observe` and `forget` say whose plan may change.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from finetune_api.contract import LABEL_JOB
+from finetune_api.errors import sentences
+from finetune_api.finetunejob import FineTuneJob, Metadata
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.status import FineTuneJobStatus
+from pydantic import ValidationError
+
+from finetune_operator.domain.observed import JobView, PodView, Seen
+from finetune_operator.runtime.facts import Facts
+from finetune_operator.runtime.queue import Key
+
+Object = dict[str, Any]
+
+_TOMBSTONE_S = 600.0
+
+
+@dataclass(slots=True)
+class Held:
+    """An object as we hold it: enough to tell older from newer."""
+
+    uid: str
+    version: int
+    key: Key
+    owner: str
+    """uid of what it is filed under: a pod's Job, a Job's FineTuneJob."""
+
+
+@dataclass(slots=True)
+class HeldJob:
+    """A FineTuneJob. `body` is the API server's; `spec` is parsed once a generation."""
+
+    body: Object
+    version: int
+    facts: Facts = field(default_factory=Facts)
+    spec: FineTuneJobSpec | None = None
+    invalid: str | None = None
+    generation: int = -1
+
+    @property
+    def uid(self) -> str:
+        uid: str = self.body["metadata"]["uid"]
+        return uid
+
+    @property
+    def status(self) -> Object:
+        return self.body.get("status") or {}
+
+
+class Cache:
+    """For one event loop; not for threads."""
+
+    def __init__(self) -> None:
+        self._finetunejobs: dict[Key, HeldJob] = {}
+        self._jobs: dict[str, dict[str, JobView]] = {}  # by owner's uid, by name
+        self._pods: dict[str, dict[str, PodView]] = {}  # by Job's uid, by name
+        self._held: dict[tuple[str, str, str], Held] = {}  # (kind, namespace, name) of Jobs and pods
+        self._tombs: dict[str, float] = {}
+
+    # What happens in the cluster.
+
+    def observe(self, kind: str, body: Object) -> Key | None:
+        """Take in an object. Returns the job whose plan may change by it; None when nothing did."""
+        metadata = body["metadata"]
+        if metadata["uid"] in self._tombs:
+            return None
+        if kind == "FineTuneJob":
+            return self._observe_finetunejob(body)
+        place = (kind, metadata["namespace"], metadata["name"])
+        held = self._held.get(place)
+        version = _version(body)
+        if held is not None and held.uid == metadata["uid"] and version <= held.version:
+            return None
+        if held is not None and held.uid != metadata["uid"]:
+            self._drop(place)
+        view: JobView | PodView = JobView.of(body) if kind == "Job" else PodView.of(body)
+        owner = view.owner if isinstance(view, JobView) else view.job_uid
+        if owner is None:
+            return None
+        key = (metadata["namespace"], (metadata.get("labels") or {}).get(LABEL_JOB, ""))
+        self._held[place] = Held(view.uid, version, key, owner)
+        shelf: dict[str, Any] = (self._jobs if kind == "Job" else self._pods).setdefault(owner, {})
+        before = shelf.get(view.name)
+        shelf[view.name] = view
+        return key if before != view else None
+
+    def forget(self, kind: str, namespace: str, name: str, uid: str) -> Key | None:
+        """Take an object out for good."""
+        self._bury(uid)
+        if kind == "FineTuneJob":
+            held = self._finetunejobs.get((namespace, name))
+            if held is None or held.uid != uid:
+                return None
+            del self._finetunejobs[namespace, name]
+            return (namespace, name)
+        place = (kind, namespace, name)
+        known = self._held.get(place)
+        if known is None or known.uid != uid:
+            return None
+        self._drop(place)
+        return known.key
+
+    # What a plan looks at.
+
+    def finetunejob(self, key: Key) -> HeldJob | None:
+        return self._finetunejobs.get(key)
+
+    def look(self, key: Key) -> Seen | None:
+        """The job and everything around it; None when there is no such job."""
+        held = self._finetunejobs.get(key)
+        if held is None:
+            return None
+        self._parse_spec(held)
+        assert held.spec is not None
+        job = FineTuneJob.model_construct(
+            metadata=Metadata.model_validate(held.body["metadata"]), spec=held.spec, status=read_status(held.status)
+        )
+        jobs = self._jobs.get(held.uid, {})
+        facts = held.facts
+        return Seen(
+            job=job,
+            invalid=held.invalid,
+            jobs=dict(jobs),
+            pods={j.uid: tuple(self._pods[j.uid].values()) for j in jobs.values() if j.uid in self._pods},
+            known=frozenset(facts.known),
+            claims=dict(facts.claims),
+            warnings=dict(facts.warnings),
+            refusals=dict(facts.refusals),
+            progress=facts.progress,
+        )
+
+    def names(self) -> list[Key]:
+        return list(self._finetunejobs)
+
+    def holdings(self, kind: str) -> Iterator[tuple[str, str, str, int]]:
+        """(namespace, name, uid, version) of everything of a kind."""
+        if kind == "FineTuneJob":
+            for (namespace, name), job in list(self._finetunejobs.items()):
+                yield namespace, name, job.uid, job.version
+            return
+        for (of_kind, namespace, name), held in list(self._held.items()):
+            if of_kind == kind:
+                yield namespace, name, held.uid, held.version
+
+    def version(self, kind: str, namespace: str, name: str, uid: str) -> int:
+        """The version we hold; -1 for none, and the highest there is for what was deleted."""
+        if uid in self._tombs:
+            return 2**63
+        if kind == "FineTuneJob":
+            job = self._finetunejobs.get((namespace, name))
+            return job.version if job is not None and job.uid == uid else -1
+        held = self._held.get((kind, namespace, name))
+        return held.version if held is not None and held.uid == uid else -1
+
+    def phases(self) -> Counter[str]:
+        return Counter(job.status.get("phase") or "Pending" for job in self._finetunejobs.values())
+
+    def gpus(self) -> int:
+        """GPUs of jobs whose training pods run."""
+        return sum(
+            job.status.get("gpus") or 0 for job in self._finetunejobs.values() if job.status.get("phase") == "Training"
+        )
+
+    # Within.
+
+    def _observe_finetunejob(self, body: Object) -> Key | None:
+        metadata = body["metadata"]
+        key = (metadata["namespace"], metadata["name"])
+        version = _version(body)
+        held = self._finetunejobs.get(key)
+        if held is None or held.uid != metadata["uid"]:
+            if held is not None:
+                self._bury(held.uid)
+            self._finetunejobs[key] = HeldJob(body, version)
+            return key
+        if version <= held.version:
+            return None
+        held.body, held.version = body, version
+        return key
+
+    def _drop(self, place: tuple[str, str, str]) -> None:
+        kind, _, name = place
+        held = self._held.pop(place)
+        shelves: dict[str, dict[str, Any]] = self._jobs if kind == "Job" else self._pods
+        shelf = shelves.get(held.owner, {})
+        shelf.pop(name, None)
+        if not shelf:
+            shelves.pop(held.owner, None)
+
+    def _bury(self, uid: str) -> None:
+        now = time.monotonic()
+        self._tombs[uid] = now
+        # Oldest first: a dict keeps the order of insertion.
+        while (oldest := next(iter(self._tombs))) is not None and now - self._tombs[oldest] > _TOMBSTONE_S:
+            del self._tombs[oldest]
+
+    def _parse_spec(self, held: HeldJob) -> None:
+        generation = held.body["metadata"].get("generation", 0)
+        if held.spec is not None and held.generation == generation:
+            return
+        held.generation, held.invalid = generation, None
+        raw = held.body.get("spec") or {}
+        try:
+            held.spec = FineTuneJobSpec.model_validate(raw)
+        except ValidationError as error:
+            held.invalid = "; ".join(f"spec.{text}" for text in sentences(error, FineTuneJobSpec)[:5])
+            switches = {
+                name: raw[alias]
+                for name, alias in (("managed_by", "managedBy"), ("run_token", "runToken"), ("ready_when", "readyWhen"))
+                if isinstance(raw.get(alias), str)
+            }
+            held.spec = FineTuneJobSpec.model_construct(**switches)
+
+
+def read_status(raw: Object) -> FineTuneJobStatus:
+    """A status that may have been written by another version of us: what cannot be read is left out."""
+    try:
+        return FineTuneJobStatus.model_validate(raw)
+    except ValidationError as error:
+        bad = {str(item["loc"][0]) for item in error.errors(include_url=False) if item["loc"]}
+        return FineTuneJobStatus.model_validate({name: value for name, value in raw.items() if name not in bad})
+
+
+def _version(body: Object) -> int:
+    """Versions of one object can be compared as numbers (Kubernetes 1.35 made that a promise; etcd always kept it)."""
+    version = body["metadata"].get("resourceVersion", "0")
+    return int(version) if version.isdigit() else 0

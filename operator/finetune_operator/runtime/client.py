@@ -1,0 +1,152 @@
+"""A thin client of the API server: one request a call, no retries. Who retries is the work queue."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+
+from finetune_operator.runtime.connection import Connection
+from finetune_operator.runtime.errors import ApiError, Unreachable
+from finetune_operator.runtime.resources import Resource
+from finetune_operator.telemetry import metrics
+
+Object = dict[str, Any]
+
+FIELD_MANAGER = "finetune-operator"
+MERGE_PATCH = "application/merge-patch+json"
+METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+_IN_FLIGHT = 64
+_PAGE = 500
+_LONGEST_PAUSE_S = 60.0
+
+
+class Client:
+    """Requests wait while the API server asks for peace (Retry-After), all of them, whichever job they are for."""
+
+    def __init__(self, connection: Connection, *, timeout: float = 30.0) -> None:
+        self._connection = connection
+        self._session = connection.session(_IN_FLIGHT)
+        self._timeout = aiohttp.ClientTimeout(total=timeout, sock_connect=5)
+        self._quiet_until = 0.0
+
+    async def close(self) -> None:
+        await self._session.close()
+
+    async def get(self, resource: Resource, namespace: str, name: str) -> Object | None:
+        """The object, or None where there is none."""
+        try:
+            return await self._request("GET", resource.path(namespace, name))
+        except ApiError as error:
+            if error.code == 404:
+                return None
+            raise
+
+    async def served(self, resource: Resource) -> bool:
+        """Whether the API server knows the kind."""
+        try:
+            found = await self._request("GET", f"/apis/{resource.group}/{resource.version}")
+        except ApiError as error:
+            if error.code == 404:
+                return False
+            raise
+        return any(item["name"] == resource.plural for item in found["resources"])
+
+    async def pages(
+        self,
+        resource: Resource,
+        namespace: str | None,
+        *,
+        metadata_only: bool = False,
+        query: dict[str, str] | None = None,
+    ) -> AsyncIterator[list[Object]]:
+        """Every object of a kind that concerns us, a page at a time."""
+        parameters = {"limit": str(_PAGE), **(query or {})}
+        if resource.selector:
+            parameters["labelSelector"] = resource.selector
+        accept = METADATA_ONLY if metadata_only else "application/json"
+        while True:
+            page = await self._request("GET", resource.path(namespace), query=parameters, accept=accept)
+            yield page["items"]
+            following = page["metadata"].get("continue")
+            if not following:
+                return
+            parameters["continue"] = following
+
+    async def create(self, resource: Resource, body: Object) -> Object:
+        namespace = body["metadata"]["namespace"]
+        return await self._request("POST", resource.path(namespace), body, query={"fieldManager": FIELD_MANAGER})
+
+    async def merge(
+        self, resource: Resource, namespace: str, name: str, change: Object, subresource: str = ""
+    ) -> Object:
+        path = resource.path(namespace, name, subresource)
+        return await self._request(
+            "PATCH", path, change, query={"fieldManager": FIELD_MANAGER}, content_type=MERGE_PATCH
+        )
+
+    async def delete(self, resource: Resource, namespace: str, name: str, uid: str | None = None) -> Object | None:
+        """None when it was gone already, or is another one by now. Without a policy a Job would leave its pods behind."""
+        options: Object = {"propagationPolicy": "Background"}
+        if uid is not None:
+            options["preconditions"] = {"uid": uid}
+        try:
+            return await self._request("DELETE", resource.path(namespace, name), options)
+        except ApiError as error:
+            if error.code in (404, 409):
+                return None
+            raise
+
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        body: Object | None = None,
+        *,
+        query: dict[str, str] | None = None,
+        content_type: str = "application/json",
+        accept: str = "application/json",
+    ) -> Object:
+        loop = asyncio.get_running_loop()
+        if (pause := self._quiet_until - loop.time()) > 0:
+            await asyncio.sleep(pause)
+        began, code = loop.time(), "<error>"
+        headers = {"Accept": accept} | ({"Content-Type": content_type} if body is not None else {})
+        data = None if body is None else json.dumps(body, separators=(",", ":")).encode()
+        try:
+            async with self._session.request(
+                method,
+                self._connection.server + path,
+                params=query,
+                data=data,
+                headers=headers,
+                timeout=self._timeout,
+                allow_redirects=False,
+            ) as response:
+                code = str(response.status)
+                content = await response.read()
+                if response.status >= 300:
+                    raise self._error(response, content)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise Unreachable(f"{method} {path}: {type(error).__name__} {error}".rstrip()) from error
+        finally:
+            metrics.requests.labels(code, method, self._connection.host).inc()
+            metrics.request_seconds.labels(method, self._connection.host).observe(loop.time() - began)
+        found: Object = json.loads(content)
+        return found
+
+    def _error(self, response: aiohttp.ClientResponse, content: bytes) -> ApiError:
+        try:
+            status = json.loads(content)
+            reason, message = str(status.get("reason", "")), str(status.get("message", ""))
+        except (ValueError, AttributeError):
+            reason, message = response.reason or "", content[:200].decode(errors="replace")
+        seconds = response.headers.get("Retry-After", "")
+        wait = float(seconds) if seconds.isdigit() else None
+        if response.status in (429, 503):
+            pause = min(wait if wait is not None else 1.0, _LONGEST_PAUSE_S)
+            self._quiet_until = max(self._quiet_until, asyncio.get_running_loop().time() + pause)
+        return ApiError(response.status, reason, message, wait)

@@ -1,0 +1,41 @@
+"""What is known of a job beside the objects that are watched. Lost at a restart, and found again when it is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from finetune_operator.domain.observed import ClaimView, ProgressReading, Refusal
+
+FRESH_S = 10.0
+"""For how long an answer to a read counts."""
+
+
+@dataclass(slots=True)
+class Facts:
+    """Of one job."""
+
+    known: set[tuple[str, str]] = field(default_factory=set)
+    claims: dict[str, ClaimView] = field(default_factory=dict)
+    warnings: dict[str, tuple[str, ...] | None] = field(default_factory=dict)
+    refusals: dict[str, Refusal] = field(default_factory=dict)
+    progress: ProgressReading | None = None
+    _read_at: dict[str, float] = field(default_factory=dict)
+
+    def read(self, name: str, now: float) -> None:
+        self._read_at[name] = now
+
+    def drop_stale(self, now: float) -> None:
+        """Forget answers that are old: what a person has mended must be seen."""
+        for name, at in list(self._read_at.items()):
+            if now - at > FRESH_S:
+                del self._read_at[name]
+                self.claims.pop(name, None)
+                self.warnings.pop(name, None)
+
+    def exists(self, kind: str, name: str) -> None:
+        self.known.add((kind, name))
+        self.refusals.pop(name, None)
+
+    def gone(self, items: Iterable[tuple[str, str]]) -> None:
+        self.known.difference_update(items)

@@ -1,0 +1,122 @@
+"""Events for people (`kubectl describe`), in events.k8s.io/v1: written in the background, never twice, never in floods."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import socket
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from finetune_api import API_VERSION, KIND
+
+from finetune_operator.domain.draft import Note
+from finetune_operator.domain.times import micro_stamp
+from finetune_operator.runtime.client import Client
+from finetune_operator.runtime.errors import ApiError, Unreachable
+from finetune_operator.runtime.resources import EVENT
+from finetune_operator.telemetry import metrics
+
+logger = logging.getLogger(__name__)
+
+REPORTER = "finetune.dev/operator"
+_BURST = 25
+_REFILL_S = 300.0
+_SAME_S = 600.0
+_LONGEST_NOTE = 1024
+_WAITING = 10_000
+
+
+@dataclass(slots=True)
+class _Bucket:
+    tokens: float
+    at: float
+
+
+class Recorder:
+    """As client-go's correlator: 25 events an object at once, then one every 5 minutes; the same one again after 10 minutes."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._queue: asyncio.Queue[tuple[dict[str, Any], Note, float]] = asyncio.Queue(_WAITING)
+        self._buckets: dict[str, _Bucket] = {}
+        self._said: dict[str, float] = {}
+        self._instance = socket.gethostname()[:128]
+
+    def say(self, metadata: dict[str, Any], note: Note, now: float) -> None:
+        """Tell of a job. `now` in seconds since 1970."""
+        same = hashlib.sha256(f"{metadata['uid']}\0{note.reason}\0{note.text}".encode()).hexdigest()[:16]
+        if now - self._said.get(same, float("-inf")) < _SAME_S:
+            metrics.events_dropped.labels("repeated").inc()
+            return
+        if not self._allowed(metadata["uid"]):
+            metrics.events_dropped.labels("limited").inc()
+            return
+        self._said[same] = now
+        try:
+            self._queue.put_nowait((metadata, note, now))
+        except asyncio.QueueFull:
+            metrics.events_dropped.labels("full").inc()
+
+    async def run(self) -> None:
+        """Write what is said, for ever."""
+        while True:
+            metadata, note, now = await self._queue.get()
+            try:
+                await self._client.create(EVENT, self._body(metadata, note, now))
+            except (ApiError, Unreachable) as error:
+                # Namespaces that are going take none, and an event is not worth a second try.
+                metrics.events_dropped.labels("refused").inc()
+                logger.info("event not written", extra={"reason": note.reason, "error": str(error)})
+            finally:
+                self._queue.task_done()
+            self._tidy(time.time())
+
+    async def flush(self, seconds: float) -> None:
+        """Wait for what was said to be written, for at most so long."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._queue.join()
+        except TimeoutError:
+            pass
+
+    def _body(self, metadata: dict[str, Any], note: Note, now: float) -> dict[str, Any]:
+        return {
+            "apiVersion": "events.k8s.io/v1",
+            "kind": "Event",
+            "metadata": {"generateName": f"{metadata['name']}.", "namespace": metadata["namespace"]},
+            "eventTime": micro_stamp(now),
+            "reportingController": REPORTER,
+            "reportingInstance": self._instance,
+            "type": note.type,
+            "reason": str(note.reason),
+            "action": note.action,
+            "note": note.text if len(note.text) <= _LONGEST_NOTE else note.text[: _LONGEST_NOTE - 1] + "…",
+            "regarding": {
+                "apiVersion": API_VERSION,
+                "kind": KIND,
+                "name": metadata["name"],
+                "namespace": metadata["namespace"],
+                "uid": metadata["uid"],
+                "resourceVersion": metadata["resourceVersion"],
+            },
+        }
+
+    def _allowed(self, uid: str) -> bool:
+        now = time.monotonic()
+        bucket = self._buckets.setdefault(uid, _Bucket(_BURST, now))
+        bucket.tokens = min(_BURST, bucket.tokens + (now - bucket.at) / _REFILL_S)
+        bucket.at = now
+        if bucket.tokens < 1:
+            return False
+        bucket.tokens -= 1
+        return True
+
+    def _tidy(self, now: float) -> None:
+        if len(self._said) > 1000:
+            self._said = {same: at for same, at in self._said.items() if now - at < _SAME_S}
+        if len(self._buckets) > 1000:
+            fresh = time.monotonic() - _BURST * _REFILL_S
+            self._buckets = {uid: bucket for uid, bucket in self._buckets.items() if bucket.at > fresh}

@@ -1,0 +1,166 @@
+"""A control plane shared by the tests of one run: a real API server, real controllers and a real scheduler, nodes that are
+plain objects. FINETUNE_TEST_KUBECONFIG names one that runs already."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import urllib3
+import yaml
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+FTJ = "/apis/finetune.dev/v1alpha1"
+NODE = "test-node"
+MERGE, APPLY = "application/merge-patch+json", "application/apply-patch+yaml"
+
+
+class Refused(Exception):
+    """The API server's answer was an error."""
+
+    def __init__(self, code: int, body: dict[str, Any]) -> None:
+        super().__init__(f"{code}: {body.get('message')}")
+        self.code, self.message, self.body = code, str(body.get("message")), body
+
+
+class Api:
+    """The API server as an administrator sees it, in plain JSON."""
+
+    def __init__(self, kubeconfig: Path) -> None:
+        config = yaml.safe_load(kubeconfig.read_text())
+        cluster = config["clusters"][0]["cluster"]
+        self.server: str = cluster["server"]
+        self.token: str = config["users"][0]["user"]["token"]
+        self.ca = base64.b64decode(cluster["certificate-authority-data"]).decode()
+        self.kubeconfig = kubeconfig
+        self._pool = urllib3.PoolManager(maxsize=16, ca_cert_data=self.ca)
+
+    def call(
+        self, method: str, path: str, body: Any = None, content_type: str = "application/json", **query: str
+    ) -> Any:
+        answer = self._pool.request(
+            method,
+            self.server + path,
+            fields=None,
+            body=None if body is None else json.dumps(body),
+            headers={"Authorization": f"Bearer {self.token}", "Content-Type": content_type},
+            timeout=30,
+        ) if not query else self._pool.request(
+            method,
+            self.server + path + "?" + "&".join(f"{name}={value}" for name, value in query.items()),
+            body=None if body is None else json.dumps(body),
+            headers={"Authorization": f"Bearer {self.token}", "Content-Type": content_type},
+            timeout=30,
+        )
+        found = json.loads(answer.data) if answer.data[:1] == b"{" else answer.data.decode()
+        if answer.status >= 300:
+            raise Refused(answer.status, found if isinstance(found, dict) else {"message": found})
+        return found
+
+    def get(self, path: str, **query: str) -> Any:
+        return self.call("GET", path, **query)
+
+    def find(self, path: str) -> Any:
+        """None where there is nothing."""
+        try:
+            return self.get(path)
+        except Refused as error:
+            if error.code == 404:
+                return None
+            raise
+
+    def items(self, path: str, **query: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.get(path, **query)["items"]
+        return found
+
+    def post(self, path: str, body: Any, **query: str) -> Any:
+        return self.call("POST", path, body, **query)
+
+    def merge(self, path: str, body: Any) -> Any:
+        return self.call("PATCH", path, body, MERGE)
+
+    def delete(self, path: str, **options: Any) -> Any:
+        return self.call("DELETE", path, {"propagationPolicy": "Background", **options})
+
+
+def until(what: str, look: Callable[[], Any], seconds: float = 20, interval: float = 0.05) -> Any:
+    """Look until there is something. `what` may be asked for what it was instead."""
+    end = time.monotonic() + seconds
+    while True:
+        seen = look()
+        if seen:
+            return seen
+        if time.monotonic() > end:
+            raise AssertionError(f"{what}: not within {seconds:g} s")
+        time.sleep(interval)
+
+
+@pytest.fixture(scope="session")
+def eventually() -> Callable[..., Any]:
+    return until
+
+
+@pytest.fixture(scope="session")
+def control_kubeconfig() -> Iterator[Path]:
+    """A cluster of size control of this run alone."""
+    given = os.environ.get("FINETUNE_TEST_KUBECONFIG")
+    if given:
+        yield Path(given)
+        return
+    name = f"t{uuid.uuid4().hex[:6]}"
+
+    def localcluster(*arguments: str, check: bool = True) -> str:
+        environment = {key: value for key, value in os.environ.items() if key not in ("CLUSTER", "KUBECONFIG")}
+        done = subprocess.run(
+            [sys.executable, "-m", "localcluster", *arguments, "--name", name],
+            cwd=REPOSITORY,
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=check,
+        )
+        return done.stdout.strip()
+
+    localcluster("up", "--size", "control")
+    try:
+        yield Path(localcluster("kubeconfig"))
+    finally:
+        localcluster("down", check=False)
+
+
+@pytest.fixture(scope="session")
+def api(control_kubeconfig: Path) -> Api:
+    """With the CRD established and one node that takes every pod."""
+    api = Api(control_kubeconfig)
+    crd = yaml.safe_load((REPOSITORY / "crds" / "finetunejobs.yaml").read_text())
+    path = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{crd['metadata']['name']}"
+    api.call("PATCH", path, crd, APPLY, fieldManager="tests", force="true")
+    until("the CRD is served", lambda: api.find(f"{FTJ}/finetunejobs"))
+    if api.find(f"/api/v1/nodes/{NODE}") is None:
+        api.post("/api/v1/nodes", {"metadata": {"name": NODE}})
+    size = {"cpu": "1000", "memory": "1000Gi", "pods": "10000", "ephemeral-storage": "1000Gi", "nvidia.com/gpu": "64"}
+    status = {
+        "capacity": size,
+        "allocatable": size,
+        "conditions": [{"type": "Ready", "status": "True", "reason": "Test", "message": ""}],
+    }
+    api.merge(f"/api/v1/nodes/{NODE}/status", {"status": status})
+    return api
+
+
+@pytest.fixture
+def namespace(api: Api) -> Iterator[str]:
+    """A namespace of this test alone; it goes away behind the test's back."""
+    name = f"t-{uuid.uuid4().hex[:8]}"
+    api.post("/api/v1/namespaces", {"metadata": {"name": name}})
+    yield name
+    api.delete(f"/api/v1/namespaces/{name}")

@@ -1,0 +1,413 @@
+"""The real operator process, and a kubelet that is played: pods are bound by the real scheduler, then begin and end as a test says."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+FTJ = "/apis/finetune.dev/v1alpha1"
+IMAGE = "registry.example/trainer:1"
+
+Pod = dict[str, Any]
+
+
+def now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+# The trainer's last words.
+
+
+def said(stage: str, outcome: str = "succeeded", exit_code: int = 0, **more: Any) -> str:
+    return json.dumps({"contract": 1, "stage": stage, "outcome": outcome, "exitCode": exit_code, "time": time.time(), **more})
+
+
+PREPARED = {
+    "data": {"format": "messages", "rows": 100, "trainRows": 80, "validationRows": 10, "testRows": 10, "tokens": 4000},
+    "plan": {"steps": 15, "epochs": 3, "globalBatchSize": 16},
+}
+TRAINED = {
+    "step": 15,
+    "metrics": {"loss": 0.5, "eval_loss": 0.6},
+    "lastCheckpoint": {"step": 15, "path": "checkpoints/step-15"},
+    "evaluation": {"rows": 10, "metrics": [{"metric": "loss", "base": 3.0, "tuned": 0.5}]},
+}
+PUBLISHED = {"artifacts": {"uri": "pvc://models/out", "files": 3, "bytes": 100}}
+LAST_WORDS: Mapping[str, Mapping[str, Any]] = {"prepare": PREPARED, "train": TRAINED, "publish": PUBLISHED}
+
+
+@dataclass(frozen=True)
+class Act:
+    """What a pod does after it was bound. `hold`: it runs until the test lets it go on."""
+
+    exit_code: int | None = 0
+    message: str | None = None
+    waiting: tuple[str, str] | None = None
+    hold: bool = False
+    on_stop: int = 5
+    step_on_stop: int = 7
+
+
+Script = Callable[[Pod], Act]
+
+
+def succeed(pod: Pod) -> Act:
+    stage = pod["metadata"]["labels"]["finetune.dev/stage"]
+    return Act(0, said(stage, **LAST_WORDS[stage]))
+
+
+def hold_training(pod: Pod) -> Act:
+    """Everything succeeds, but a training runs until it is stopped."""
+    return Act(hold=True) if pod["metadata"]["labels"]["finetune.dev/stage"] == "train" else succeed(pod)
+
+
+@dataclass
+class Kubelet:
+    """Plays every pod of the test's namespace by its script, which may be changed at any time."""
+
+    api: Any
+    namespace: str
+    script: Script = succeed
+    seen: dict[str, Pod] = field(default_factory=dict)
+    """Every pod there ever was, by name, as last seen."""
+    _begun: set[str] = field(default_factory=set)
+    _ended: set[str] = field(default_factory=set)
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    def run(self) -> None:
+        while not self._stop.wait(0.05):
+            with contextlib.suppress(Exception):
+                for pod in self.api.items(f"/api/v1/namespaces/{self.namespace}/pods"):
+                    self._play(pod)
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def path(self, pod: Pod) -> str:
+        return f"/api/v1/namespaces/{self.namespace}/pods/{pod['metadata']['name']}"
+
+    def of(self, stage: str, attempt: int | None = None) -> list[Pod]:
+        """Pods that there ever were of a stage."""
+        labels = {"finetune.dev/stage": stage} | ({"finetune.dev/attempt": str(attempt)} if attempt else {})
+        return [p for p in self.seen.values() if labels.items() <= p["metadata"]["labels"].items()]
+
+    def _play(self, pod: Pod) -> None:
+        uid, phase = pod["metadata"]["uid"], pod["status"].get("phase")
+        self.seen[pod["metadata"]["name"]] = pod
+        if "nodeName" not in pod["spec"]:
+            if "deletionTimestamp" in pod["metadata"]:
+                self._remove(pod)
+            return
+        act = self.script(pod)
+        if "deletionTimestamp" in pod["metadata"]:
+            if phase == "Running" and uid not in self._ended:
+                stage = pod["metadata"]["labels"]["finetune.dev/stage"]
+                step = {"step": act.step_on_stop, "lastCheckpoint": {"step": act.step_on_stop}}
+                outcome = "stopped" if act.on_stop == 5 else "failed"
+                self.end(pod, act.on_stop, said(stage, outcome, act.on_stop, **step))
+            self._remove(pod)
+        elif act.waiting is not None:
+            state = {"waiting": {"reason": act.waiting[0], "message": act.waiting[1]}}
+            self._status(pod, {"phase": "Pending", "containerStatuses": [self._container(pod, state)]})
+        elif phase == "Pending":
+            self._begun.add(uid)
+            state = {"running": {"startedAt": now()}}
+            self._status(
+                pod,
+                {
+                    "phase": "Running",
+                    "podIP": "127.0.0.1",
+                    "podIPs": [{"ip": "127.0.0.1"}],
+                    "conditions": [{"type": "Ready", "status": "True"}, {"type": "PodScheduled", "status": "True"}],
+                    "containerStatuses": [self._container(pod, state, ready=True)],
+                },
+            )
+        elif phase == "Running" and not act.hold:
+            self.end(pod, act.exit_code or 0, act.message or "")
+
+    def end(self, pod: Pod, exit_code: int, message: str, reason: str = "") -> None:
+        """The container ends."""
+        self._ended.add(pod["metadata"]["uid"])
+        ended = {
+            "exitCode": exit_code,
+            "reason": reason or ("Completed" if exit_code == 0 else "Error"),
+            "message": message,
+            "startedAt": now(),
+            "finishedAt": now(),
+        }
+        phase = "Succeeded" if exit_code == 0 else "Failed"
+        self._status(pod, {"phase": phase, "containerStatuses": [self._container(pod, {"terminated": ended})]})
+
+    def disrupt(self, pod: Pod, reason: str = "EvictionByEvictionAPI") -> None:
+        """Mark the pod as the eviction API, the scheduler or the kubelet do."""
+        condition = {"type": "DisruptionTarget", "status": "True", "reason": reason, "message": "somebody needs the node", "lastTransitionTime": now()}
+        fresh = self.api.get(self.path(pod))
+        self._status(pod, {"conditions": [*fresh["status"].get("conditions", []), condition]})
+
+    def _container(self, pod: Pod, state: dict[str, Any], ready: bool = False) -> dict[str, Any]:
+        image = pod["spec"]["containers"][0]["image"]
+        return {"name": "trainer", "image": image, "imageID": "", "ready": ready, "restartCount": 0, "state": state}
+
+    def _status(self, pod: Pod, status: dict[str, Any]) -> None:
+        with contextlib.suppress(Exception):
+            self.api.merge(self.path(pod) + "/status", {"status": status})
+
+    def _remove(self, pod: Pod) -> None:
+        with contextlib.suppress(Exception):
+            self.api.delete(self.path(pod), gracePeriodSeconds=0)
+
+
+@pytest.fixture
+def kubelet(api: Any, namespace: str) -> Iterator[Kubelet]:
+    played = Kubelet(api, namespace)
+    thread = threading.Thread(target=played.run, daemon=True)
+    thread.start()
+    yield played
+    played.stop()
+    thread.join(5)
+
+
+@dataclass
+class Operator:
+    """One operator process."""
+
+    process: subprocess.Popen[str]
+    port: int
+    log: Path
+
+    def get(self, path: str) -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as answer:
+            return str(answer.read().decode())
+
+    def ready(self) -> bool:
+        if self.process.poll() is not None:
+            raise AssertionError(f"the operator ended with {self.process.returncode}:\n{self.log.read_text()[-3000:]}")
+        try:
+            return self.get("/readyz") == "ok"
+        except OSError:
+            return False
+
+    def metric(self, name: str, **labels: str) -> float:
+        """Sum of the samples that carry these labels."""
+        total = 0.0
+        for line in self.get("/metrics").splitlines():
+            if line.startswith((name + "{", name + " ")) and all(f'{k}="{v}"' in line for k, v in labels.items()):
+                total += float(line.rsplit(" ", 1)[1])
+        return total
+
+    def lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def terminate(self, seconds: float = 10) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(seconds)
+
+
+Start = Callable[..., Operator]
+
+
+@pytest.fixture(scope="session")
+def start_operator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    """Start an operator process; whatever still runs at the end is ended."""
+    folder = tmp_path_factory.mktemp("operator")
+    defaults = folder / "defaults.json"
+    defaults.write_text(json.dumps({"pods": {"image": IMAGE}}))
+    started: list[Operator] = []
+    numbers: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for number in range(10_000):
+        numbers.put(number)
+
+    def start(kubeconfig: Path, *, wait: bool = True, **settings: str) -> Operator:
+        port, log = free_port(), folder / f"operator-{numbers.get()}.log"
+        environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(folder),
+            "KUBECONFIG": str(kubeconfig),
+            "FINETUNE_DEFAULTS": str(defaults),
+            "FINETUNE_HTTP": f"127.0.0.1:{port}",
+            "FINETUNE_RETRY_SECONDS": "0.2",
+            "FINETUNE_POLL_SECONDS": "1",
+            **settings,
+        }
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "finetune_operator"], env=environment, stdout=output, stderr=output, text=True, cwd=folder
+            )
+        operator = Operator(process, port, log)
+        started.append(operator)
+        if wait:
+            end = time.monotonic() + 30
+            while not operator.ready():
+                assert time.monotonic() < end, log.read_text()[-3000:]
+                time.sleep(0.05)
+        return operator
+
+    yield start
+    for operator in started:
+        if operator.process.poll() is None:
+            operator.kill()
+
+
+@pytest.fixture(scope="module")
+def operator(api: Any, start_operator: Start) -> Iterator[Operator]:
+    """An operator of every namespace, for the tests of one module."""
+    running = start_operator(api.kubeconfig)
+    yield running
+    assert running.terminate() == 0, running.log.read_text()[-3000:]
+
+
+def manifest(name: str, namespace: str, **spec: Any) -> dict[str, Any]:
+    """A small job on CPUs; `spec` is laid over it."""
+    return {
+        "apiVersion": "finetune.dev/v1alpha1",
+        "kind": "FineTuneJob",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {
+            "model": {"uri": "pvc://models/base"},
+            "method": {"type": "lora"},
+            "data": {"train": [{"uri": "pvc://data/train.jsonl"}]},
+            "compute": {"device": "cpu"},
+            "workspace": {"uri": "pvc://scratch"},
+            "output": {"uri": "pvc://models/out"},
+            **spec,
+        },
+    }
+
+
+@dataclass
+class Jobs:
+    """FineTuneJobs of the test's namespace."""
+
+    api: Any
+    namespace: str
+    until: Callable[..., Any]
+
+    @property
+    def path(self) -> str:
+        return f"{FTJ}/namespaces/{self.namespace}/finetunejobs"
+
+    def create(self, name: str = "job", claims: bool = True, **spec: Any) -> dict[str, Any]:
+        if claims:
+            self.claims()
+        return self.api.post(self.path, manifest(name, self.namespace, **spec))
+
+    def claims(self, *names: str, mode: str = "ReadWriteMany") -> None:
+        """Claims that are bound to volumes made for them."""
+        for name in names or ("models", "data", "scratch"):
+            if self.api.find(f"/api/v1/namespaces/{self.namespace}/persistentvolumeclaims/{name}") is not None:
+                continue
+            volume = f"{self.namespace}-{name}"
+            size = {"storage": "1Gi"}
+            self.api.post(
+                "/api/v1/persistentvolumes",
+                {
+                    "metadata": {"name": volume},
+                    "spec": {
+                        "capacity": size,
+                        "accessModes": [mode],
+                        "hostPath": {"path": "/tmp"},
+                        "storageClassName": "",
+                        "persistentVolumeReclaimPolicy": "Delete",
+                        "claimRef": {"name": name, "namespace": self.namespace},
+                    },
+                },
+            )
+            self.api.post(
+                f"/api/v1/namespaces/{self.namespace}/persistentvolumeclaims",
+                {
+                    "metadata": {"name": name},
+                    "spec": {"accessModes": [mode], "resources": {"requests": size}, "storageClassName": "", "volumeName": volume},
+                },
+            )
+
+    def get(self, name: str = "job") -> dict[str, Any]:
+        return self.api.get(f"{self.path}/{name}")
+
+    def status(self, name: str = "job") -> dict[str, Any]:
+        found = self.api.find(f"{self.path}/{name}")
+        return found["status"] if found is not None else {}
+
+    def patch(self, name: str = "job", **spec: Any) -> Any:
+        return self.api.merge(f"{self.path}/{name}", {"spec": spec})
+
+    def delete(self, name: str = "job") -> None:
+        self.api.delete(f"{self.path}/{name}")
+
+    def wait(self, phase: str, name: str = "job", seconds: float = 20) -> dict[str, Any]:
+        """The status when the job is in this phase. An end that was not waited for fails at once."""
+        seen: dict[str, Any] = {}
+
+        def look() -> bool:
+            seen.clear()
+            seen.update(self.status(name))
+            at = seen.get("phase")
+            assert at == phase or at not in ("Failed", "Completed"), json.dumps(seen, indent=1)
+            return at == phase
+
+        try:
+            self.until(f"{name} is {phase}", look, seconds)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{json.dumps(seen, indent=1)}") from None
+        return dict(seen)
+
+    def wait_reason(self, reason: str, name: str = "job", seconds: float = 30) -> dict[str, Any]:
+        self.until(f"{name} says {reason}; it says {self.status(name).get('reason')}", lambda: self.status(name).get("reason") == reason, seconds)
+        return self.status(name)
+
+    def condition(self, kind: str, name: str = "job") -> dict[str, Any]:
+        """The condition, or an empty one."""
+        return next((c for c in self.status(name).get("conditions", []) if c["type"] == kind), {})
+
+    def children(self, kind: str = "jobs") -> list[dict[str, Any]]:
+        root = f"/apis/batch/v1/namespaces/{self.namespace}" if kind == "jobs" else f"/api/v1/namespaces/{self.namespace}"
+        found = self.api.items(f"{root}/{kind}", labelSelector="app.kubernetes.io/managed-by=finetune-operator")
+        return sorted(found, key=lambda item: item["metadata"]["creationTimestamp"] + item["metadata"]["name"])
+
+    def events(self, name: str = "job") -> list[dict[str, Any]]:
+        return [
+            event
+            for event in self.api.items(f"/apis/events.k8s.io/v1/namespaces/{self.namespace}/events")
+            if event["regarding"].get("kind") == "FineTuneJob" and event["regarding"]["name"] == name
+        ]
+
+
+@pytest.fixture
+def jobs(api: Any, namespace: str, eventually: Callable[..., Any]) -> Jobs:
+    return Jobs(api, namespace, eventually)
+
+
+@pytest.fixture(scope="session")
+def acts() -> Any:
+    """Names that tests need from here."""
+
+    class Acts:
+        Act, said, succeed, hold_training, manifest = Act, staticmethod(said), staticmethod(succeed), staticmethod(hold_training), staticmethod(manifest)
+
+    return Acts
