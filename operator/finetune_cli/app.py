@@ -89,7 +89,9 @@ def watch(
 def logs(
     name: Name,
     stage: Annotated[Stage | None, typer.Option("--stage", help="Default: the newest stage that has pods.")] = None,
-    rank: Annotated[int | None, typer.Option("--rank", min=0, help="One training pod only.")] = None,
+    rank: Annotated[
+        int | None, typer.Option("--rank", min=0, help="Only what this rank of the training wrote.")
+    ] = None,
     attempt: Annotated[
         int | None,
         typer.Option("--attempt", min=1, help="Default: the stage's newest that has pods."),

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from finetune_cli import view
+from finetune_cli.stages import STAGES, StageView, stages
 from finetune_cli.text import duration
 
 PLAIN_EVERY_SECONDS = 10
@@ -54,9 +55,9 @@ class Lines:
         for sentence in view.news(self.before, job):
             self._print(sentence)
         self.before = job
-        for stage in view.stages(job):
-            if stage.state == "running" and stage.detail and stage.percent is not None:
-                self._progress(f"{stage.name} {stage.percent:.0f}%  {stage.detail}")
+        for stage in stages(job):
+            if stage.state == "running" and stage.percent is not None:
+                self._progress(f"{stage.name} {stage.percent:.0f}%  {stage.detail}".rstrip())
 
     def say(self, sentence: str, *, warning: bool = False) -> None:
         self._print(sentence)
@@ -81,7 +82,7 @@ class Bars:
     def __init__(self, console: Console) -> None:
         self.console = console
         self.job: FineTuneJob | None = None
-        self.spinners = {name: Spinner("dots", style="cyan") for name in view.STAGES}
+        self.spinners = {name: Spinner("dots", style="cyan") for name in STAGES}
         self.live = Live(get_renderable=self._picture, console=console, refresh_per_second=8, transient=False)
         self.live.start()
 
@@ -104,12 +105,12 @@ class Bars:
         if self.job is None:
             return Text("Waiting for the API server ...", style="dim")
         table = Table.grid(padding=(0, 1))
-        for stage in view.stages(self.job):
+        for stage in stages(self.job):
             table.add_row(*self._row(stage))
         below = self._below(self.job)
         return Group(table, *([below] if below else []))
 
-    def _row(self, stage: view.StageView) -> list[RenderableType]:
+    def _row(self, stage: StageView) -> list[RenderableType]:
         mark: RenderableType
         if stage.state == "running":
             mark, style = self.spinners[stage.name], "cyan"
@@ -143,5 +144,6 @@ class Bars:
         lasting = duration(view.lasts_seconds(job, time.time()))
         sentence = view.waiting(job)
         return Text(
-            f"{phase} ({lasting})" + (f": {sentence}" if sentence else ""), style="yellow" if sentence else "dim"
+            f"{phase} ({lasting})" + (f": {sentence}" if sentence else ""),
+            style="yellow" if view.needs_attention(job) else "dim",
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 import queue
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ from finetune_cli.errors import CliError
 
 COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "bright_red", "bright_cyan", "bright_magenta")
 ORDER: tuple[Stage, ...] = ("prepare", "train", "publish")
+_RANK = re.compile(r"^\[rank (\d+)\] (.*)$")
+"""A training pod can hold several ranks, and says which one wrote a line."""
 LOOK_EVERY_SECONDS = 2.0
 SETTLE_SECONDS = 0.4
 """While following, a line waits this long for an earlier one of another rank."""
@@ -34,6 +37,7 @@ class Choice:
 
     stage: Stage | None = None
     rank: int | None = None
+    """Of the whole gang; only a training has ranks."""
     attempt: int | None = None
 
 
@@ -43,14 +47,10 @@ class Source:
 
     stage: str
     attempt: int
-    rank: int
+    index: int
     pod: str
     started: bool = False
     """Whether its container has ever run, so that there is a log to read."""
-
-    @property
-    def prefix(self) -> str:
-        return f"{self.stage}-{self.attempt}/{self.rank}"
 
 
 @dataclass(frozen=True, order=True)
@@ -60,6 +60,20 @@ class Line:
     time: str
     source: Source
     text: str
+
+    @property
+    def writer(self) -> tuple[str, int]:
+        """Who wrote it, for people, and a number that gives the same writer the same colour."""
+        if match := _RANK.match(self.text):
+            return f"rank {match[1]}", int(match[1])
+        if self.source.stage == "train":
+            return f"pod {self.source.index}", self.source.index
+        return self.source.stage, 0
+
+    @property
+    def words(self) -> str:
+        match = _RANK.match(self.text)
+        return match[2] if match else self.text
 
 
 def show_logs(name: str, target: Target, choice: Choice, *, follow: bool, tail: int | None) -> None:
@@ -74,9 +88,16 @@ def show_logs(name: str, target: Target, choice: Choice, *, follow: bool, tail: 
         if not sources:
             raise CliError(_nothing(view.parse(body), choice))
         lines = heapq.merge(*(_read(cluster, source, body, tail) for source in sources))
+    before: tuple[str, int] | None = None
     for line in lines:
-        colour = COLOURS[line.source.rank % len(COLOURS)]
-        console.print(Text.assemble((line.source.prefix, colour), " ", line.text))
+        writer, colour = line.writer
+        if choice.rank is not None and writer != f"rank {choice.rank}":
+            continue
+        attempt = (line.source.stage, line.source.attempt)
+        if follow and attempt != before:
+            console.print(Text(f"{attempt[0]}, attempt {attempt[1]}", style="bold"))
+            before = attempt
+        console.print(Text.assemble((f"{writer:<7} | ", COLOURS[colour % len(COLOURS)]), line.words))
 
 
 def chosen(sources: list[Source], choice: Choice) -> list[Source]:
@@ -86,7 +107,7 @@ def chosen(sources: list[Source], choice: Choice) -> list[Source]:
         for source in sources
         if choice.stage in (None, source.stage)
         and choice.attempt in (None, source.attempt)
-        and (choice.rank is None or choice.rank == source.rank)
+        and (choice.rank is None or source.stage == "train")
     ]
     if not found:
         return []
@@ -104,7 +125,7 @@ def source_of(pod: dict[str, Any]) -> Source | None:
     return Source(
         stage=stage,
         attempt=int(labels.get(contract.LABEL_ATTEMPT, 1)),
-        rank=int(labels.get("batch.kubernetes.io/job-completion-index", 0)),
+        index=int(labels.get("batch.kubernetes.io/job-completion-index", 0)),
         pod=pod["metadata"]["name"],
         started=any("running" in state or "terminated" in state for state in states),
     )
@@ -164,7 +185,7 @@ def _wanted(sources: list[Source], choice: Choice, *, first: bool) -> list[Sourc
     started = [source for source in sources if source.started]
     if first or choice.attempt is not None:
         return chosen(started, choice)
-    return [s for s in started if choice.stage in (None, s.stage) and choice.rank in (None, s.rank)]
+    return [s for s in started if choice.stage in (None, s.stage) and (choice.rank is None or s.stage == "train")]
 
 
 def _pump(cluster: Cluster, source: Source, body: dict[str, Any], tail: int | None, into: queue.Queue[Line]) -> None:

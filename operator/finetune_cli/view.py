@@ -1,4 +1,4 @@
-"""What a FineTuneJob's status means to a person: pure functions from a status to stages, sentences and an end.
+"""What a FineTuneJob's status means to a person: pure functions from a status to sentences and an end.
 
 Cluster and local runs share this: both give a `FineTuneJobStatus`.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
 from finetune_api.finetunejob import FineTuneJob
 from finetune_api.status import AttemptStatus, FineTuneJobStatus
@@ -15,21 +15,18 @@ from finetune_api.status import AttemptStatus, FineTuneJobStatus
 from finetune_cli.errors import Exit
 from finetune_cli.text import bytes_size, count, duration, number
 
-StageName = Literal["prepare", "train", "evaluate", "publish"]
-STAGES: tuple[StageName, ...] = ("prepare", "train", "evaluate", "publish")
-State = Literal["waiting", "running", "done", "failed"]
-ATTENTION = ("Pending", "Queued", "Suspended")
-"""Phases in which a message means that the job waits for something, perhaps for a person."""
-
-
-@dataclass(frozen=True)
-class StageView:
-    """One line of the display. `percent` is of this stage; None means that nobody knows."""
-
-    name: StageName
-    state: State
-    percent: float | None = None
-    detail: str = ""
+ORDINARY = {
+    "Starting",
+    "Preparing",
+    "Training",
+    "Publishing",
+    "Resuming",
+    "Retrying",
+    "Suspending",
+    "Suspended",
+    "Completed",
+}
+"""Reasons of a job that is on its way; with any other one somebody has to mend something."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +74,6 @@ def failure_sentence(job: FineTuneJob) -> str:
     return f"{sentence} {_sentence(failure.remedy)}" if failure.remedy else sentence
 
 
-def stages(job: FineTuneJob) -> list[StageView]:
-    """The four lines of the display."""
-    return [StageView(name, *_stage(job, name)) for name in STAGES]
-
-
 def headline(job: FineTuneJob) -> str:
     """What this job is, in one line."""
     spec = job.spec
@@ -99,11 +91,16 @@ def lasts_seconds(job: FineTuneJob, now: float) -> float:
 
 
 def waiting(job: FineTuneJob) -> str | None:
-    """Why nothing moves, when something needs a person's attention."""
+    """What the operator says about where the job stands."""
     status = job.status
     if not observed(job) or status.message is None or end(job) is not None:
         return None
     return _sentence(status.message)
+
+
+def needs_attention(job: FineTuneJob) -> bool:
+    """Whether somebody has to mend something before the job can go on."""
+    return waiting(job) is not None and job.status.reason not in ORDINARY
 
 
 def news(before: FineTuneJob | None, now: FineTuneJob) -> list[str]:
@@ -171,65 +168,6 @@ def artifacts_sentence(job: FineTuneJob) -> str:
     if artifacts.bytes:
         size.append(bytes_size(artifacts.bytes))
     return artifacts.uri + (f" ({', '.join(size)})" if size else "")
-
-
-def _stage(job: FineTuneJob, name: StageName) -> tuple[State, float | None, str]:
-    status = job.status
-    attempts = [
-        attempt for attempt in status.attempts or [] if attempt.stage == ("train" if name == "evaluate" else name)
-    ]
-    last = attempts[-1] if attempts else None
-    moving = status.progress if status.progress and status.progress.stage == name else None
-    ended = end(job)
-    if name == "prepare" and (status.data or (last and last.outcome == "Succeeded")):
-        return "done", 100, data_sentence(job).rstrip(".")
-    if name == "publish" and status.artifacts:
-        return "done", 100, artifacts_sentence(job)
-    if name == "train" and (status.evaluation or (last and last.outcome == "Succeeded") or _evaluating(status)):
-        return "done", 100, plan_sentence(job).rstrip(".")
-    if name == "evaluate" and (status.evaluation or (last and last.outcome == "Succeeded")):
-        rows = status.evaluation.rows if status.evaluation else None
-        return "done", 100, f"{count(rows, 'held-out row')}" if rows else ""
-    if ended and not ended.succeeded:
-        failed = status.failure.stage if status.failure else None
-        if failed == name or (name == "evaluate" and failed == "train" and moving):
-            return "failed", float(moving.percent) if moving and moving.percent is not None else None, ""
-        return "waiting", None, ""
-    if moving:
-        return "running", float(moving.percent) if moving.percent is not None else None, _moving(job)
-    if last and last.outcome == "Running" and name != "evaluate":
-        return "running", None, f"attempt {last.number}" if last.number > 1 else ""
-    return "waiting", None, ""
-
-
-def _evaluating(status: FineTuneJobStatus) -> bool:
-    """The tuned model is measured after the last step; a full training measures its base before the first."""
-    progress, plan = status.progress, status.plan
-    if progress is None or progress.stage != "evaluate":
-        return False
-    last = status.last_checkpoint
-    return last is not None and plan is not None and plan.steps is not None and last.step >= plan.steps
-
-
-def _moving(job: FineTuneJob) -> str:
-    progress = job.status.progress
-    if progress is None:
-        return ""
-    parts = []
-    if progress.total_steps:
-        unit = "step " if progress.stage == "train" else "row " if progress.stage != "publish" else ""
-        parts.append(f"{unit}{number(progress.step or 0)}/{number(progress.total_steps)}")
-    if progress.stage != "train":
-        return "  ".join(parts)
-    if progress.loss is not None:
-        parts.append(f"loss {progress.loss:.4g}")
-    if progress.eval_loss is not None:
-        parts.append(f"validation {progress.eval_loss:.4g}")
-    if progress.tokens_per_second:
-        parts.append(f"{number(round(progress.tokens_per_second))} tokens/s")
-    if progress.eta_seconds is not None:
-        parts.append(f"{duration(progress.eta_seconds)} left")
-    return "  ".join(parts)
 
 
 def _attempts(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[str]:

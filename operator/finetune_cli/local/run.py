@@ -24,7 +24,7 @@ from rich.console import Console
 from finetune_cli import manifest, result, view
 from finetune_cli.display import Display, display
 from finetune_cli.errors import CliError, Exit
-from finetune_cli.local import stages
+from finetune_cli.local import status as book
 from finetune_cli.local.processes import StageProcesses
 from finetune_cli.local.state import NAMESPACE, Run, run_of
 
@@ -85,7 +85,7 @@ def _run(job: FineTuneJob, run: Run, claims_root: str, console: Console) -> None
             screen.show(job)
             screen.say(f"Going on with the run in {run.layout.root}")
         with _interrupts() as interrupts:
-            while (stage := stages.next_stage(status)) and not interrupts.count:
+            while (stage := book.next_stage(status)) and not interrupts.count:
                 message = _stage(job, run, stage, claims_root, screen, interrupts)
                 run.save(status)
                 screen.show(job)
@@ -100,7 +100,7 @@ def _stage(
 ) -> TerminationMessage:
     """One attempt at one stage, from its start to its last word."""
     status = job.status
-    attempt = stages.begin(status, stage)
+    attempt = book.begin(status, stage)
     run.save(status)
     config = RunConfig(job=run.ref, stage=stage, attempt=attempt.number, spec=job.spec, claims_root=claims_root)
     settings = (job.spec.pods or Pods()).of(stage)
@@ -114,11 +114,11 @@ def _stage(
                 screen.say("Stopping: the job saves a checkpoint. Ctrl-C again kills it.", warning=True)
                 processes.stop()
             if progress := processes.progress():
-                stages.advance(status, attempt, progress)
+                book.advance(status, attempt, progress)
             screen.show(job)
             time.sleep(POLL_SECONDS)
         message = processes.verdict()
-    stages.conclude(status, attempt, message)
+    book.conclude(status, attempt, message)
     return message
 
 

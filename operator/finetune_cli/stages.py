@@ -1,0 +1,105 @@
+"""The lines of the display: how far each stage of a job is, as far as its status tells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from finetune_api.finetunejob import FineTuneJob
+from finetune_api.status import FineTuneJobStatus
+
+from finetune_cli.text import count, duration, number
+from finetune_cli.view import artifacts_sentence, data_sentence, end, plan_sentence
+
+StageName = Literal["prepare", "train", "evaluate", "publish"]
+STAGES: tuple[StageName, ...] = ("prepare", "train", "evaluate", "publish")
+State = Literal["waiting", "running", "done", "failed"]
+
+
+@dataclass(frozen=True)
+class StageView:
+    """One line of the display. `percent` is of this stage; None means that nobody knows."""
+
+    name: StageName
+    state: State
+    percent: float | None = None
+    detail: str = ""
+
+
+def stages(job: FineTuneJob) -> list[StageView]:
+    """The four lines of the display."""
+    return [StageView(name, *_stage(job, name)) for name in STAGES]
+
+
+def _stage(job: FineTuneJob, name: StageName) -> tuple[State, float | None, str]:
+    status = job.status
+    attempts = [
+        attempt for attempt in status.attempts or [] if attempt.stage == ("train" if name == "evaluate" else name)
+    ]
+    last = attempts[-1] if attempts else None
+    succeeded = any(attempt.outcome == "Succeeded" for attempt in attempts)
+    if name == "prepare" and (succeeded or status.data):
+        return "done", 100, data_sentence(job).rstrip(".")
+    if name == "train" and (succeeded or _trained(status)):
+        return "done", 100, plan_sentence(job).rstrip(".")
+    if name == "evaluate" and succeeded:
+        rows = status.evaluation.rows if status.evaluation else None
+        return "done", 100, count(rows, "held-out row") if rows else ""
+    if name == "publish" and (succeeded or status.artifacts):
+        return "done", 100, artifacts_sentence(job)
+    moving = _moving(status)
+    percent = _percent(status, name) if moving == name or (name == "train" and moving == "evaluate") else None
+    if (ended := end(job)) and not ended.succeeded:
+        failed = status.failure.stage if status.failure else None
+        return ("failed", percent, "") if failed == name else ("waiting", None, "")
+    if status.phase == "Suspended" or last is None or last.outcome != "Running":
+        return "waiting", None, ""
+    if name == "evaluate":
+        return ("running", percent, _detail(status, name)) if moving == name else ("waiting", None, "")
+    detail = _detail(status, name) if percent is not None else f"attempt {last.number}" if last.number > 1 else ""
+    return "running", percent, detail
+
+
+def _moving(status: FineTuneJobStatus) -> str | None:
+    """Which of STAGES the figures in status.progress are about. The operator names the evaluation, which happens in the
+    stage train, at the end of the summary."""
+    if status.progress is None:
+        return None
+    return "evaluate" if (status.progress.summary or "").endswith(" evaluate") else status.progress.stage
+
+
+def _trained(status: FineTuneJobStatus) -> bool:
+    """The last step is done and saved, so what goes on is the evaluation of the tuned model."""
+    steps = status.plan.steps if status.plan else None
+    saved = status.last_checkpoint.step if status.last_checkpoint else 0
+    return steps is not None and saved >= steps and _moving(status) == "evaluate"
+
+
+def _percent(status: FineTuneJobStatus, name: StageName) -> float | None:
+    progress = status.progress
+    if progress is None:
+        return None
+    if name == "train" and _moving(status) == "evaluate":  # a full training measures its base before step 1
+        steps = status.plan.steps if status.plan else None
+        return 100 * (progress.step or 0) / steps if steps and progress.stage == "train" else None
+    return None if progress.percent is None else float(progress.percent)
+
+
+def _detail(status: FineTuneJobStatus, name: StageName) -> str:
+    progress = status.progress
+    if progress is None or _moving(status) != name:
+        return ""
+    parts = []
+    if progress.total_steps and progress.stage == name:
+        unit = {"train": "step ", "prepare": "row ", "evaluate": "row "}.get(name, "")
+        parts.append(f"{unit}{number(progress.step or 0)}/{number(progress.total_steps)}")
+    if name == "train":
+        if progress.loss is not None:
+            parts.append(f"loss {progress.loss:.4g}")
+        if progress.eval_loss is not None:
+            parts.append(f"validation {progress.eval_loss:.4g}")
+        if progress.tokens_per_second:
+            parts.append(f"{number(round(progress.tokens_per_second))} tokens/s")
+    if progress.eta_seconds is not None:
+        parts.append(f"{duration(progress.eta_seconds)} left")
+    return "  ".join(parts)
