@@ -15,7 +15,7 @@ from localcluster.readiness import registry_answers
 from localcluster.spec import REGISTRY_NAME
 
 DEFAULT_NAMES = {"operator": "finetune-operator", "trainer": "finetune-trainer"}
-_UV_CACHE_INSIDE = "/root/.cache/uv"
+_UV_CACHE_INSIDE = "/uv-cache"
 _CERTIFICATES = "/etc/ssl/certs"
 
 
@@ -63,6 +63,7 @@ def build(request: Build) -> str:
         "--layers",
         "--pull=false",
         *(f"--volume={volume}" for volume in _volumes()),
+        f"--build-arg=UV_CACHE_DIR={_UV_CACHE_INSIDE}",
         *(f"--build-arg={argument}" for argument in arguments),
         f"--target={request.target}",
         f"--file={request.file}",
@@ -74,6 +75,7 @@ def build(request: Build) -> str:
     if request.tag is None:
         named = f"{image}:{identity.read_text().removeprefix('sha256:')[:12]}"
         builder.tag(image, named)
+        builder.prune(image, keep={image, named})
         image = named
     say(f"Built {image} in {time.monotonic() - started:.1f} s.")
     return image
