@@ -5,12 +5,16 @@ from __future__ import annotations
 import gc
 import os
 import time
+from typing import Any
 
 import torch
 
 from finetune_trainer import source, termination
+from finetune_trainer.data.chat import load_tokenizer, template_of
+from finetune_trainer.data.digests import template_digest, tokenizer_digest
 from finetune_trainer.data.shards import Shards
 from finetune_trainer.errors import PeerLost, StageError
+from finetune_trainer.evaluate.stage import Evaluation
 from finetune_trainer.stage import StageContext
 from finetune_trainer.train import ddp, handshake, model, result, zero2
 from finetune_trainer.train.checkpoint import Checkpoint, CheckpointReader, CheckpointStore, sealed_folders
@@ -19,7 +23,7 @@ from finetune_trainer.train.fence import Fence
 from finetune_trainer.train.gang import Gang, form
 from finetune_trainer.train.history import History
 from finetune_trainer.train.identity import config_hash
-from finetune_trainer.train.loop import TrainLoop
+from finetune_trainer.train.loop import TRAIN_SHARE, TrainLoop
 from finetune_trainer.train.optimizer import adamw
 from finetune_trainer.train.watchdog import Watchdog
 
@@ -29,33 +33,26 @@ def run_training(context: StageContext) -> None:
     config, spec, layout = context.config, context.config.spec, context.config.layout
     run_hash = config_hash(spec)
     if result.recorded(context, layout.trained, run_hash):
+        print("this run was trained and measured before; its result stands", flush=True)
         return
-    shards = Shards.open(layout.prepared)
     folder = source.local(spec.model, config, field="spec.model.uri")
+    tokenizer = load_tokenizer(folder, field="spec.model.uri")
+    shards = Shards.open(
+        layout.prepared,
+        tokenizer_digest=tokenizer_digest(tokenizer),
+        template_digest=template_digest(template_of(tokenizer)),
+    )
     net = model.adapt(model.load(folder, spec), spec)
     trainable, total = model.count(net)
     gang, engine = _engine(context, net, trainable)
-
-    store, best = None, None
-
-    def take_over() -> tuple[Checkpoint | None, Checkpoint | None]:
-        nonlocal store
-        existing = [(path.name, manifest.get("attempt", 0)) for path, manifest in sealed_folders(layout.checkpoints)]
-        fence = Fence.take(layout.fence, config.attempt, existing)
-        store = CheckpointStore(layout.checkpoints, fence, run_hash, keep=spec.checkpoint.keep)
-        return store.newest_whole(lambda line: print(line, flush=True)), store.best()
-
-    resumed, best = gang.on_first(take_over)
+    store, resumed, best = _take_over(context, gang, run_hash)
     if resumed is not None:
         engine.restore(CheckpointReader(resumed.folder), resumed.step)
-        context.note(step=resumed.step, resumed_from_step=resumed.step, last_checkpoint=resumed.status())
-        context.progress.update(
-            step=resumed.step, resumed_from_step=resumed.step, last_checkpoint=resumed.status(), force=True
-        )
     attempt = layout.attempt(config.attempt)
     watchdog = Watchdog(attempt / f"stacks-rank-{gang.rank}.txt", lambda seconds: _hung(context, seconds))
     history = History(attempt if gang.is_first else None)
     loop = TrainLoop(context, gang, engine, shards, store, history, watchdog, best=best)
+    evaluation = Evaluation(context, gang, shards, watchdog)
     _greet(context, gang, engine, shards, loop, resumed, run_hash)
     if gang.is_first:
         _introduce(context, engine, gang, trainable, total, resumed)
@@ -63,7 +60,66 @@ def run_training(context: StageContext) -> None:
     gc.freeze()
     gc.enable()
     context.stop.ready()
+
+    if spec.method.type == "full" and resumed is None:
+        evaluation.base_before_training(engine.module)
     loop.run(resumed)
+    best = gang.on_first(lambda: store.best() if store else None)
+    if best is not None and (best.step != shards.plan().steps or resumed is not None):
+        _load_weights(engine.module, best)
+    measured = evaluation.run(engine.module, tokenizer, share=(100 * TRAIN_SHARE, 99.0))
+    if measured is not None:
+        context.note(evaluation=result.status_of(measured))
+        _print_table(measured)
+    with watchdog.paused():
+        gang.on_first(
+            lambda: result.seal(
+                context,
+                layout.trained,
+                run_hash,
+                module=engine.module,
+                tokenizer=tokenizer,
+                evaluation=measured or {},
+            )
+        )
+    context.progress.update(percent=100.0, eta_seconds=0.0, force=True)
+    gang.barrier()
+
+
+def _take_over(
+    context: StageContext, gang: Gang, run_hash: str
+) -> tuple[CheckpointStore | None, Checkpoint | None, Checkpoint | None]:
+    """Hold the fence and look at what is there: the store (rank 0), the checkpoint to resume from, and the best one."""
+    config, layout = context.config, context.config.layout
+    store: CheckpointStore | None = None
+
+    def act() -> tuple[Checkpoint | None, Checkpoint | None]:
+        nonlocal store
+        existing = [(path.name, manifest.get("attempt", 0)) for path, manifest in sealed_folders(layout.checkpoints)]
+        fence = Fence.take(layout.fence, config.attempt, existing)
+        store = CheckpointStore(layout.checkpoints, fence, run_hash, keep=config.spec.checkpoint.keep)
+        return store.newest_whole(lambda line: print(line, flush=True)), store.best()
+
+    resumed, best = gang.on_first(act)
+    if resumed is not None:
+        status = resumed.status()
+        context.note(step=resumed.step, resumed_from_step=resumed.step, last_checkpoint=status)
+        context.progress.update(step=resumed.step, resumed_from_step=resumed.step, last_checkpoint=status, force=True)
+    return store, resumed, best
+
+
+@torch.no_grad()
+def _load_weights(module: torch.nn.Module, best: Checkpoint) -> None:
+    """The best weights into the model itself, for measuring and saving; training is over."""
+    parameters = dict(module.named_parameters())
+    for name, tensor in CheckpointReader(best.folder).weights():
+        parameters[name].copy_(tensor)
+
+
+def _print_table(measured: dict[str, Any]) -> None:
+    for row in measured["metrics"]:
+        values = "  ".join(f"{name} {row[name]:.4f}" for name in ("base", "tuned") if name in row)
+        print(f"test {row['metric']}  {values}", flush=True)
 
 
 def _engine(context: StageContext, net: torch.nn.Module, trainable: int) -> tuple[Gang, Engine]:

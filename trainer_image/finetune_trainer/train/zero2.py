@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import sys
+import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -41,10 +43,15 @@ def config(*, trainable: int, max_grad_norm: float, bf16: bool, cuda: bool) -> d
 
 
 def compile_nothing() -> None:
-    """DeepSpeed would build its shared-memory all-reduce at run time, for a minute and with a compiler that images lack; gloo does its work."""
+    """Keep DeepSpeed from building code at run time, which takes a minute and a compiler that images lack."""
     import deepspeed
 
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # gloo does its work
+    # Only asked whether the optimizer is one; importing the real one compiles kernels, for seconds.
+    name = "deepspeed.runtime.zero.muon.muon_optimizer"
+    if name not in sys.modules:
+        sys.modules[name] = types.ModuleType(name)
+        sys.modules[name].MuonWithAuxAdam = type("MuonWithAuxAdam", (), {})  # type: ignore[attr-defined]
 
 
 class Zero2Engine:
