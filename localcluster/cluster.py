@@ -45,6 +45,8 @@ def up(request: Request) -> Spec:
         if cluster is None:
             cluster = _create(request)
         else:
+            if request.extra_flags not in ({}, cluster.extra_flags) or request.port not in (None, cluster.ports["api"]):
+                say(f"Cluster {cluster.name} exists: its flags and port stay as they are until it is taken down.")
             dead = _dead(cluster)
             if not dead and readiness.ready(cluster):
                 say(f"Cluster {cluster.name} ({cluster.size}) is already up: {cluster.paths.kubeconfig}")

@@ -18,6 +18,7 @@ _CGROUPS = Path("/sys/fs/cgroup")
 _NETWORK_NAMESPACES = Path("/run/netns")
 _LOG_LINKS = Path("/var/log/containers")
 _CONTAINERD_ANSWERS_S = 20.0
+_FENCE = "localcluster"
 _KUBELET_SOCKET = Path("/var/lib/kubelet/device-plugins/kubelet.sock")
 # Places that containerd, its network plugins and the kubelet do not let us choose; each goes if it is empty.
 _FIXED_FOLDERS = tuple(
@@ -44,6 +45,30 @@ def prepare_network(cluster: Spec) -> None:
     prefix = POD_SUBNET.partition("/")[2]
     _run("ip", "address", "replace", f"{NODE_ADDRESS}/{prefix}", "dev", BRIDGE)
     _run("ip", "link", "set", BRIDGE, "up")
+    _keep_pods_inside()
+
+
+def _keep_pods_inside() -> None:
+    """Pods reach each other and this machine. What they send elsewhere is refused at once; without this it would leave
+    with an address that nobody can answer, and callers would hang."""
+    rule = f'iifname "{BRIDGE}" oifname != "{BRIDGE}" reject with icmpx type admin-prohibited'
+    table = f"table inet {_FENCE}"
+    rules = [
+        table,
+        f"delete {table}",
+        f"{table} {{",
+        "  chain forward {",
+        "    type filter hook forward priority 0; policy accept;",
+        f"    {rule}",
+        "  }",
+        "}",
+    ]
+    subprocess.run(
+        [debian.program("nft"), "--file", "-"],
+        input="\n".join(rules) + "\n",
+        text=True,
+        check=True,
+    )
 
 
 def stop_pods(cluster: Spec, running: Registry) -> None:
@@ -73,8 +98,8 @@ def clean(cluster: Spec) -> None:
     _unmount_below(cluster.paths.root)
     _remove_network_namespaces()
     _run("ip", "link", "delete", BRIDGE, may_fail=True)
-    for family in ("ip", "ip6"):
-        _run("nft", "delete", "table", family, "kube-proxy", may_fail=True)
+    for table in (("inet", _FENCE), ("ip", "kube-proxy"), ("ip6", "kube-proxy")):
+        _run("nft", "delete", "table", *table, may_fail=True)
     _remove_cgroups()
     _remove_log_links(cluster.paths.pod_logs)
     _quietly(_KUBELET_SOCKET.unlink)

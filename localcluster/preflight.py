@@ -12,18 +12,20 @@ from pathlib import Path
 from localcluster import debian, pypi, spec
 from localcluster.errors import NotReadyToStart
 from localcluster.gobuild import OF_SIZE
-from localcluster.paths import clusters_root
+from localcluster.paths import ClusterPaths, clusters_root
 from localcluster.ports import is_free
 
 _GIB = 1024**3
 _DISK_GIB = {"api": 1, "control": 1, "node": 25}
 _BUILD_DISK_GIB = 6
+# Once the images are there, what is left is for volumes and new layers.
+_WARM_NODE_GIB = 10
 _CONTROLLERS = ("cpu", "memory", "pids")
 
 
 def check(size: str, name: str, wanted_port: int | None) -> None:
     """Raise with everything that stands in the way of a new cluster of SIZE."""
-    problems = list(_machine(size))
+    problems = list(_machine(size, name))
     if wanted_port is not None and not is_free(wanted_port):
         problems.append(f"Port {wanted_port} on loopback is in use; choose another with --port.")
     if size == "node":
@@ -32,7 +34,7 @@ def check(size: str, name: str, wanted_port: int | None) -> None:
         raise NotReadyToStart(*problems)
 
 
-def _machine(size: str) -> Iterator[str]:
+def _machine(size: str, name: str) -> Iterator[str]:
     if sys.platform != "linux":
         yield "The local cluster runs on Linux alone; elsewhere use your own cluster with CLUSTER=current."
         return
@@ -40,6 +42,8 @@ def _machine(size: str) -> Iterator[str]:
     if unbuilt and not shutil.which("go") and pypi.installer() is None:
         yield f"Building {', '.join(unbuilt)} needs Go, uv or pip; install one of them."
     needed = _DISK_GIB[size] + (_BUILD_DISK_GIB if unbuilt else 0)
+    if size == "node" and ClusterPaths.of(name).images.exists():
+        needed = _WARM_NODE_GIB
     folder = _existing(clusters_root())
     free = shutil.disk_usage(folder).free / _GIB
     if free < needed:

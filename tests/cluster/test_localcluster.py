@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +66,13 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     built = localcluster(folder, "build", "--size", "control")
     assert built.returncode == 0, built.stderr
     try:
-        for name, size in (("one", "control"), ("two", "api")):
-            started = localcluster(folder, "up", "--size", size, "--name", name)
-            assert started.returncode == 0, started.stderr
+        with ThreadPoolExecutor() as both:
+            ups = [
+                both.submit(localcluster, folder, "up", "--size", size, "--name", name)
+                for name, size in (("one", "control"), ("two", "api"))
+            ]
+        for started in ups:
+            assert started.result().returncode == 0, started.result().stderr
         yield folder
     finally:
         for name in ("one", "two"):
@@ -171,14 +176,13 @@ def test_ones_own_cluster_is_left_alone(state: Path) -> None:
 
 
 def test_down_leaves_nothing(state: Path) -> None:
-    started = localcluster(state, "up", "--size", "api", "--name", "gone")
-    assert started.returncode == 0, started.stderr
-    before = pids(state, "gone")
+    before = pids(state, "two")
     assert all(runs(pid) for pid in before.values())
-    assert localcluster(state, "down", "--name", "gone").returncode == 0
+    assert localcluster(state, "down", "--name", "two").returncode == 0
     assert not any(runs(pid) for pid in before.values())
-    assert not (state / "finetune-operator/clusters/gone").exists()
-    assert localcluster(state, "down", "--name", "gone").returncode == 0, "down again is no error"
+    assert not (state / "finetune-operator/clusters/two").exists()
+    assert localcluster(state, "down", "--name", "two").returncode == 0, "down again is no error"
+    assert status(state, "one")["ready"], "the other one is not concerned"
 
 
 def test_a_process_that_took_over_an_id_is_never_ended(tmp_path: Path) -> None:
