@@ -1,27 +1,33 @@
 """The cluster, as far as `ftj` needs it: one connection, plain JSON in and out, errors as sentences.
 
-The official client brings kubeconfig, its plugins and its certificates. Answers are read as JSON rather than through its
-models, which are slow and refuse what they do not know.
+The official client brings kubeconfig, its plugins and its certificates. Its generated classes stay out: importing them takes
+two seconds, and they refuse answers that they do not know.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote, urlencode
 
+import urllib3
 import urllib3.exceptions
 from finetune_api import GROUP, PLURAL, VERSION
 from kubernetes import client, config
-from kubernetes.client.exceptions import ApiException
+from kubernetes.client.rest import RESTClientObject
 
 from finetune_cli.errors import CliError, Exit
 
 FIELD_MANAGER = "ftj"
+CONNECT_SECONDS = 10
 TIMEOUT_SECONDS = 30
+RETRIES = urllib3.Retry(connect=2, read=0, status=0, redirect=0, backoff_factor=0.2)
 Json = dict[str, Any]
+Query = dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -41,12 +47,12 @@ class Cluster:
     """One connection. `namespace` is what the command line or the context say."""
 
     def __init__(self, target: Target) -> None:
-        configuration = client.Configuration()
+        self.configuration = client.Configuration()
         try:
-            config.load_kube_config(target.kubeconfig, context=target.context, client_configuration=configuration)
+            config.load_kube_config(target.kubeconfig, context=target.context, client_configuration=self.configuration)
             contexts, active = config.list_kube_config_contexts(target.kubeconfig)
         except (config.ConfigException, OSError) as error:
-            if target.kubeconfig or target.context or not _in_pod(configuration):
+            if target.kubeconfig or target.context or not _in_pod(self.configuration):
                 raise CliError(
                     f"no usable kubeconfig: {str(error).strip()}; name one with --kubeconfig or KUBECONFIG",
                     exit_code=Exit.UNREACHABLE,
@@ -57,10 +63,7 @@ class Cluster:
         self._usual_namespace: str = active.get("context", {}).get("namespace") or "default"
         self.namespace = target.namespace or self._usual_namespace
         self._target = target
-        configuration.retries = urllib3.Retry(total=2, backoff_factor=0.2, status=0, redirect=0)
-        self.api = client.ApiClient(configuration)
-        self.core = client.CoreV1Api(self.api)
-        self.custom = client.CustomObjectsApi(self.api)
+        self._pool = RESTClientObject(self.configuration).pool_manager
 
     def flags(self, namespace: str) -> str:
         """What to add to a command that a person is told to type, so that it means the same cluster and namespace."""
@@ -74,116 +77,109 @@ class Cluster:
     def apply(self, body: Json, *, force_conflicts: bool = False) -> Json:
         """Server-side apply of a FineTuneJob. Unknown fields are refused by the API server too."""
         metadata = body["metadata"]
-        return self._json(
-            f"FineTuneJob {metadata['namespace']}/{metadata['name']}",
-            self.custom.patch_namespaced_custom_object,
-            GROUP,
-            VERSION,
-            metadata["namespace"],
-            PLURAL,
-            metadata["name"],
-            body,
-            field_manager=FIELD_MANAGER,
-            field_validation="Strict",
-            force=force_conflicts,
-            _content_type="application/apply-patch+yaml",
-        )
+        query = {"fieldManager": FIELD_MANAGER, "fieldValidation": "Strict", "force": str(force_conflicts).lower()}
+        path = _job_path(metadata["namespace"], metadata["name"])
+        return self._json(_job_text(metadata["namespace"], metadata["name"]), "PATCH", path, query, body)
 
     def job(self, namespace: str, name: str) -> Json:
         """Raises Gone when there is no such FineTuneJob."""
-        return self._json(
-            f"FineTuneJob {namespace}/{name}",
-            self.custom.get_namespaced_custom_object,
-            GROUP,
-            VERSION,
-            namespace,
-            PLURAL,
-            name,
-        )
+        return self._json(_job_text(namespace, name), "GET", _job_path(namespace, name))
 
     def watch_job(self, namespace: str, name: str, resource_version: str, seconds: int) -> Iterator[Json]:
         """Watch events of one FineTuneJob for `seconds`, then the stream ends."""
-        response = self._call(
-            f"FineTuneJob {namespace}/{name}",
-            self.custom.list_namespaced_custom_object,
-            GROUP,
-            VERSION,
-            namespace,
-            PLURAL,
-            field_selector=f"metadata.name={name}",
-            resource_version=resource_version,
-            allow_watch_bookmarks=True,
-            timeout_seconds=seconds,
-            watch=True,
-            timeout=(10, seconds + 10),
-        )
-        try:
-            for line in lines(response):
+        query = {
+            "watch": "true",
+            "fieldSelector": f"metadata.name={name}",
+            "resourceVersion": resource_version,
+            "allowWatchBookmarks": "true",
+            "timeoutSeconds": str(seconds),
+        }
+        response = self._stream(_job_text(namespace, name), _job_path(namespace), query, silence=seconds + 10)
+        with contextlib.closing(response):
+            for line in _lines(response):
                 yield json.loads(line)
-        finally:
-            response.close()
 
     def pods(self, namespace: str, selector: str) -> list[Json]:
         """Pods with these labels."""
-        items = self._json("pods", self.core.list_namespaced_pod, namespace, label_selector=selector)["items"]
-        return list(items)
+        return list(self._json("pods", "GET", _pod_path(namespace), {"labelSelector": selector})["items"])
 
     def pod(self, namespace: str, name: str) -> Json:
-        return self._json(f"pod {namespace}/{name}", self.core.read_namespaced_pod, name, namespace)
+        """Raises Gone when there is no such pod."""
+        return self._json(f"pod {namespace}/{name}", "GET", _pod_path(namespace, name))
 
     def create_pod(self, namespace: str, body: Json) -> Json:
-        return self._json("pod", self.core.create_namespaced_pod, namespace, body)
+        """The pod as it was created."""
+        return self._json(f"pod {body['metadata']['name']}", "POST", _pod_path(namespace), body=body)
 
     def delete_pod(self, namespace: str, name: str) -> None:
         """Deletes at once; a pod that is gone already is no error."""
-        try:
-            self._json(f"pod {name}", self.core.delete_namespaced_pod, name, namespace, grace_period_seconds=0)
-        except Gone:
-            return
+        with contextlib.suppress(Gone):
+            self._json(f"pod {name}", "DELETE", _pod_path(namespace, name), {"gracePeriodSeconds": "0"})
 
     def pod_log(self, namespace: str, name: str, container: str, *, follow: bool, tail: int | None) -> Iterator[str]:
         """Lines of a pod's log, each one after its RFC 3339 time."""
-        response = self._call(
-            f"pod {namespace}/{name}",
-            self.core.read_namespaced_pod_log,
-            name,
-            namespace,
-            container=container,
-            follow=follow,
-            timestamps=True,
-            timeout=(10, None if follow else 120),
-            **({} if tail is None else {"tail_lines": tail}),
-        )
-        try:
-            for line in lines(response):
+        query = {"container": container, "follow": str(follow).lower(), "timestamps": "true"}
+        if tail is not None:
+            query["tailLines"] = str(tail)
+        path = f"{_pod_path(namespace, name)}/log"
+        response = self._stream(f"pod {namespace}/{name}", path, query, silence=None if follow else 120)
+        with contextlib.closing(response):
+            for line in _lines(response):
                 yield line.decode("utf-8", "replace")
-        finally:
-            response.close()
 
-    def _json(self, what: str, call: Callable[..., Any], *arguments: Any, **options: Any) -> Json:
-        response = self._call(what, call, *arguments, **options)
+    def _json(self, what: str, method: str, path: str, query: Query | None = None, body: Json | None = None) -> Json:
+        kind = "application/apply-patch+yaml" if method == "PATCH" else "application/json"
+        response = self._send(
+            what, method, path, query, body=None if body is None else json.dumps(body), headers={"Content-Type": kind}
+        )
         answer: Json = json.loads(response.data)
         return answer
 
-    def _call(
-        self, what: str, call: Callable[..., Any], *arguments: Any, timeout: Any = TIMEOUT_SECONDS, **options: Any
+    def _stream(self, what: str, path: str, query: Query, *, silence: float | None) -> Any:
+        """An answer that goes on. `silence`: seconds without a byte after which it is taken for broken."""
+        timeout = urllib3.Timeout(connect=CONNECT_SECONDS, read=silence)
+        return self._send(what, "GET", path, query, timeout=timeout, preload_content=False, headers={})
+
+    def _send(
+        self, what: str, method: str, path: str, query: Query | None, *, headers: dict[str, str], **options: Any
     ) -> Any:
+        for setting in self.configuration.auth_settings().values():  # a token that is about to expire is renewed here
+            headers[setting["key"]] = setting["value"]
+        options.setdefault("timeout", urllib3.Timeout(connect=CONNECT_SECONDS, read=TIMEOUT_SECONDS))
+        url = self.configuration.host + path + (f"?{urlencode(query)}" if query else "")
         try:
-            return call(*arguments, **options, _preload_content=False, _request_timeout=timeout)
-        except ApiException as error:
-            raise explained(error, what) from None
+            response = self._pool.request(
+                method, url, headers={"Accept": "application/json", **headers}, retries=RETRIES, **options
+            )
         except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise unreachable(error, self.api.configuration.host) from None
+            raise unreachable(error, self.configuration.host) from None
+        if response.status >= 400:
+            raise explained(response.status, response.data, what)
+        return response
 
 
-def explained(error: ApiException, what: str) -> CliError:
+def _job_path(namespace: str, name: str = "") -> str:
+    return f"/apis/{GROUP}/{VERSION}/namespaces/{quote(namespace)}/{PLURAL}" + (f"/{quote(name)}" if name else "")
+
+
+def _job_text(namespace: str, name: str) -> str:
+    return f"FineTuneJob {namespace}/{name}"
+
+
+def _pod_path(namespace: str, name: str = "") -> str:
+    return f"/api/v1/namespaces/{quote(namespace)}/pods" + (f"/{quote(name)}" if name else "")
+
+
+def explained(code: int, body: bytes | str, what: str) -> CliError:
     """What the API server said, as a sentence. Its own words about a wrong field are the best ones there are."""
     try:
-        status = json.loads(error.body or "{}")
+        status = json.loads(body)
     except ValueError:
         status = {}
-    message = status.get("message") or error.reason or "no reason given"
-    match error.status:
+    message = (
+        status.get("message") or (body if isinstance(body, str) else body.decode("utf-8", "replace"))[:300].strip()
+    )
+    match code:
         case 401:
             return CliError(
                 "the cluster does not know you: your credentials are missing or expired", exit_code=Exit.UNREACHABLE
@@ -210,7 +206,7 @@ def explained(error: ApiException, what: str) -> CliError:
             ]
             return CliError(*(f"{what} was refused: {sentence}" for sentence in causes or [message]))
         case _:
-            return CliError(f"{what}: the API server answered {error.status}: {message}", exit_code=Exit.UNREACHABLE)
+            return CliError(f"{what}: the API server answered {code}: {message}", exit_code=Exit.UNREACHABLE)
 
 
 def unreachable(error: Exception, host: str) -> CliError:
@@ -221,7 +217,7 @@ def unreachable(error: Exception, host: str) -> CliError:
     return CliError(f"the cluster at {host} cannot be reached: {text}", exit_code=Exit.UNREACHABLE)
 
 
-def lines(response: Any) -> Iterator[bytes]:
+def _lines(response: Any) -> Iterator[bytes]:
     """Lines of a streamed answer, as they come."""
     rest = b""
     for chunk in response.stream(amt=None, decode_content=False):

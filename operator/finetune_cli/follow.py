@@ -108,7 +108,7 @@ def _watch(
             news.put(Deleted() if uid else error)
             return
         except (CliError, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-            problem = error if isinstance(error, CliError) else unreachable(error, cluster.api.configuration.host)
+            problem = error if isinstance(error, CliError) else unreachable(error, cluster.configuration.host)
             failures += 1
             lost_since = lost_since if failures > 1 else time.monotonic()
             fatal = problem.exit_code is not Exit.UNREACHABLE or uid is None

@@ -151,6 +151,7 @@ def _document(source: str, text: str) -> Any:
 def _complaints(error: ValidationError, source: str, nodes: Any) -> list[str]:
     lines = []
     for item, sentence in zip(error.errors(include_url=False), sentences(error, FineTuneJob), strict=True):
-        line = line_of(nodes, tuple(part for part in item["loc"]))
+        # A rule of the whole object begins with the field that it is about.
+        line = line_of(nodes, item["loc"] or tuple(sentence.partition(" ")[0].split(".")))
         lines.append(f"{source}:{line}: {sentence}" if line else f"{source}: {sentence}")
     return lines

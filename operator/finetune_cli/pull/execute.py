@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import websocket
+from kubernetes.client import ApiClient, CoreV1Api
 from kubernetes.client.exceptions import ApiException
 from kubernetes.stream import stream
 
@@ -25,7 +26,7 @@ def output_of(cluster: Cluster, namespace: str, pod: str, container: str, comman
     """Chunks of the command's standard output. Raises CliError when it fails or the connection ends before it did."""
     try:
         connection = stream(
-            cluster.core.connect_get_namespaced_pod_exec,
+            CoreV1Api(ApiClient(cluster.configuration)).connect_get_namespaced_pod_exec,
             pod,
             namespace,
             container=container,
@@ -38,7 +39,7 @@ def output_of(cluster: Cluster, namespace: str, pod: str, container: str, comman
             _preload_content=False,
         )
     except ApiException as error:
-        raise explained(error, f"pod {pod}") from None
+        raise explained(error.status or 0, error.body or error.reason or "", f"pod {pod}") from None
     socket = connection.sock
     socket.settimeout(SILENCE_SECONDS)
     complaints = bytearray()
@@ -63,7 +64,7 @@ def output_of(cluster: Cluster, namespace: str, pod: str, container: str, comman
     except websocket.WebSocketException as error:
         raise _broken(str(error), complaints) from None
     except OSError as error:
-        raise unreachable(error, cluster.api.configuration.host) from None
+        raise unreachable(error, cluster.configuration.host) from None
     finally:
         connection.close()
 
