@@ -47,11 +47,13 @@ def compile_nothing() -> None:
     import deepspeed
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # gloo does its work
-    # Only asked whether the optimizer is one; importing the real one compiles kernels, for seconds.
-    name = "deepspeed.runtime.zero.muon.muon_optimizer"
+    # ZeRO only asks whether the optimizer is a Muon, but importing the real one compiles its kernels, for seconds.
+    name = "deepspeed.runtime.zero.muon.original_muon"
     if name not in sys.modules:
-        sys.modules[name] = types.ModuleType(name)
-        sys.modules[name].MuonWithAuxAdam = type("MuonWithAuxAdam", (), {})  # type: ignore[attr-defined]
+        stand_in = types.ModuleType(name)
+        stand_in.MuonWithAuxAdam = type("MuonWithAuxAdam", (), {})  # type: ignore[attr-defined]
+        stand_in.adam_update = stand_in.muon_update = None  # type: ignore[attr-defined]
+        sys.modules[name] = stand_in
 
 
 class Zero2Engine:
