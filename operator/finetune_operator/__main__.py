@@ -34,6 +34,7 @@ async def run(settings: Settings) -> int:
         workers=settings.workers,
         poll_seconds=settings.poll_seconds,
         sweep_seconds=settings.sweep_seconds,
+        progress_port=settings.progress_port,
     )
     stop, stop_kopf, watching = asyncio.Event(), asyncio.Event(), asyncio.Event()
     _on_signals(stop)

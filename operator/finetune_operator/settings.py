@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from finetune_api.contract import PROGRESS_PORT
 from finetune_api.effective import PlatformDefaults
 from finetune_api.errors import sentences
 from pydantic import ValidationError
@@ -30,6 +31,7 @@ class Settings:
     poll_seconds: float = 15.0
     sweep_seconds: float = 300.0
     retry_seconds: float = 10.0
+    progress_port: int = PROGRESS_PORT
 
     @classmethod
     def read(cls, environment: Mapping[str, str] = os.environ) -> Settings:
@@ -46,6 +48,7 @@ class Settings:
             poll_seconds=_number(environment, "FINETUNE_POLL_SECONDS", 15, 0.1, 3600),
             sweep_seconds=_number(environment, "FINETUNE_SWEEP_SECONDS", 300, 1, 86400),
             retry_seconds=_number(environment, "FINETUNE_RETRY_SECONDS", 10, 0, 300),
+            progress_port=int(_number(environment, "FINETUNE_PROGRESS_PORT", PROGRESS_PORT, 1, 65535)),
         )
 
 

@@ -47,19 +47,23 @@ class Api:
     def call(
         self, method: str, path: str, body: Any = None, content_type: str = "application/json", **query: str
     ) -> Any:
-        answer = self._pool.request(
-            method,
-            self.server + path,
-            fields=None,
-            body=None if body is None else json.dumps(body),
-            headers={"Authorization": f"Bearer {self.token}", "Content-Type": content_type},
-            timeout=30,
-        ) if not query else self._pool.request(
-            method,
-            self.server + path + "?" + "&".join(f"{name}={value}" for name, value in query.items()),
-            body=None if body is None else json.dumps(body),
-            headers={"Authorization": f"Bearer {self.token}", "Content-Type": content_type},
-            timeout=30,
+        answer = (
+            self._pool.request(
+                method,
+                self.server + path,
+                fields=None,
+                body=None if body is None else json.dumps(body),
+                headers={"Authorization": f"Bearer {self.token}", "Content-Type": content_type},
+                timeout=30,
+            )
+            if not query
+            else self._pool.request(
+                method,
+                self.server + path + "?" + "&".join(f"{name}={value}" for name, value in query.items()),
+                body=None if body is None else json.dumps(body),
+                headers={"Authorization": f"Bearer {self.token}", "Content-Type": content_type},
+                timeout=30,
+            )
         )
         found = json.loads(answer.data) if answer.data[:1] == b"{" else answer.data.decode()
         if answer.status >= 300:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from finetune_api.status import AttemptStatus, Stage
 
 from finetune_operator.domain.names import STAGES
+from finetune_operator.domain.reasons import Reason
 from finetune_operator.domain.times import seconds_of
 
 KEPT = 20
@@ -45,20 +46,24 @@ def trimmed(attempts: Sequence[AttemptStatus]) -> list[AttemptStatus]:
 
 def delay(attempts: Sequence[AttemptStatus], last: AttemptStatus, infra_failures: int, retry_delay: float) -> float:
     """Seconds between the end of `last` and the next attempt at its stage."""
-    match last.outcome:
-        case "Failed":
-            return min(LONGEST_DELAY_S, retry_delay * 2.0 ** max(0, infra_failures - 1))
-        case "Evicted":
-            return min(LONGEST_DELAY_S, EVICTION_DELAY_S * 2.0 ** max(0, _evictions_in_a_row(attempts) - 1))
+    pause = EVICTION_DELAY_S * 2.0 ** max(0, _in_a_row(attempts) - 1)
+    match last.outcome, last.reason:
+        case "Failed", _:
+            pause = retry_delay * 2.0 ** max(0, infra_failures - 1)
+        case "Evicted", _:
+            pass
+        case "Stopped", Reason.PREEMPTED:
+            pause -= EVICTION_DELAY_S  # at once, the first time
         case _:
             return 0.0
+    return min(LONGEST_DELAY_S, pause)
 
 
-def _evictions_in_a_row(attempts: Sequence[AttemptStatus]) -> int:
-    """Evictions at the end of the book that followed each other quickly: a cluster that has no peace gets longer pauses."""
+def _in_a_row(attempts: Sequence[AttemptStatus]) -> int:
+    """Disruptions at the end of the book that followed each other quickly: a cluster that has no peace gets longer pauses."""
     count = 0
     for attempt in reversed(attempts):
-        if attempt.outcome != "Evicted":
+        if attempt.outcome != "Evicted" and attempt.reason != Reason.PREEMPTED:
             break
         count += 1
         started, finished = seconds_of(attempt.started), seconds_of(attempt.finished)

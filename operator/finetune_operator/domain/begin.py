@@ -41,7 +41,7 @@ def enter(draft: Draft, stage: Stage, last: AttemptStatus | None) -> None:
         left = ended + pause - draft.now
         if 0 < left <= pause:  # a longer wait than the pause itself is a clock that was set back
             draft.look_again(left)
-            reason = Reason.RESUMING if last.outcome == "Evicted" else Reason.RETRYING
+            reason = Reason.RETRYING if last.outcome == "Failed" else Reason.RESUMING
             message = f"Stage {stage} begins again in {human(left + 1)}. Before: {last.message or last.reason}"
             draft.situation = Situation(PHASES[stage], reason, message)
             return

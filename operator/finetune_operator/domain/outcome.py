@@ -150,6 +150,18 @@ def _exhausted(failure: FailureStatus, failures: int, allowed: int) -> FailureSt
     return failure.model_copy(update={"message": f"{failure.message} (failure {failures}; {tried})", "retriable": True})
 
 
+def preempt(draft: Draft, entry: AttemptStatus, pods: Sequence[PodView]) -> None:
+    """The pods were told to stop and did, with a checkpoint: nobody's error."""
+    told = next((pod for pod in pods if pod.disrupted is not None or pod.deletion_asked is not None), None)
+    why = "They were stopped"
+    if told is not None:
+        why = f"Pod {told.name} was {f'disrupted ({told.disrupted})' if told.disrupted is not None else 'deleted'}"
+    step = f" at step {entry.last_step}" if entry.last_step is not None else ""
+    entry.reason, entry.message = Reason.PREEMPTED, f"The pods of stage {entry.stage} stopped{step}. {why}"
+    _close(draft, entry, "Stopped")
+    draft.say("Warning", Reason.PREEMPTED, "Resume", f"{entry.message}. Stage {entry.stage} goes on{from_step(draft)}")
+
+
 def stop(draft: Draft, entry: AttemptStatus, reason: Reason, message: str) -> None:
     """Ended by this operator; the next attempt has nothing to wait for."""
     entry.reason, entry.message = reason, message

@@ -24,6 +24,7 @@ class Reason(StrEnum):
     STAGE_STARTED = "StageStarted"
     STAGE_DONE = "StageDone"
     EVICTED = "Evicted"
+    PREEMPTED = "Preempted"
     ATTEMPT_FAILED = "AttemptFailed"
     RESUMED = "Resumed"
     RERUN = "Rerun"

@@ -8,6 +8,8 @@ import logging
 import time
 from typing import Any
 
+from finetune_api.contract import PROGRESS_PORT
+
 from finetune_operator.domain.draft import Config
 from finetune_operator.domain.observed import ProgressReading
 from finetune_operator.runtime.cache import Cache
@@ -44,6 +46,7 @@ class Controller:
         workers: int = 32,
         poll_seconds: float = 15.0,
         sweep_seconds: float = 300.0,
+        progress_port: int = PROGRESS_PORT,
     ) -> None:
         self.client = Client(connection)
         self.cache = Cache()
@@ -51,7 +54,7 @@ class Controller:
         self.synced = False
         self._workers, self._sweep_seconds = workers, sweep_seconds
         self._recorder = Recorder(self.client)
-        self._poller = Poller(poll_seconds, self._progress)
+        self._poller = Poller(poll_seconds, self._progress, progress_port)
         self._sweeper = Sweeper(self.client, self.cache, namespaces, self.queue.add)
         self._reconciler = Reconciler(self.client, self.cache, self._recorder, self._poller, config)
         self._worker_tasks: list[asyncio.Task[None]] = []

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from finetune_operator.domain.draft import Config, Plan
 from finetune_operator.domain.plan import plan as draw_up
+from finetune_operator.domain.writing import can_wait
 from finetune_operator.runtime.actions import Actions, Done
 from finetune_operator.runtime.cache import Cache, HeldJob
 from finetune_operator.runtime.client import Client
@@ -83,7 +84,7 @@ class Reconciler:
         """Write what differs, if anything does, and only over what we have seen: another version is a conflict."""
         assert plan.status is not None
         change = difference(held.status, plan.status.wire())
-        if not change:
+        if not change or can_wait(held.status, change):
             return False
         metadata = held.body["metadata"]
         body = {"metadata": {"resourceVersion": metadata["resourceVersion"]}, "status": change}

@@ -7,6 +7,7 @@ import hashlib
 import logging
 import socket
 import time
+import uuid
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +44,7 @@ class Recorder:
         self._queue: asyncio.Queue[tuple[dict[str, Any], Note, float]] = asyncio.Queue(_WAITING)
         self._buckets: dict[str, _Bucket] = {}
         self._said: dict[str, float] = {}
+        self._latest = 0.0
         self._instance = socket.gethostname()[:128]
 
     def say(self, metadata: dict[str, Any], note: Note, now: float) -> None:
@@ -55,8 +57,9 @@ class Recorder:
             metrics.events_dropped.labels("limited").inc()
             return
         self._said[same] = now
+        self._latest = at = max(now, self._latest + 1e-5)  # told in this order, so seen in this order
         try:
-            self._queue.put_nowait((metadata, note, now))
+            self._queue.put_nowait((metadata, note, at))
         except asyncio.QueueFull:
             metrics.events_dropped.labels("full").inc()
 
@@ -86,7 +89,7 @@ class Recorder:
         return {
             "apiVersion": "events.k8s.io/v1",
             "kind": "Event",
-            "metadata": {"generateName": f"{metadata['name']}.", "namespace": metadata["namespace"]},
+            "metadata": {"name": f"{metadata['name']}.{uuid.uuid4().hex[:16]}", "namespace": metadata["namespace"]},
             "eventTime": micro_stamp(now),
             "reportingController": REPORTER,
             "reportingInstance": self._instance,

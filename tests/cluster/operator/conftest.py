@@ -42,7 +42,9 @@ def free_port() -> int:
 
 
 def said(stage: str, outcome: str = "succeeded", exit_code: int = 0, **more: Any) -> str:
-    return json.dumps({"contract": 1, "stage": stage, "outcome": outcome, "exitCode": exit_code, "time": time.time(), **more})
+    return json.dumps(
+        {"contract": 1, "stage": stage, "outcome": outcome, "exitCode": exit_code, "time": time.time(), **more}
+    )
 
 
 PREPARED = {
@@ -91,6 +93,7 @@ class Kubelet:
     api: Any
     namespace: str
     script: Script = succeed
+    pod_ip: str = "127.77.0.9"
     seen: dict[str, Pod] = field(default_factory=dict)
     """Every pod there ever was, by name, as last seen."""
     _begun: set[str] = field(default_factory=set)
@@ -139,8 +142,8 @@ class Kubelet:
                 pod,
                 {
                     "phase": "Running",
-                    "podIP": "127.0.0.1",
-                    "podIPs": [{"ip": "127.0.0.1"}],
+                    "podIP": self.pod_ip,
+                    "podIPs": [{"ip": self.pod_ip}],
                     "conditions": [{"type": "Ready", "status": "True"}, {"type": "PodScheduled", "status": "True"}],
                     "containerStatuses": [self._container(pod, state, ready=True)],
                 },
@@ -163,7 +166,13 @@ class Kubelet:
 
     def disrupt(self, pod: Pod, reason: str = "EvictionByEvictionAPI") -> None:
         """Mark the pod as the eviction API, the scheduler or the kubelet do."""
-        condition = {"type": "DisruptionTarget", "status": "True", "reason": reason, "message": "somebody needs the node", "lastTransitionTime": now()}
+        condition = {
+            "type": "DisruptionTarget",
+            "status": "True",
+            "reason": reason,
+            "message": "somebody needs the node",
+            "lastTransitionTime": now(),
+        }
         fresh = self.api.get(self.path(pod))
         self._status(pod, {"conditions": [*fresh["status"].get("conditions", []), condition]})
 
@@ -234,7 +243,12 @@ Start = Callable[..., Operator]
 
 
 @pytest.fixture(scope="session")
-def start_operator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+def progress_port() -> int:
+    return free_port()
+
+
+@pytest.fixture(scope="session")
+def start_operator(tmp_path_factory: pytest.TempPathFactory, progress_port: int) -> Iterator[Start]:
     """Start an operator process; whatever still runs at the end is ended."""
     folder = tmp_path_factory.mktemp("operator")
     defaults = folder / "defaults.json"
@@ -254,11 +268,17 @@ def start_operator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
             "FINETUNE_HTTP": f"127.0.0.1:{port}",
             "FINETUNE_RETRY_SECONDS": "0.2",
             "FINETUNE_POLL_SECONDS": "1",
+            "FINETUNE_PROGRESS_PORT": str(progress_port),
             **settings,
         }
         with log.open("w") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "finetune_operator"], env=environment, stdout=output, stderr=output, text=True, cwd=folder
+                [sys.executable, "-m", "finetune_operator"],
+                env=environment,
+                stdout=output,
+                stderr=output,
+                text=True,
+                cwd=folder,
             )
         operator = Operator(process, port, log)
         started.append(operator)
@@ -343,7 +363,12 @@ class Jobs:
                 f"/api/v1/namespaces/{self.namespace}/persistentvolumeclaims",
                 {
                     "metadata": {"name": name},
-                    "spec": {"accessModes": [mode], "resources": {"requests": size}, "storageClassName": "", "volumeName": volume},
+                    "spec": {
+                        "accessModes": [mode],
+                        "resources": {"requests": size},
+                        "storageClassName": "",
+                        "volumeName": volume,
+                    },
                 },
             )
 
@@ -378,7 +403,11 @@ class Jobs:
         return dict(seen)
 
     def wait_reason(self, reason: str, name: str = "job", seconds: float = 30) -> dict[str, Any]:
-        self.until(f"{name} says {reason}; it says {self.status(name).get('reason')}", lambda: self.status(name).get("reason") == reason, seconds)
+        self.until(
+            f"{name} says {reason}; it says {self.status(name).get('reason')}",
+            lambda: self.status(name).get("reason") == reason,
+            seconds,
+        )
         return self.status(name)
 
     def condition(self, kind: str, name: str = "job") -> dict[str, Any]:
@@ -386,7 +415,9 @@ class Jobs:
         return next((c for c in self.status(name).get("conditions", []) if c["type"] == kind), {})
 
     def children(self, kind: str = "jobs") -> list[dict[str, Any]]:
-        root = f"/apis/batch/v1/namespaces/{self.namespace}" if kind == "jobs" else f"/api/v1/namespaces/{self.namespace}"
+        root = (
+            f"/apis/batch/v1/namespaces/{self.namespace}" if kind == "jobs" else f"/api/v1/namespaces/{self.namespace}"
+        )
         found = self.api.items(f"{root}/{kind}", labelSelector="app.kubernetes.io/managed-by=finetune-operator")
         return sorted(found, key=lambda item: item["metadata"]["creationTimestamp"] + item["metadata"]["name"])
 
@@ -408,6 +439,12 @@ def acts() -> Any:
     """Names that tests need from here."""
 
     class Acts:
-        Act, said, succeed, hold_training, manifest = Act, staticmethod(said), staticmethod(succeed), staticmethod(hold_training), staticmethod(manifest)
+        Act, said, succeed, hold_training, manifest = (
+            Act,
+            staticmethod(said),
+            staticmethod(succeed),
+            staticmethod(hold_training),
+            staticmethod(manifest),
+        )
 
     return Acts

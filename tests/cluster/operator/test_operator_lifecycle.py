@@ -2,18 +2,297 @@
 
 from __future__ import annotations
 
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
 pytestmark = [pytest.mark.control, pytest.mark.usefixtures("operator")]
 
+POD_IP = "127.77.0.1"
 
-def test_three_stages_one_after_the_other(jobs: Any, kubelet: Any) -> None:
-    jobs.create(compute={"device": "cpu", "nodes": 2})
+
+def book(status: dict[str, Any]) -> list[tuple[str, int, str]]:
+    return [(a["stage"], a["number"], a["outcome"]) for a in status.get("attempts", [])]
+
+
+DONE = [("prepare", 1, "Succeeded"), ("train", 1, "Succeeded"), ("publish", 1, "Succeeded")]
+
+
+def test_the_whole_way(api: Any, jobs: Any, kubelet: Any, operator: Any) -> None:
+    """Stages one after the other, what they found in the status, children as designed, and kopf writes nothing."""
+    lines = len(operator.lines())
+    writes = operator.metric("rest_client_requests_total", method="PATCH") + operator.metric(
+        "rest_client_requests_total", method="POST"
+    )
+    jobs.create(compute={"nodes": 2, "gpusPerNode": 4})
     status = jobs.wait("Completed")
-    assert [(a["stage"], a["outcome"]) for a in status["attempts"]] == [
-        ("prepare", "Succeeded"),
-        ("train", "Succeeded"),
-        ("publish", "Succeeded"),
-    ]
+    assert book(status) == DONE
+    assert (status["data"]["rows"], status["plan"]["steps"], status["evaluation"]["rows"]) == (100, 15, 10)
+    assert (status["artifacts"]["uri"], status["gpus"], status["progress"]["percent"]) == ("pvc://models/out", 8, 100)
+    assert status["lastCheckpoint"]["step"] == 15
+    assert status["gpuSeconds"] >= 0
+    assert len(kubelet.of("train")) == 2
+    train = next(job for job in jobs.children() if job["metadata"]["labels"]["finetune.dev/stage"] == "train")
+    assert train["spec"]["suspend"] is False
+    rank = next(pod for pod in kubelet.of("train") if pod["spec"]["hostname"].endswith("-1"))
+    variables = {v["name"]: v.get("value") for v in rank["spec"]["containers"][0]["env"]}
+    assert variables["FINETUNE_MASTER_ADDR"] == f"{train['metadata']['name']}-0.{train['metadata']['name']}"
+    assert rank["spec"]["subdomain"] == train["metadata"]["name"]
+    assert variables.keys() >= {"JOB_COMPLETION_INDEX", "FINETUNE_NODE_NAME", "FINETUNE_POD_NAME"}
+
+    job = jobs.get()
+    assert not job["metadata"].get("finalizers")
+    assert not job["metadata"].get("annotations")
+    writers = {(m["manager"], m.get("subresource")) for m in job["metadata"]["managedFields"]}
+    assert {w for w in writers if w[1] == "status"} == {("finetune-operator", "status")}
+    assert all("kopf" not in manager for manager, _ in writers)
+    assert not {w for w in writers if w[0] == "finetune-operator" and w[1] is None}, "the spec is the user's"
+
+    told = [e["reason"] for e in sorted(jobs.events(), key=lambda e: e["eventTime"])]
+    assert told == ["StageStarted", "StageDone"] * 3 + ["Completed"]
+    # 3 Jobs, 3 ConfigMaps, a Service, a release, at most 8 status writes, 7 events.
+    after = operator.metric("rest_client_requests_total", method="PATCH") + operator.metric(
+        "rest_client_requests_total", method="POST"
+    )
+    assert after - writes <= 23
+    logged = operator.lines()[lines:]
+    assert all(line["level"] == "info" for line in logged), logged
+    assert all("hf_" not in json.dumps(line) for line in logged)
+
+
+def test_bad_data_fails_at_once_with_its_sentence(jobs: Any, kubelet: Any, acts: Any) -> None:
+    cause = {"code": "InvalidData", "message": "data.train: train.jsonl line 7 has no answer", "remedy": "Add one"}
+    kubelet.script = lambda pod: acts.Act(3, acts.said("prepare", "failed", 3, cause=cause))
+    jobs.create()
+    status = jobs.wait("Failed")
+    assert (status["failure"]["code"], status["failure"]["message"]) == ("InvalidData", cause["message"])
+    assert (status["failure"]["exitCode"], status["failure"]["node"]) == (3, "test-node")
+    assert jobs.condition("Stalled")["status"] == "True"
+    time.sleep(1)
+    assert len(jobs.children()) == 1
+    assert not kubelet.of("train")
+    assert [e["type"] for e in jobs.events()].count("Warning") == 1
+
+
+@pytest.mark.parametrize("stage", ["prepare", "train"])
+def test_suspend_and_resume(jobs: Any, kubelet: Any, acts: Any, stage: str) -> None:
+    """The pods get their SIGTERM, end with 5, and the same Job goes on later."""
+
+    def hold(pod: Any) -> Any:
+        return acts.Act(hold=True) if pod["metadata"]["labels"]["finetune.dev/stage"] == stage else acts.succeed(pod)
+
+    kubelet.script = hold
+    jobs.create(compute={"device": "cpu", "nodes": 2})
+    jobs.until("it runs", lambda: jobs.condition("Running").get("status") == "True" and kubelet.of(stage))
+    jobs.until("in this stage", lambda: jobs.status()["phase"] == {"prepare": "Preparing", "train": "Training"}[stage])
+    jobs.patch(suspend=True)
+    status = jobs.wait("Suspended")
+    assert jobs.condition("Suspended")["status"] == "True"
+    if stage == "train":
+        assert status["lastCheckpoint"]["step"] == 7
+    assert not jobs.api.items(f"/api/v1/namespaces/{jobs.namespace}/pods", fieldSelector="status.phase=Running")
+    kubelet.script = acts.succeed
+    jobs.patch(suspend=False)
+    assert book(jobs.wait("Completed")) == DONE, "one Job a stage"
+
+
+def test_suspended_from_the_start_creates_nothing(jobs: Any, kubelet: Any) -> None:
+    jobs.create(suspend=True)
+    jobs.wait("Suspended")
+    assert not jobs.children()
+    assert not jobs.children("configmaps")
+    jobs.patch(suspend=False)
+    jobs.wait("Completed")
+
+
+@pytest.mark.parametrize("phase", ["Pending", "Preparing", "Training", "Publishing", "Suspended", "Completed"])
+def test_deleting_at_any_moment_leaves_nothing(jobs: Any, kubelet: Any, acts: Any, phase: str) -> None:
+    stage = {"Preparing": "prepare", "Training": "train", "Suspended": "train", "Publishing": "publish"}.get(phase)
+
+    def hold(pod: Any) -> Any:
+        return acts.Act(hold=True) if pod["metadata"]["labels"]["finetune.dev/stage"] == stage else acts.succeed(pod)
+
+    kubelet.script = hold
+    jobs.create()
+    if phase == "Suspended":
+        jobs.wait("Training")
+        jobs.patch(suspend=True)
+    if phase != "Pending":
+        jobs.wait(phase)
+    jobs.delete()
+    kinds = ("jobs", "configmaps", "services", "pods")
+    jobs.until("nothing is left", lambda: not any(jobs.children(kind) for kind in kinds))
+    time.sleep(0.5)
+    assert not any(jobs.children(kind) for kind in kinds), "nothing comes back"
+
+
+def test_a_deleted_pod_costs_no_more_than_the_steps_since_the_stop(
+    api: Any, jobs: Any, kubelet: Any, acts: Any
+) -> None:
+    """The ranks agree to stop and save; the next attempt begins at once, not after the Job controller's pause."""
+    kubelet.script = acts.hold_training
+    jobs.create(compute={"device": "cpu", "nodes": 2})
+    jobs.wait("Training")
+    first, second = sorted(kubelet.of("train"), key=lambda pod: pod["spec"]["hostname"])
+    api.delete(kubelet.path(second))
+    kubelet.end(first, 5, acts.said("train", "stopped", 5, step=7, lastCheckpoint={"step": 7}))
+    began = time.monotonic()
+    jobs.until("attempt 2", lambda: len(kubelet.of("train", 2)) == 2, seconds=9)
+    assert time.monotonic() - began < 9
+    status = jobs.wait("Training")
+    assert (status["lastCheckpoint"]["step"], status["attempts"][1]["lastStep"]) == (7, 7)
+    kubelet.script = acts.succeed
+    assert book(jobs.wait("Completed")) == [DONE[0], ("train", 1, "Stopped"), ("train", 2, "Succeeded"), DONE[2]]
+
+
+def test_a_disrupted_gang_goes_on_in_a_new_attempt_without_limit(jobs: Any, kubelet: Any, acts: Any) -> None:
+    kubelet.script = acts.hold_training
+    jobs.create(compute={"device": "cpu", "nodes": 2}, retry={"infra": 0})
+    jobs.wait("Training")
+    first, second = sorted(kubelet.of("train"), key=lambda pod: pod["spec"]["hostname"])
+    kubelet.disrupt(second, "DeletionByTaintManager")
+    kubelet.end(second, 137, "")
+    kubelet.end(first, 7, acts.said("train", "failed", 7, step=9, lastCheckpoint={"step": 8}))
+    jobs.wait_reason("Resuming")
+    assert jobs.condition("Ready")["status"] == "True"
+    kubelet.script = acts.succeed
+    status = jobs.wait("Completed", seconds=30)
+    assert book(status) == [DONE[0], ("train", 1, "Evicted"), ("train", 2, "Succeeded"), DONE[2]]
+    assert "infraFailures" not in status
+    assert (status["attempts"][1]["lastStep"], status["attempts"][1]["reason"]) == (9, "Evicted")
+    job = next(j for j in jobs.children() if j["metadata"]["name"].endswith("train-2"))
+    assert json.loads(job["metadata"]["annotations"]["finetune.dev/previous-attempt"])["outcome"] == "Evicted"
+
+
+def test_retries_are_used_up(jobs: Any, kubelet: Any, acts: Any) -> None:
+    kubelet.script = lambda pod: acts.Act(1, "Traceback (most recent call last):\nRuntimeError: the disk is on fire")
+    jobs.create(retry={"infra": 2})
+    status = jobs.wait("Failed", seconds=30)
+    assert book(status) == [("prepare", n, "Failed") for n in (1, 2, 3)]
+    assert status["infraFailures"] == 3
+    assert "the disk is on fire" in status["failure"]["message"]
+    assert "spec.retry.infra 2 is used up" in status["failure"]["message"]
+    # Each attempt began after the one before had ended.
+    ends = [a["finished"] for a in status["attempts"]]
+    made = [j["metadata"]["creationTimestamp"] for j in jobs.children()]
+    assert all(made[n + 1] >= ends[n] for n in range(2))
+
+
+def test_deleted_and_created_again_under_the_same_name_starts_afresh(jobs: Any, kubelet: Any, acts: Any) -> None:
+    kubelet.script = acts.hold_training
+    jobs.create()
+    before = jobs.wait("Training")["run"]
+    jobs.delete()
+    jobs.until("it is gone", lambda: not jobs.status())
+    kubelet.script = acts.succeed
+    jobs.create()
+    status = jobs.wait("Completed")
+    assert status["run"] != before
+    assert book(status) == DONE
+
+
+def test_run_again_by_a_new_token(jobs: Any, kubelet: Any) -> None:
+    jobs.create()
+    first = jobs.wait("Completed")
+    for child in jobs.children():  # terminal is terminal, whatever happens to its children
+        jobs.api.delete(f"/apis/batch/v1/namespaces/{jobs.namespace}/jobs/{child['metadata']['name']}")
+    time.sleep(0.5)
+    assert jobs.status()["phase"] == "Completed"
+    jobs.patch(runToken="again")
+    jobs.until("it runs again", lambda: jobs.status()["run"] != first["run"])
+    second = jobs.wait("Completed")
+    assert book(second) == DONE
+    assert all(second["run"] in child["metadata"]["name"] for child in jobs.children())
+
+
+def test_time_to_live(jobs: Any, kubelet: Any) -> None:
+    jobs.create(ttlSecondsAfterFinished=0)
+    jobs.wait("Completed")
+    jobs.until("the children are gone", lambda: not jobs.children() and not jobs.children("configmaps"))
+    assert jobs.status()["phase"] == "Completed"
+
+
+def test_a_foreign_manager_is_left_alone(jobs: Any, kubelet: Any) -> None:
+    jobs.create("other", managedBy="kueue.x-k8s.io/multikueue")
+    jobs.create("ours")
+    jobs.wait("Completed", "ours")
+    assert jobs.status("other") == {"observedGeneration": -1}
+
+
+def test_settings_count_at_once_while_nothing_ran(jobs: Any, kubelet: Any, acts: Any) -> None:
+    """A stage whose image was wrong recovers when the user corrects it, with no other help."""
+
+    def by_image(pod: Any) -> Any:
+        if pod["spec"]["containers"][0]["image"] == "wrong":
+            return acts.Act(waiting=("ErrImagePull", "not found"))
+        return acts.succeed(pod)
+
+    kubelet.script = by_image
+    jobs.create(pods={"common": {"image": "wrong"}})
+    jobs.wait_reason("ImagePullFailed")
+    jobs.patch(pods={"common": {"image": "right"}})
+    status = jobs.wait("Completed")
+    assert book(status) == [("prepare", 1, "Stopped"), ("prepare", 2, "Succeeded"), *DONE[1:]]
+
+
+@pytest.fixture
+def endpoint(progress_port: int) -> Iterator[dict[str, Any]]:
+    """Rank 0's endpoint. What is put into the answer is served."""
+    answer: dict[str, Any] = {"body": b""}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(answer["body"])
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer((POD_IP, progress_port), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield answer
+    server.shutdown()
+    server.server_close()
+
+
+def test_progress_reaches_the_status_and_is_not_trusted(
+    jobs: Any, kubelet: Any, acts: Any, endpoint: dict[str, Any], eventually: Callable[..., Any]
+) -> None:
+    kubelet.script = acts.hold_training
+    kubelet.pod_ip = POD_IP
+    told = {
+        "contract": 1,
+        "stage": "train",
+        "step": 120,
+        "totalSteps": 288,
+        "percent": 42.6,
+        "etaSeconds": 192.4,
+        "loss": 1.23456789,
+        "tokensPerSecond": 1000.04,
+        "epoch": 1.25,
+        "resumedFromStep": 60,
+        "lastCheckpoint": {"step": 100},
+        "surprise": {"nested": True},
+    }
+    endpoint["body"] = json.dumps(told).encode()
+    jobs.create()
+    eventually("progress", lambda: jobs.status().get("progress", {}).get("percent") == 42)
+    status = jobs.status()
+    shown = status["progress"]
+    assert (shown["summary"], shown["eta"], shown["loss"], shown["step"]) == ("42% 120/288", "3m12s", 1.23457, 120)
+    assert (status["lastCheckpoint"]["step"], status["attempts"][-1]["resumedFromStep"]) == (100, 60)
+    for nonsense in (b"<html>", b"[" * 70_000, b'{"stage":"train","percent":1e9}', b'{"stage":"train","step":-4}'):
+        endpoint["body"] = nonsense
+        eventually("it is told", lambda: jobs.condition("ProgressUnknown").get("status") == "True")
+        assert jobs.status()["progress"]["percent"] == 42
+        assert jobs.status()["phase"] == "Training"
+        endpoint["body"] = json.dumps(told).encode()
+        eventually("it is well again", lambda: not jobs.condition("ProgressUnknown"))
+    kubelet.script = acts.succeed
+    jobs.wait("Completed")
