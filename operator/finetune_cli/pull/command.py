@@ -18,7 +18,6 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from finetune_cli import view
 from finetune_cli.cluster import Cluster, Target
 from finetune_cli.errors import CliError
-from finetune_cli.pull.execute import output_of
 from finetune_cli.pull.folder import Fetched, check_target, unpack
 from finetune_cli.pull.pod import CONTAINER, reading_pod, tar_command, waiting_for
 from finetune_cli.text import bytes_size, count
@@ -36,6 +35,8 @@ def pull_artifacts(name: str, folder: Path, target: Target, output: str | None) 
         state = ended.sentence if ended else f"it is {job.status.phase or 'new'}"
         raise CliError(f"{name} has published nothing: {state}")
     check_target(folder, artifacts.bytes)
+    from finetune_cli.pull.execute import output_of  # the client's generated classes: two seconds
+
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     with _sigterm_unwinds(), _progress(console) as progress:
         task = progress.add_task("starting a pod", total=artifacts.bytes)
