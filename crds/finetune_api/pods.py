@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from finetune_api.base import ApiModel, ObjectName, PreservedObject, schema
+from finetune_api.base import ApiModel, ObjectName, PreservedObject
 
 LabelValue = Annotated[str, Field(max_length=63)]
 Quantity = Annotated[
@@ -45,9 +45,7 @@ class PodSettings(ApiModel):
     """Settings of the pods of one stage. Absent means the default, which satisfies the restricted Pod Security Standard."""
 
     image: str | None = Field(default=None, min_length=1, max_length=512, description="Trainer image of this stage.")
-    image_pull_policy: str | None = Field(
-        default=None, json_schema_extra=schema(enum=["Always", "IfNotPresent", "Never"])
-    )
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
     image_pull_secrets: list[NamedObject] | None = Field(default=None, max_length=8)
     service_account_name: ObjectName | None = None
     labels: dict[str, LabelValue] | None = Field(default=None, max_length=32)

@@ -312,5 +312,7 @@ class FineTuneJobSpec(ApiModel, Ruled):
         description="Delete the finished job's pods, Jobs and ConfigMaps after this time; never the FineTuneJob itself.",
     )
     run_token: str | None = Field(
-        default=None, max_length=63, description="Change it to run a finished job once more, from the start."
+        default=None,
+        max_length=63,
+        description="Change it to run the job once more, from the start. It counts once the run under way has ended, and never cuts one short.",
     )
