@@ -44,6 +44,14 @@ class Builder:
         if done.returncode != 0:
             raise ClusterError(f"buildah tag failed: {done.stderr.strip()[-800:]}")
 
+    @classmethod
+    def named_images(cls) -> set[str]:
+        """What was built here and still has its name; nothing where nothing was ever built."""
+        if debian.missing(debian.IMAGES) or not (cache_root() / "buildah").exists():
+            return set()
+        listed = cls()._call("images", "--format={{.Name}}:{{.Tag}}", "--filter=dangling=false").stdout
+        return {name for name in listed.split() if not name.startswith("<none>")}
+
     def prune(self, repository: str, keep: set[str]) -> None:
         """Remove the other images of REPOSITORY, and layers that nothing is built on: a trainer image has 6 GB."""
         listed = self._call("images", "--format={{.Name}}:{{.Tag}}", "--filter=dangling=false").stdout.split()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import http.client
 import shutil
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
-from localcluster import addons, components, configs, debian, node, ports, preflight, readiness, spec
+from localcluster import addons, components, configs, debian, imagestore, node, ports, preflight, readiness, spec
 from localcluster.api import Api
+from localcluster.builder import Builder
 from localcluster.console import say
 from localcluster.errors import ClusterError, NotReadyToStart
 from localcluster.gobuild import COREDNS, KUBE, OF_SIZE, REGISTRY, binary, build_all
@@ -172,11 +174,22 @@ def _remove(cluster: Spec, purge: bool) -> None:
     if cluster.has_node:
         running.stop(last)
         node.stop_pods(cluster, running)
+        replaced = not purge and running.alive("registry") and _forget_replaced(cluster)
         running.stop(first, grace_s=1.5)
+        if replaced:
+            imagestore.collect_garbage(cluster)
         node.clean(cluster)
     else:
         running.stop(order, grace_s=1.0)
     _delete_state(cluster, purge)
+
+
+def _forget_replaced(cluster: Spec) -> bool:
+    try:
+        return imagestore.forget_replaced(cluster, Builder.named_images())
+    except (OSError, http.client.HTTPException) as error:
+        say(f"Replaced images stay where they are: {error}")
+        return False
 
 
 def _delete_state(cluster: Spec, purge: bool) -> None:
