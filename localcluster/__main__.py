@@ -54,6 +54,9 @@ def _down(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
+    if _users_own_cluster():
+        say(f"CLUSTER=current: ask your own cluster ({kubeconfig.users_own()}): kubectl get nodes")
+        return 0
     return status.show(_chosen(options.name), options.output)
 
 
