@@ -59,8 +59,11 @@ class Clock:
         return table
 
 
-def run(*command: str | Path, quiet: bool = False, stdin: str | None = None) -> str:
-    """Run a command to its end; its output is shown, or with `quiet` returned and shown only when it fails."""
+def run(*command: str | Path, quiet: bool = False, stdin: str | None = None, explain: tuple[str, ...] = ()) -> str:
+    """Run a command to its end; its output is shown, or with `quiet` returned and shown only when it fails.
+
+    `explain` is a command whose output says more about a failure.
+    """
     result = subprocess.run(
         [str(part) for part in command],
         cwd=ROOT,
@@ -72,6 +75,8 @@ def run(*command: str | Path, quiet: bool = False, stdin: str | None = None) -> 
     if result.returncode:
         if quiet:
             console.print(result.stdout, markup=False)
+        if explain:
+            subprocess.run(explain, cwd=ROOT, check=False)
         raise Stopped(f"`{' '.join(str(part) for part in command)}` ended with exit code {result.returncode}")
     return result.stdout or ""
 
@@ -139,8 +144,9 @@ def install(operator_image: str, trainer_image: str) -> None:
             SYSTEM_NAMESPACE,
             "--create-namespace",
         ),
-        *("--wait", "--timeout", "5m", *reference("image", operator_image), *reference("trainer.image", trainer_image)),
+        *("--wait", "--timeout", "3m", *reference("image", operator_image), *reference("trainer.image", trainer_image)),
         quiet=True,
+        explain=("kubectl", "logs", "--namespace", SYSTEM_NAMESPACE, f"deployment/{RELEASE}", "--tail=30"),
     )
 
 

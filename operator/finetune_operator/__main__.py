@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.metadata
 import logging
 import signal
 import sys
 from typing import Literal, cast
 
+import finetune_api
 import uvloop
 
 from finetune_operator.domain.draft import Config
@@ -91,7 +91,7 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     logs.configure(settings.log_level, cast(Literal["json", "text"], settings.log_format))
-    metrics.prepare(settings.workers, importlib.metadata.version("finetune-operator"))
+    metrics.prepare(settings.workers, finetune_api.__version__)
     if settings.defaults.pods.image is None:
         logger.warning("FINETUNE_DEFAULTS names no trainer image: jobs have to name one in spec.pods")
     try:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+import tomllib
+from pathlib import Path
 from typing import Any
 
+import finetune_api
 import pytest
 import yaml
 from finetune_api import crdgen
@@ -229,3 +232,8 @@ def test_every_epoch_has_every_row(rows: int, batch: int, epochs: int) -> None:
         plan_steps(train_rows=rows, global_batch_size=batch, epochs=None, max_steps=7, checkpoint_every_steps=3).steps
         == 7
     )
+
+
+def test_the_version_is_said_once() -> None:
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())
+    assert finetune_api.__version__ == project["project"]["version"]
