@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import kopf
 
@@ -58,12 +59,13 @@ class _NoDiffBase(kopf.DiffBaseStorage):
 def connection() -> Connection:
     """By kopf's own logins: the pod's service account, else a kubeconfig. Raises NoCredentials."""
     logger, settings = logging.getLogger("kopf"), kopf.OperatorSettings()
-    in_cluster = kopf.login_with_service_account(logger=logger, settings=settings)
-    info = in_cluster or kopf.login_with_kubeconfig(logger=logger, settings=settings)
+    try:
+        in_cluster = kopf.login_with_service_account(logger=logger, settings=settings)
+        info = in_cluster or kopf.login_with_kubeconfig(logger=logger, settings=settings)
+    except (OSError, LookupError, TypeError, kopf.LoginError) as error:
+        raise NoCredentials(f"the kubeconfig cannot be used: {error}; set KUBECONFIG to one that can") from error
     if info is None:
-        raise NoCredentials(
-            "there is neither a service account nor a kubeconfig: run in a cluster, or set KUBECONFIG to a file that exists"
-        )
+        raise NoCredentials("there is neither a service account nor a kubeconfig: run in a cluster, or set KUBECONFIG")
     header = info.as_http_headers().get("Authorization")
     credentials = Credentials(token_file=_TOKEN) if in_cluster is not None else Credentials(header=header)
     tls = info.as_ssl_context() if info.server.startswith("https:") else None
@@ -128,6 +130,8 @@ async def watch(
         settings=_settings(),
         clusterwide=not namespaces,
         namespaces=namespaces,
+        # Else kopf asks for the user's name, which a pod's numeric user does not have.
+        identity=cast(Any, socket.gethostname()),
         standalone=True,
         ready_flag=ready,
         stop_flag=stop,
