@@ -91,7 +91,7 @@ def _previous(draft: Draft, entry: AttemptStatus) -> dict[str, Any] | None:
 
 def _refused(draft: Draft, stage: Stage, entry: AttemptStatus, refusal: Refusal) -> bool:
     """Tell of a refusal; True when the job ends by it."""
-    if refusal.code == 422:
+    if refusal.code in (400, 422):
         fail(
             draft,
             FailureStatus(

@@ -8,7 +8,9 @@ from finetune_operator.domain.draft import Draft, Situation
 from finetune_operator.domain.finish import fail
 from finetune_operator.domain.observed import Read
 from finetune_operator.domain.reasons import Code
-from finetune_operator.domain.waiting import LOOK_AGAIN_S, missing_claim
+from finetune_operator.domain.waiting import missing_claim
+
+_LOOK_AGAIN_S = 10.0
 
 
 def check_workspace(draft: Draft) -> None:
@@ -23,7 +25,7 @@ def check_workspace(draft: Draft) -> None:
     elif claim.found is False:
         problem = missing_claim(name)
         draft.situation = Situation("Pending", problem.reason, problem.text, problem=True)
-        draft.look_again(LOOK_AGAIN_S)
+        draft.look_again(_LOOK_AGAIN_S)
     elif claim.found and "ReadWriteMany" not in claim.access_modes:
         modes = ", ".join(claim.access_modes) or "none"
         fail(

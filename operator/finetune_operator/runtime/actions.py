@@ -66,7 +66,7 @@ class Actions:
         except ApiError as error:
             if error.code == 409 and error.reason == "AlreadyExists":
                 await self._exists_already(held, body, for_new_job)
-            elif error.code in (403, 422) or (error.code == 404 and kind != "Job"):
+            elif error.code in (400, 403, 422) or (error.code == 404 and kind != "Job"):
                 held.facts.refusals[name] = Refusal(kind, name, error.code, error.message)
             else:
                 raise

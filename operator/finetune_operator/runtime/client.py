@@ -77,8 +77,9 @@ class Client:
             parameters["continue"] = following
 
     async def create(self, resource: Resource, body: Object) -> Object:
-        namespace = body["metadata"]["namespace"]
-        return await self._request("POST", resource.path(namespace), body, query={"fieldManager": FIELD_MANAGER})
+        """Fields that the API server does not know are an error, not dropped: users' own settings are among them."""
+        query = {"fieldManager": FIELD_MANAGER, "fieldValidation": "Strict"}
+        return await self._request("POST", resource.path(body["metadata"]["namespace"]), body, query=query)
 
     async def merge(
         self, resource: Resource, namespace: str, name: str, change: Object, subresource: str = ""

@@ -4,38 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import queue
-import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[3]
 FTJ = "/apis/finetune.dev/v1alpha1"
-IMAGE = "registry.example/trainer:1"
 
 Pod = dict[str, Any]
 
 
 def now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 # The trainer's last words.
@@ -199,104 +183,8 @@ def kubelet(api: Any, namespace: str) -> Iterator[Kubelet]:
     thread.join(5)
 
 
-@dataclass
-class Operator:
-    """One operator process."""
-
-    process: subprocess.Popen[str]
-    port: int
-    log: Path
-
-    def get(self, path: str) -> str:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as answer:
-            return str(answer.read().decode())
-
-    def ready(self) -> bool:
-        if self.process.poll() is not None:
-            raise AssertionError(f"the operator ended with {self.process.returncode}:\n{self.log.read_text()[-3000:]}")
-        try:
-            return self.get("/readyz") == "ok"
-        except OSError:
-            return False
-
-    def metric(self, name: str, **labels: str) -> float:
-        """Sum of the samples that carry these labels."""
-        total = 0.0
-        for line in self.get("/metrics").splitlines():
-            if line.startswith((name + "{", name + " ")) and all(f'{k}="{v}"' in line for k, v in labels.items()):
-                total += float(line.rsplit(" ", 1)[1])
-        return total
-
-    def lines(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-    def terminate(self, seconds: float = 10) -> int:
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(seconds)
-
-
-Start = Callable[..., Operator]
-
-
-@pytest.fixture(scope="session")
-def progress_port() -> int:
-    return free_port()
-
-
-@pytest.fixture(scope="session")
-def start_operator(tmp_path_factory: pytest.TempPathFactory, progress_port: int) -> Iterator[Start]:
-    """Start an operator process; whatever still runs at the end is ended."""
-    folder = tmp_path_factory.mktemp("operator")
-    defaults = folder / "defaults.json"
-    defaults.write_text(json.dumps({"pods": {"image": IMAGE}}))
-    started: list[Operator] = []
-    numbers: queue.SimpleQueue[int] = queue.SimpleQueue()
-    for number in range(10_000):
-        numbers.put(number)
-
-    def start(kubeconfig: Path, *, wait: bool = True, **settings: str) -> Operator:
-        port, log = free_port(), folder / f"operator-{numbers.get()}.log"
-        environment = {
-            "PATH": os.environ["PATH"],
-            "HOME": str(folder),
-            "KUBECONFIG": str(kubeconfig),
-            "FINETUNE_DEFAULTS": str(defaults),
-            "FINETUNE_HTTP": f"127.0.0.1:{port}",
-            "FINETUNE_RETRY_SECONDS": "0.2",
-            "FINETUNE_POLL_SECONDS": "1",
-            "FINETUNE_PROGRESS_PORT": str(progress_port),
-            **settings,
-        }
-        with log.open("w") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "finetune_operator"],
-                env=environment,
-                stdout=output,
-                stderr=output,
-                text=True,
-                cwd=folder,
-            )
-        operator = Operator(process, port, log)
-        started.append(operator)
-        if wait:
-            end = time.monotonic() + 30
-            while not operator.ready():
-                assert time.monotonic() < end, log.read_text()[-3000:]
-                time.sleep(0.05)
-        return operator
-
-    yield start
-    for operator in started:
-        if operator.process.poll() is None:
-            operator.kill()
-
-
 @pytest.fixture(scope="module")
-def operator(api: Any, start_operator: Start) -> Iterator[Operator]:
+def operator(api: Any, start_operator: Callable[..., Any]) -> Iterator[Any]:
     """An operator of every namespace, for the tests of one module."""
     running = start_operator(api.kubeconfig)
     yield running

@@ -75,7 +75,7 @@ class World:
 
     def seen(self) -> Seen:
         return Seen(
-            job=FineTuneJob.parse({k: v for k, v in self.body.items()}),
+            job=FineTuneJob.parse(self.body),
             jobs=dict(self.jobs),
             pods={uid: tuple(pods.values()) for uid, pods in self.pods.items()},
             known=frozenset(self.known),

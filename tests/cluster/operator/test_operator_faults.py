@@ -1,0 +1,333 @@
+"""Crashes and bad answers: a proxy stands between the operator and the real API server, and does what a test says."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import aiohttp
+import pytest
+import yaml
+from aiohttp import web
+
+pytestmark = pytest.mark.control
+
+DONE = [("prepare", 1, "Succeeded"), ("train", 1, "Succeeded"), ("publish", 1, "Succeeded")]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`answer`: instead of asking the API server. `lose`: ask it, and lose its answer. `slow`: seconds before asking."""
+
+    kind: Literal["answer", "lose", "slow"]
+    code: int = 0
+    headers: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0
+
+
+@dataclass
+class Proxy:
+    """Plain HTTP in front of the API server. `rule(method, path)` decides on each request; None: let it pass."""
+
+    api: Any
+    kubeconfig: Path
+    rule: Callable[[str, str], Fault | None] = lambda method, path: None
+    after_write: Callable[[str, str], None] = lambda method, path: None
+    """Called when the API server has done a write and nobody has heard of it yet."""
+    writes: list[tuple[str, str, int]] = field(default_factory=list)
+    watches: list[Any] = field(default_factory=list)
+    _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.new_event_loop)
+
+    def start(self) -> None:
+        started = threading.Event()
+
+        async def serve() -> None:
+            context = ssl.create_default_context(cadata=self.api.ca)
+            self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, ssl=context))
+            app = web.Application(client_max_size=2**24)
+            app.router.add_route("*", "/{path:.*}", self._handle)
+            self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.2)
+            await self._runner.setup()
+            site = web.TCPSite(self._runner, "127.0.0.1", 0)
+            await site.start()
+            port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
+            user = {"name": "u", "user": {"token": self.api.token}}
+            cluster = {"name": "c", "cluster": {"server": f"http://127.0.0.1:{port}"}}
+            context_ = {"name": "x", "context": {"cluster": "c", "user": "u"}}
+            config = {"apiVersion": "v1", "kind": "Config", "current-context": "x"}
+            config |= {"users": [user], "clusters": [cluster], "contexts": [context_]}
+            self.kubeconfig.write_text(yaml.safe_dump(config))
+            started.set()
+
+        self._loop.create_task(serve())
+        threading.Thread(target=self._loop.run_forever, daemon=True).start()
+        assert started.wait(10)
+
+    def stop(self) -> None:
+        async def close() -> None:
+            await self._runner.cleanup()
+            await self._session.close()
+
+        asyncio.run_coroutine_threadsafe(close(), self._loop).result(10)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+
+    def cut_watches(self) -> None:
+        """End every watch, as a load balancer does."""
+
+        def close() -> None:
+            for transport in self.watches:
+                transport.close()
+            self.watches.clear()
+
+        self._loop.call_soon_threadsafe(close)
+
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
+        method, path = request.method, request.path
+        fault = self.rule(method, path)
+        body = await request.read()
+        if fault is not None and fault.kind == "answer":
+            status = {"kind": "Status", "code": fault.code, "reason": "Injected", "message": "injected by the test"}
+            return web.json_response(status, status=fault.code, headers=fault.headers)
+        if fault is not None and fault.kind == "slow":
+            await asyncio.sleep(fault.seconds)
+        headers = {k: v for k, v in request.headers.items() if k in ("Authorization", "Accept", "Content-Type")}
+        async with self._session.request(
+            method, self.api.server + request.path_qs, data=body or None, headers=headers
+        ) as answer:
+            if method != "GET":
+                self.writes.append((method, path, answer.status))
+                await asyncio.to_thread(self.after_write, method, path)
+            if fault is not None and fault.kind == "lose":
+                assert request.transport is not None
+                request.transport.close()
+                return web.Response()
+            streamed = web.StreamResponse(status=answer.status, headers={"Content-Type": answer.content_type})
+            await streamed.prepare(request)
+            if "watch=true" in request.query_string:
+                self.watches.append(request.transport)
+            async for chunk in answer.content.iter_any():
+                await streamed.write(chunk)
+            return streamed
+
+
+@pytest.fixture
+def proxy(api: Any, tmp_path: Path) -> Iterator[Proxy]:
+    proxy = Proxy(api, tmp_path / "kubeconfig")
+    proxy.start()
+    yield proxy
+    proxy.stop()
+
+
+def book(status: dict[str, Any]) -> list[tuple[str, int, str]]:
+    return [(a["stage"], a["number"], a["outcome"]) for a in status.get("attempts", [])]
+
+
+def test_killed_after_every_single_write(
+    jobs: Any,
+    kubelet: Any,
+    acts: Any,
+    namespace: str,
+    start_operator: Any,
+    proxy: Proxy,
+    eventually: Callable[..., Any],
+) -> None:
+    """The process dies each time the API server has done one of its writes, before it hears of it. Its successors
+    bring the job to the same end, with no stage run twice and each verdict on record before the next attempt."""
+
+    def once(pod: Any) -> Any:
+        labels = pod["metadata"]["labels"]
+        if (labels["finetune.dev/stage"], labels["finetune.dev/attempt"]) == ("train", "1"):
+            return acts.Act(1, "RuntimeError: the first attempt fails")
+        return acts.succeed(pod)
+
+    kubelet.script = once
+    alive: list[Any] = []
+    dead = threading.Event()
+    verdicts: dict[str, Any] = {}
+
+    def kill(method: str, path: str) -> None:
+        if "/events" in path or dead.is_set():
+            return
+        dead.set()
+        if path.endswith("/jobs") and "train-2" in str([j["metadata"]["name"] for j in jobs.children()]):
+            verdicts.setdefault("when train-2 was made", book(jobs.status()))
+        alive[-1].kill()
+
+    proxy.after_write = kill
+    proxy.rule = lambda method, path: Fault("answer", 503) if dead.is_set() else None
+    jobs.create(compute={"device": "cpu", "nodes": 2}, retry={"infra": 1})
+    deaths = 0
+    while jobs.status().get("phase") != "Completed":
+        dead.clear()
+        alive.append(start_operator(proxy.kubeconfig, wait=False, FINETUNE_NAMESPACES=namespace))
+        eventually(
+            "a write, or the end",
+            lambda: dead.is_set() or jobs.status().get("phase") == "Completed",
+            30,
+        )
+        deaths += dead.is_set()
+        assert deaths < 40, book(jobs.status())
+    status = jobs.status()
+    assert book(status) == [DONE[0], ("train", 1, "Failed"), ("train", 2, "Succeeded"), DONE[2]]
+    assert status["infraFailures"] == 1
+    assert ("train", 1, "Failed") in verdicts["when train-2 was made"]
+    assert len(kubelet.of("prepare")) == len(kubelet.of("publish")) == 1
+    assert len(kubelet.of("train", 1)) == len(kubelet.of("train", 2)) == 2
+    assert deaths >= 14, "that many writes has a job of four attempts"
+
+
+def test_bad_answers_of_every_kind(jobs: Any, kubelet: Any, namespace: str, start_operator: Any, proxy: Proxy) -> None:
+    """A third of all requests ends in 409, 429, 500, 503, a lost answer or a late one. Five jobs arrive all the same."""
+    dice = random.Random(7)
+    given: dict[str, int] = {}
+
+    def rule(method: str, path: str) -> Fault | None:
+        if method == "GET" or dice.random() > 1 / 3:
+            return None
+        fault = dice.choice(
+            [
+                Fault("answer", 409),
+                Fault("answer", 429, {"Retry-After": "1"}),
+                Fault("answer", 500),
+                Fault("answer", 503),
+                Fault("lose"),
+                Fault("slow", seconds=0.3),
+            ]
+        )
+        given[fault.kind] = given.get(fault.kind, 0) + 1
+        return fault
+
+    proxy.rule = rule
+    operator = start_operator(proxy.kubeconfig, FINETUNE_NAMESPACES=namespace)
+    names = [f"job-{n}" for n in range(5)]
+    for name in names:
+        jobs.create(name)
+    for name in names:
+        assert book(jobs.wait("Completed", name, seconds=90)) == DONE
+    assert len(jobs.children()) == 15
+    assert len(given) == 3
+    assert operator.terminate() == 0
+
+
+def test_watches_that_break_and_lists_that_are_missed(
+    jobs: Any,
+    kubelet: Any,
+    acts: Any,
+    namespace: str,
+    start_operator: Any,
+    proxy: Proxy,
+    eventually: Callable[..., Any],
+) -> None:
+    """Deletions while no watch stood are found by the sweep, which kopf's own new list would not tell of."""
+    blind = threading.Event()
+    proxy.rule = lambda method, path: Fault("answer", 503) if blind.is_set() and method == "GET" else None
+    operator = start_operator(proxy.kubeconfig, FINETUNE_NAMESPACES=namespace, FINETUNE_SWEEP_SECONDS="3")
+    kubelet.script = acts.hold_training
+    jobs.create()
+    jobs.wait("Training")
+    blind.set()
+    proxy.cut_watches()
+    time.sleep(0.5)
+    train = next(j for j in jobs.children() if "train" in j["metadata"]["name"])["metadata"]["name"]
+    jobs.api.delete(f"/apis/batch/v1/namespaces/{namespace}/jobs/{train}")
+    eventually("the Job is gone", lambda: train not in [j["metadata"]["name"] for j in jobs.children()])
+    # Nothing of it is left in the log of watches that start from now on.
+    kubelet.script = acts.succeed
+    blind.clear()
+    status = jobs.wait("Completed", seconds=40)
+    assert book(status) == [DONE[0], ("train", 1, "Evicted"), ("train", 2, "Succeeded"), DONE[2]]
+    assert operator.get("/healthz") == "ok"
+    assert operator.terminate() == 0
+
+
+def test_sigterm_lets_writes_in_flight_end(
+    jobs: Any, kubelet: Any, namespace: str, start_operator: Any, proxy: Proxy, eventually: Callable[..., Any]
+) -> None:
+    """Exit 0 within 10 seconds, a write that was under way done, and its successor goes on."""
+    slow = threading.Event()
+
+    def rule(method: str, path: str) -> Fault | None:
+        if method == "POST" and path.endswith("/jobs"):
+            slow.set()
+            return Fault("slow", seconds=2)
+        return None
+
+    proxy.rule = rule
+    operator = start_operator(proxy.kubeconfig, FINETUNE_NAMESPACES=namespace)
+    jobs.create()
+    assert slow.wait(10)
+    began = time.monotonic()
+    assert operator.terminate() == 0
+    assert time.monotonic() - began < 10
+    assert jobs.status()["phase"] == "Preparing", "the status followed the write"
+    assert len(jobs.children()) == 1
+    proxy.rule = lambda method, path: None
+    operator = start_operator(proxy.kubeconfig, FINETUNE_NAMESPACES=namespace)
+    assert book(jobs.wait("Completed")) == DONE
+    assert operator.terminate() == 0
+
+
+def test_a_job_is_looked_at_again_after_a_restart_without_a_write(
+    jobs: Any, kubelet: Any, acts: Any, namespace: str, start_operator: Any, proxy: Proxy
+) -> None:
+    """Restarting the operator, over a list of running and finished jobs, writes nothing."""
+    kubelet.script = acts.hold_training
+    operator = start_operator(proxy.kubeconfig, FINETUNE_NAMESPACES=namespace)
+    for name in ("one", "two"):
+        jobs.create(name, compute={"device": "cpu", "nodes": 2})
+    for name in ("one", "two"):
+        jobs.wait("Training", name)
+    assert operator.terminate() == 0
+    proxy.writes.clear()
+    operator = start_operator(proxy.kubeconfig, FINETUNE_NAMESPACES=namespace)
+    time.sleep(2)
+    assert proxy.writes == []
+    assert [line["msg"] for line in operator.lines()] == ["started"]
+    assert operator.terminate() == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"FINETUNE_DEFAULTS": "/nowhere.json"}, "FINETUNE_DEFAULTS names /nowhere.json"),
+        ({"FINETUNE_WORKERS": "many"}, "FINETUNE_WORKERS is 'many'"),
+        ({"FINETUNE_HTTP": "8080x"}, "HOST:PORT"),
+        ({"FINETUNE_LOG_FORMAT": "xml"}, "json, text"),
+        ({"KUBECONFIG": "/nowhere"}, "KUBECONFIG"),
+    ],
+)
+def test_wrong_settings_end_the_start_with_one_sentence(
+    api: Any, start_operator: Any, settings: dict[str, str], words: str
+) -> None:
+    operator = start_operator(api.kubeconfig, wait=False, **settings)
+    assert operator.process.wait(20) == 2
+    said = operator.log.read_text().strip().splitlines()
+    assert len(said) == 1
+    assert words in said[0]
+
+
+def test_health_and_metrics(api: Any, start_operator: Any, namespace: str) -> None:
+    operator = start_operator(api.kubeconfig, FINETUNE_NAMESPACES=namespace)
+    assert operator.get("/healthz") == "ok"
+    text = operator.get("/metrics")
+    for name in (
+        "controller_runtime_reconcile_total",
+        "controller_runtime_active_workers",
+        "workqueue_depth",
+        "workqueue_queue_duration_seconds",
+        "rest_client_requests_total",
+        "finetune_jobs",
+        "finetune_event_loop_lag_seconds",
+        "finetune_build_info",
+    ):
+        assert name in text, name
+    assert json.loads(operator.log.read_text().splitlines()[0])["msg"] == "started"
+    assert operator.terminate() == 0
