@@ -13,6 +13,7 @@ from finetune_api.spec import DataSpec
 
 from finetune_trainer.data import split as splitting
 from finetune_trainer.data.encode import Encoded, Encoder, shortened
+from finetune_trainer.data.lengths import bin_start
 from finetune_trainer.data.shards import SPLITS, Split, SplitCounts, SplitWriter
 from finetune_trainer.prepare.rows import Invalid, Row
 
@@ -29,7 +30,7 @@ class Found:
     trained_nothing: int = 0
     longest_seen: int = 0
     lengths: Counter[int] = field(default_factory=Counter)
-    """Rows by tokens, in bins of a sixteenth of a power of two: see `length_bin`."""
+    """Rows by the start of their length's bin: see data.lengths."""
     notes: list[str] = field(default_factory=list)
 
 
@@ -56,7 +57,7 @@ class Part:
                 self._found.dropped += 1
                 continue
             self._found.special_text += result.special_text
-            self._found.lengths[length_bin(len(fitting.ids))] += 1
+            self._found.lengths[bin_start(len(fitting.ids))] += 1
             self.largest_id = max(self.largest_id, int(fitting.ids.max()))
             self._writer.append(fitting.ids, fitting.mask, prompt_length=fitting.prompt_length, source=row.source)
             self._keys.append(splitting.content_key(self._seed, row.example.canonical()))
@@ -120,11 +121,3 @@ def _copy(split: Split, row: int, writer: SplitWriter) -> None:
     writer.append(
         split.tokens(row), split.mask(row), prompt_length=split.prompt_length(row), source=split.source_ids(row)
     )
-
-
-def length_bin(length: int) -> int:
-    """Lower edge of the bin of a length: exact up to 32, then 16 bins an octave."""
-    if length <= 32:
-        return length
-    width = 1 << (length.bit_length() - 5)
-    return length // width * width

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-WIDTH, LEFT, RIGHT, TOP, BOTTOM = 760, 64, 116, 14, 40
+WIDTH, LEFT, RIGHT, TOP, BOTTOM = 760, 76, 132, 14, 40
 _MOST_POINTS = 600
 _LOG_FROM_RATIO = 20.0
+_LARGEST = 1e12
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +173,9 @@ def _describe(title: str, series: Sequence[Series]) -> str:
 
 
 def _finite(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    return [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
+    """What can be drawn: a diverged loss of 1e38 would leave nothing else to see."""
+    drawable = [(x, y) for x, y in points if math.isfinite(x) and abs(y) <= _LARGEST]
+    return [(x, 0.0 if abs(y) < 1 / _LARGEST else y) for x, y in drawable]
 
 
 def _thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -189,8 +192,8 @@ def _thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def _linear_axis(low: float, high: float, *, whole: bool = False) -> tuple[float, float, list[float]]:
-    if low == high:
-        low, high = (low - 0.5, high + 0.5) if low == 0 else (low - abs(low) * 0.1, high + abs(high) * 0.1)
+    if high - low <= 1e-9 * max(abs(low), abs(high)):
+        low, high = (low - 0.5, high + 0.5) if low == high == 0 else (low - abs(low) * 0.1, high + abs(high) * 0.1)
     rough = (high - low) / 5
     power = 10 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
@@ -198,7 +201,7 @@ def _linear_axis(low: float, high: float, *, whole: bool = False) -> tuple[float
         step = max(1.0, step)
     start, end = math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
     count = round((end - start) / step)
-    return start, end, [round(start + i * step, 12) for i in range(count + 1)]
+    return start, end, [float(f"{start + i * step:.12g}") for i in range(count + 1)]
 
 
 def _log_axis(low: float, high: float) -> tuple[float, float, list[float]]:

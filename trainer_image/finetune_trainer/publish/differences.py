@@ -7,6 +7,7 @@ import re
 from typing import NamedTuple
 
 _LONGEST = 4000
+_ALIKE = 0.6
 _WORDS = re.compile(r"\s+|\w+|[^\w\s]")
 
 
@@ -18,16 +19,18 @@ class Piece(NamedTuple):
 
 
 def pieces(answer: str, reference: str) -> list[Piece]:
-    """The answer, marked where it differs; what it lacks is put in."""
+    """The answer, marked where it differs. What it lacks is put in only where the two are much alike: else it is noise."""
     old, new = _WORDS.findall(shorten(reference)), _WORDS.findall(shorten(answer))
     found: list[Piece] = []
-    for kind, a, b, c, d in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+    matcher = difflib.SequenceMatcher(None, old, new, autojunk=False)
+    alike = matcher.ratio() >= _ALIKE
+    for kind, a, b, c, d in matcher.get_opcodes():
         if kind == "equal":
             found.append(Piece("same", "".join(new[c:d])))
             continue
         if c < d:
             found.append(Piece("extra", "".join(new[c:d])))
-        if a < b:
+        if a < b and alike:
             found.append(Piece("missing", "".join(old[a:b])))
     return found
 

@@ -6,12 +6,14 @@ import json
 import re
 import time
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
+from finetune_trainer.data.lengths import bin_width
 from finetune_trainer.data.shards import SPLITS
 from finetune_trainer.publish import curves, differences
 from finetune_trainer.publish.curves import Series
@@ -83,6 +85,7 @@ def _common(facts: Facts) -> dict[str, Any]:
     }
 
 
+@lru_cache
 def _environment(*, autoescape: bool) -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
@@ -133,8 +136,9 @@ def _length_chart(lengths: Sequence[Sequence[int]]) -> Markup:
     """From prepare's fine bins to at most forty bars of one width."""
     if not lengths:
         return Markup("")
-    low, high = lengths[0][0], lengths[-1][0] + 1
-    width = max(1, -(-(high - low) // 40))
+    fine = bin_width(lengths[-1][0])
+    low, high = lengths[0][0] // fine * fine, lengths[-1][0] + fine
+    width = fine * max(1, -(-(high - low) // (40 * fine)))
     counts: dict[int, int] = {}
     for length, rows in lengths:
         start = low + (length - low) // width * width
