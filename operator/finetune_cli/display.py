@@ -56,8 +56,8 @@ class Lines:
             self._print(sentence)
         self.before = job
         for stage in stages(job):
-            if stage.state == "running" and stage.percent is not None:
-                self._progress(f"{stage.name} {stage.percent:.0f}%  {stage.detail}".rstrip())
+            if stage.state == "running" and stage.percent is not None and stage.detail:
+                self._progress(f"{stage.name} {stage.percent:.0f}%  {stage.detail}")
 
     def say(self, sentence: str, *, warning: bool = False) -> None:
         self._print(sentence)

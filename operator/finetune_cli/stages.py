@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -76,13 +77,30 @@ def _trained(status: FineTuneJobStatus) -> bool:
 
 
 def _percent(status: FineTuneJobStatus, name: StageName) -> float | None:
+    """Of this line alone: status.progress.percent is of the stage train with its evaluation."""
     progress = status.progress
     if progress is None:
         return None
-    if name == "train" and _moving(status) == "evaluate":  # a full training measures its base before step 1
-        steps = status.plan.steps if status.plan else None
-        return 100 * (progress.step or 0) / steps if steps and progress.stage == "train" else None
+    if name == "evaluate":
+        done = _rows_measured(status)
+        return 100 * done[0] / done[1] if done else 0
+    if name == "train" and progress.stage == "train" and progress.total_steps:
+        return 100 * (progress.step or 0) / progress.total_steps
+    if name == "train" and _moving(status) == "evaluate":
+        return 0  # a full training measures its base before step 1
     return None if progress.percent is None else float(progress.percent)
+
+
+def _rows_measured(status: FineTuneJobStatus) -> tuple[int, int] | None:
+    """Rows of the evaluation, done and all. On a cluster they stand in the summary: step and totalSteps stay those of
+    the training."""
+    progress = status.progress
+    if progress is None:
+        return None
+    if progress.stage == "evaluate":
+        return (progress.step or 0, progress.total_steps) if progress.total_steps else None
+    match = re.search(r"(\d+)/(\d+)", progress.summary or "")
+    return (int(match[1]), int(match[2])) if match and int(match[2]) else None
 
 
 def _detail(status: FineTuneJobStatus, name: StageName) -> str:
@@ -90,8 +108,11 @@ def _detail(status: FineTuneJobStatus, name: StageName) -> str:
     if progress is None or _moving(status) != name:
         return ""
     parts = []
-    if progress.total_steps and progress.stage == name:
-        unit = {"train": "step ", "prepare": "row ", "evaluate": "row "}.get(name, "")
+    if name == "evaluate":
+        if done := _rows_measured(status):
+            parts.append(f"row {number(done[0])}/{number(done[1])}")
+    elif progress.total_steps:
+        unit = {"train": "step ", "prepare": "row "}.get(name, "")
         parts.append(f"{unit}{number(progress.step or 0)}/{number(progress.total_steps)}")
     if name == "train":
         if progress.loss is not None:

@@ -115,9 +115,7 @@ def news(before: FineTuneJob | None, now: FineTuneJob) -> list[str]:
         said.append(plan_sentence(now))
     said += _attempts(old, new)
     if (new.phase, new.reason, new.message) != (old.phase, old.reason, old.message) and end(now) is None:
-        if new.phase in ("Queued", "Suspended") and new.phase != old.phase and not new.message:
-            said.append(f"{new.phase}.")
-        elif new.message and new.message != old.message:
+        if new.message and new.message != old.message:
             said.append(_sentence(new.message))
     return said
 
@@ -179,7 +177,7 @@ def _attempts(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[str]:
             before is None or before.outcome != attempt.outcome
         ):
             said.append(_stopped(attempt))
-        if before is None and (attempt.number > 1 or attempt.resumed_from_step):
+        if before is None and attempt.outcome == "Running" and (attempt.number > 1 or attempt.resumed_from_step):
             said.append(_started(attempt))
         elif before is not None and before.resumed_from_step != attempt.resumed_from_step and attempt.resumed_from_step:
             said.append(

@@ -82,13 +82,13 @@ def _run(job: FineTuneJob, run: Run, claims_root: str, console: Console) -> None
     screen = display(console)
     try:
         if status.attempts:
-            screen.show(job)
             screen.say(f"Going on with the run in {run.layout.root}")
+            screen.show(job.model_copy(deep=True))
         with _interrupts() as interrupts:
             while (stage := book.next_stage(status)) and not interrupts.count:
                 message = _stage(job, run, stage, claims_root, screen, interrupts)
                 run.save(status)
-                screen.show(job)
+                screen.show(job.model_copy(deep=True))
                 if message.outcome != "succeeded":
                     break
     finally:
@@ -115,9 +115,11 @@ def _stage(
                 processes.stop()
             if progress := processes.progress():
                 book.advance(status, attempt, progress)
-            screen.show(job)
+            screen.show(job.model_copy(deep=True))  # the display compares it with the one before
             time.sleep(POLL_SECONDS)
         message = processes.verdict()
+        if message.outcome == "failed" and message.cause and not message.cause.remedy:
+            message.cause.remedy = f"Its log is {processes.launchers[0].log_file}"
     book.conclude(status, attempt, message)
     return message
 
@@ -140,7 +142,7 @@ def _finish(job: FineTuneJob, console: Console, output: str | None, claims_root:
 def _interrupted(job: FineTuneJob) -> list[str]:
     kept = job.status.last_checkpoint
     where = f"its last checkpoint is of step {kept.step}" if kept else "it had no checkpoint yet"
-    return [f"{job.metadata.name} was stopped; {where}. The same command goes on from there."]
+    return [f"{job.metadata.name} was stopped; {where}. The same command goes on."]
 
 
 def _observed(job: FineTuneJob) -> FineTuneJob:

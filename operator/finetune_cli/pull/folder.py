@@ -16,6 +16,8 @@ from finetune_cli.errors import CliError
 from finetune_cli.text import bytes_size
 
 SUMS = "SHA256SUMS"
+MANIFEST = "finetune.json"
+"""Which job published the folder. It names the digest of SHA256SUMS, so it cannot be in there."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +107,10 @@ def verify(folder: Path, digest: str | None) -> Fetched:
                 raise CliError(f"{name} does not match its checksum in {SUMS}")
         size += path.stat().st_size
     extra = (
-        {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - listed.keys() - {SUMS}
+        {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+        - listed.keys()
+        - {SUMS, MANIFEST}
     )
     if extra:
         raise CliError(f"{min(extra)} is among the artifacts but not listed in {SUMS}")
-    return Fetched(files=len(listed) + 1, bytes=size, digest=found)
+    return Fetched(files=sum(1 for path in folder.rglob("*") if path.is_file()), bytes=size, digest=found)

@@ -19,10 +19,15 @@ LIFETIME_SECONDS = 6 * 3600
 USER = 65532
 
 TAR = """
-import sys, tarfile
+import pathlib, sys, tarfile
+folder = pathlib.Path(sys.argv[1])
+names = [line.split("  ", 1)[1] for line in (folder / "SHA256SUMS").read_text().splitlines()]
 with tarfile.open(fileobj=sys.stdout.buffer, mode="w|", bufsize=1 << 20) as archive:
-    archive.add(sys.argv[1], arcname=".")
+    for name in ["SHA256SUMS", "finetune.json", *names]:
+        if (folder / name).is_file():
+            archive.add(folder / name, arcname=name, recursive=False)
 """
+"""Sends what was published and nothing else: the output may be the root of a claim that holds more."""
 
 
 def reading_pod(job: FineTuneJob, uri: str) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 from finetune_cli.errors import CliError
 from finetune_cli.pull.folder import check_target, unpack
+from finetune_cli.pull.pod import TAR
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -52,6 +55,24 @@ def test_whatever_the_chunks_the_files_are_the_same(tmp_path_factory: pytest.Tem
         str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != "SHA256SUMS"
     } == FILES
     assert (fetched.files, sum(seen)) == (4, len(data))
+
+
+def test_what_the_pod_sends_is_what_was_published(tmp_path: Path) -> None:
+    """The program that runs in the pod, on a claim's root that holds more than the artifacts."""
+    claim = tmp_path / "claim"
+    for name, data in {
+        **FILES,
+        "SHA256SUMS": sums(FILES),
+        "finetune.json": b"{}",
+        "lost+found/x": b"",
+        "other": b"x",
+    }.items():
+        (claim / name).parent.mkdir(parents=True, exist_ok=True)
+        (claim / name).write_bytes(data)
+    sent = subprocess.run([sys.executable, "-c", TAR, str(claim)], capture_output=True, check=True, timeout=60).stdout
+    unpack(chunks(sent), tmp_path / "bot", None, lambda size: None)
+    got = {str(path.relative_to(tmp_path / "bot")) for path in (tmp_path / "bot").rglob("*") if path.is_file()}
+    assert got == FILES.keys() | {"SHA256SUMS", "finetune.json"}
 
 
 def tampered(change: Callable[[dict[str, bytes]], None]) -> bytes:
