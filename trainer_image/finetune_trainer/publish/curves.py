@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-WIDTH, LEFT, RIGHT, TOP, BOTTOM = 760, 76, 132, 14, 40
+WIDTH, LEFT, RIGHT, TOP, BOTTOM = 760, 76, 146, 14, 40
 _MOST_POINTS = 600
 _LOG_FROM_RATIO = 20.0
 _LARGEST = 1e12
@@ -106,7 +106,7 @@ def lines(
                 for x, y in s.points
             ]
     for s, y in zip(drawn, _apart([up(s.points[-1][1]) for s in drawn]), strict=True):
-        text = f"{s.label} {number(s.points[-1][1])}"
+        text = f"{s.label} {number(s.points[-1][1], 3)}"
         parts.append(Markup('<text class="name {}" x="{}" y="{:.1f}">{}</text>').format(s.kind, right + 8, y + 4, text))
     parts.append(Markup("</svg>"))
     return Markup("").join(parts)
@@ -157,14 +157,14 @@ def bars(counts: Sequence[tuple[float, float, int]], *, title: str, x_label: str
     return Markup("").join(parts)
 
 
-def number(value: float) -> str:
-    """Short, for an axis: 1,200, 0.004, 2e-5."""
+def number(value: float, digits: int = 4) -> str:
+    """Short, for an axis: 1,200, 0.004, 2e-5. `digits` are significant ones."""
     if value == 0:
         return "0"
     if abs(value) >= 1_000_000 or abs(value) < 0.0005:
         mantissa, exponent = f"{value:.1e}".split("e")
         return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
-    return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{value:,.{digits}g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def _describe(title: str, series: Sequence[Series]) -> str:
