@@ -26,7 +26,7 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 JOB = ROOT / "examples" / "quickstart.yaml"
-NAME = "ticket-writer"
+NAME = "quickstart"
 CLAIM = "finetune-quickstart"
 RELEASE, SYSTEM_NAMESPACE = "finetune-operator", "finetune-system"
 
@@ -229,13 +229,14 @@ def quickstart(namespace: str) -> None:
         tune(namespace)
     with clock.part("ftj pull"):
         out = pull(namespace)
+    uri = run("kubectl", "get", "ftj", NAME, "-n", namespace, "-o", "jsonpath={.status.artifacts.uri}", quiet=True)
     console.print()
     console.print(clock.table())
     kubeconfig = "" if own_cluster() else f"export KUBECONFIG={os.environ['KUBECONFIG']}"
     console.print(
         f"""
 [bold]The tuned adapter and its report[/bold]
-  on the cluster   pvc://{CLAIM}/models/{NAME} in namespace {namespace}
+  on the cluster   {uri} in namespace {namespace}
   here             {out}
   report           {out / "report.html"}
 

@@ -1,0 +1,144 @@
+"""One node cluster for all tests here, brought up and filled by the quickstart, as a user would.
+
+Needs root and a Debian-like machine, or CLUSTER=current with OPERATOR_IMAGE and TRAINER_IMAGE. A cluster that ran before
+is used and left running; one that these tests started is stopped.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+QUICKSTART = (
+    yaml.safe_load((ROOT / "examples" / "quickstart.yaml").read_text())
+    if (ROOT / "examples" / "quickstart.yaml").exists()
+    else {}
+)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """kubectl, helm and ftj on the node cluster."""
+
+    env: dict[str, str]
+    quickstart_output: str
+
+    def run(
+        self, *command: str, stdin: str | None = None, check: bool = True, timeout: float = 600
+    ) -> subprocess.CompletedProcess[str]:
+        result = subprocess.run(
+            command, env=self.env, input=stdin, text=True, capture_output=True, cwd=ROOT, timeout=timeout
+        )
+        if check and result.returncode:
+            raise AssertionError(
+                f"{' '.join(command)}: exit code {result.returncode}\n{result.stdout}\n{result.stderr}"
+            )
+        return result
+
+    def kubectl(self, *arguments: str, **options: Any) -> str:
+        return self.run("kubectl", *arguments, **options).stdout
+
+    def get(self, kind: str, namespace: str, *arguments: str) -> Any:
+        return json.loads(self.kubectl("get", kind, "-n", namespace, "-o", "json", *arguments))
+
+    def job(self, name: str, namespace: str) -> dict[str, Any]:
+        return self.get(f"ftj/{name}", namespace)  # type: ignore[no-any-return]
+
+    def pods(self, namespace: str, job: str, stage: str) -> list[dict[str, Any]]:
+        return self.get("pods", namespace, "-l", f"finetune.dev/job={job},finetune.dev/stage={stage}")["items"]  # type: ignore[no-any-return]
+
+    def apply(self, body: dict[str, Any], namespace: str) -> None:
+        self.kubectl("apply", "-n", namespace, "-f", "-", stdin=json.dumps(body))
+
+    def until(self, what: str, look: Callable[[], Any], seconds: float = 240) -> Any:
+        """Look once a second until there is something; the last thing seen is in the error."""
+        end = time.monotonic() + seconds
+        while not (seen := look()):
+            if time.monotonic() > end:
+                raise AssertionError(
+                    f"{what}: not within {seconds:.0f} s\n{self.kubectl('get', 'ftj,jobs,pods', '-A', '-o', 'wide', check=False)}"
+                )
+            time.sleep(1)
+        return seen
+
+    def until_phase(self, name: str, namespace: str, *phases: str, seconds: float = 300) -> dict[str, Any]:
+        def look() -> dict[str, Any] | None:
+            job = self.job(name, namespace)
+            phase = job["status"].get("phase")
+            assert phase not in {"Failed", "Completed"} - set(phases), json.dumps(job["status"], indent=1)
+            return job if phase in phases else None
+
+        return self.until(f"{namespace}/{name} is {' or '.join(phases)}", look, seconds)  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    own = os.environ.get("CLUSTER") == "current"
+    was_up = (
+        own
+        or subprocess.run(
+            [sys.executable, "-m", "localcluster", "status", "--name", "node"], cwd=ROOT, capture_output=True
+        ).returncode
+        == 0
+    )
+    result = subprocess.run(
+        [sys.executable, "examples/quickstart/run.py"], cwd=ROOT, text=True, capture_output=True, timeout=40 * 60
+    )
+    if result.returncode:
+        pytest.fail(
+            f"the quickstart ended with exit code {result.returncode}\n{result.stdout[-6000:]}\n{result.stderr[-6000:]}",
+            pytrace=False,
+        )
+    env = dict(os.environ)
+    if not own:
+        tools, kubeconfig = (
+            subprocess.run(
+                [sys.executable, "-m", "localcluster", *verb], cwd=ROOT, text=True, capture_output=True, check=True
+            ).stdout.split()[-1]
+            for verb in (["tools"], ["kubeconfig", "--name", "node"])
+        )
+        env |= {"PATH": f"{Path(sys.executable).parent}:{tools}:{env['PATH']}", "KUBECONFIG": kubeconfig}
+    yield Cluster(env, result.stdout)
+    if not was_up:
+        subprocess.run([sys.executable, "-m", "localcluster", "down", "--name", "node"], cwd=ROOT, check=True)
+
+
+@pytest.fixture(scope="session")
+def team(cluster: Cluster) -> Iterator[str]:
+    """A namespace of its own with the quickstart's base model and data, made by the documented command."""
+    name = "e2e-team"
+    cluster.run("make", "quickstart-data", f"NAMESPACE={name}")
+    # Every pod from here on must satisfy the restricted standard, or the API server refuses it.
+    cluster.kubectl("label", "--overwrite", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
+    yield name
+    cluster.kubectl("delete", "namespace", name, "--wait", "--timeout=120s")
+
+
+@pytest.fixture(scope="session")
+def manifest() -> Callable[..., dict[str, Any]]:
+    return variant
+
+
+def variant(name: str, **groups: Any) -> dict[str, Any]:
+    """The quickstart's manifest under another name, with groups of its spec laid over."""
+    body = copy.deepcopy(QUICKSTART)
+    body["metadata"]["name"] = name
+    body["spec"]["output"] = {"uri": f"pvc://finetune-quickstart/models/{name}"}
+    for group, value in groups.items():
+        if isinstance(value, dict) and isinstance(body["spec"].get(group), dict):
+            body["spec"][group] |= value
+        else:
+            body["spec"][group] = value
+    return body
