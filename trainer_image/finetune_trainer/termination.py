@@ -63,10 +63,10 @@ def classify(error: BaseException) -> tuple[int, Cause]:
         return int(error.exit_code), error.cause
     kinds = {kind.__name__ for kind in type(error).__mro__}
     text = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, OSError) and error.errno in _FULL:
+    if (isinstance(error, OSError) and error.errno in _FULL) or "No space left on device" in text:
         return _UNKNOWN, Cause(
             code="StorageFull",
-            message=f"no space is left on the volume of {error.filename or 'the workspace'}; what was sealed before is intact",
+            message=f"no space is left on the volume of {getattr(error, 'filename', None) or 'the workspace'}; what was sealed before is intact",
             remedy="enlarge the claim, or lower checkpoint.keep",
         )
     if "OutOfMemoryError" in kinds or isinstance(error, MemoryError) or "can't allocate memory" in text:

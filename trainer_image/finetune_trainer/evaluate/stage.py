@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ class Evaluation:
         """The content of `evaluation.json` on rank 0, None elsewhere. `share` is the part (from, to) of the stage's percentage. Raises Stopped."""
         self._share = share
         self._rows_done = 0
+        self._began = time.monotonic()
         self._context.progress.update(stage="evaluate", step=0, total_steps=self._rows_total, force=True)
         tuned = measure(self._gang, module, self._shards, self._wanted, on_rows=self._count)
         base = None
@@ -73,7 +75,8 @@ class Evaluation:
         self._rows_done += rows
         low, high = self._share
         done = min(1.0, self._rows_done / max(1, self._rows_total))
-        self._context.progress.update(step=self._rows_done, percent=low + (high - low) * done, eta_seconds=None)
+        left = (time.monotonic() - self._began) * (1 - done) / done if done else None
+        self._context.progress.update(step=self._rows_done, percent=low + (high - low) * done, eta_seconds=left)
 
     def _kept_base(self) -> Measured | None:
         with contextlib.suppress(sealed.Torn):

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from finetune_trainer.stage import StageContext
+from finetune_trainer.train import fence
+from finetune_trainer.train.identity import config_hash
+from finetune_trainer.train.trained import recorded
 
 
 def run(context: StageContext) -> None:
+    """The stage, in each rank's own process. Raises StageError; returns when `trained/` is sealed."""
+    layout = context.config.layout
+    if recorded(context, layout.trained, config_hash(context.config.spec)):
+        print("this run was trained and measured before; its result stands", flush=True)
+        return
+    fence.refuse_superseded(layout.fence, context.config.attempt)
     from finetune_trainer.train.run import run_training  # torch and its friends take seconds to import
 
     run_training(context)

@@ -45,6 +45,11 @@ class Fence:
         return attempt == self.attempt or name in self.accepted
 
 
+def refuse_superseded(path: Path, attempt: int) -> None:
+    """Raises PeerLost when a higher attempt holds the fence: for a late one to leave before it loads anything."""
+    _refuse(attempt, _read(path)[0])
+
+
 def _read(path: Path) -> tuple[int, frozenset[str]]:
     try:
         value = json.loads(path.read_bytes())

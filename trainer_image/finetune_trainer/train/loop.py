@@ -42,6 +42,15 @@ class Interval:
         return cls(torch.zeros((), dtype=torch.float64, device=device), torch.full((), -1, device=device))
 
 
+@dataclass(slots=True)
+class Seconds:
+    """What things took last, for the estimate of what is left. None: not known yet."""
+
+    step: float | None = None
+    validation: float = 0.0
+    save: float = 0.0
+
+
 class TrainLoop:
     """One attempt's way from step `start` to the last step."""
 
@@ -73,7 +82,7 @@ class TrainLoop:
         self._log_every = max(1, min(10, self._plan.steps // 50))
         self._validate_every = shards.resolved["validate_every_steps"] if shards.validation.rows else None
         self._checkpoint_every = shards.resolved["checkpoint_every_steps"]
-        self._seconds_a_step = 0.0
+        self._seconds = Seconds()
         self._rate = 0.0
         self._norm: torch.Tensor | float = 0.0
 
@@ -152,7 +161,8 @@ class TrainLoop:
                     remedy="lower training.learningRate, raise training.warmupRatio, or look for broken rows in the data",
                 )
         loss = sum(nll for nll, _ in said) / max(1, now.trained_tokens)
-        self._seconds_a_step = now.seconds / now.steps
+        if done > 1:  # the first step also pays for whatever libraries put off until then
+            self._seconds.step = now.seconds / now.steps
         speed = now.row_tokens / now.seconds
         norm, epoch = float(self._norm), round(done / self._plan.steps_per_epoch, 4)
         self._context.note(step=done)
@@ -166,7 +176,7 @@ class TrainLoop:
             tokens_per_second=speed,
             time=time.time(),
         )
-        left = (self._plan.steps - done) * self._seconds_a_step
+        left = self._seconds_left(done)
         self._context.progress.update(
             stage="train",
             step=done,
@@ -181,15 +191,29 @@ class TrainLoop:
         )
         if self._gang.is_first:
             print(
-                f"step {done}/{self._plan.steps}  loss {loss:.4f}  lr {self._rate:.2e}  grad {norm:.3f}  {speed:,.0f} tokens/s  {duration(left)} left",
+                f"step {done}/{self._plan.steps}  loss {loss:.4f}  lr {self._rate:.2e}  grad {norm:.3f}  {speed:,.0f} tokens/s"
+                + (f"  {duration(left)} left" if left is not None else ""),
                 flush=True,
             )
+
+    def _seconds_left(self, done: int) -> float | None:
+        """Until the stage is done: steps, validations, checkpoints, and the loss of base and tuned on the test split."""
+        if self._seconds.step is None:
+            return None
+        steps = self._plan.steps - done
+        validations = steps // self._validate_every if self._validate_every else 0
+        saves = steps // self._checkpoint_every
+        rows = self._shards.validation.rows
+        tests = 2 * self._shards.test.rows / rows if rows else 0
+        took = self._seconds
+        return steps * took.step + (validations + tests) * took.validation + saves * took.save
 
     def _validation_due(self, done: int) -> bool:
         return self._validate_every is not None and (done % self._validate_every == 0 or done == self._plan.steps)
 
     def _validate_and_save(self, done: int) -> None:
         """Validation at a step that may become the best one. If a stop comes meanwhile, it is made up for on resuming."""
+        began = time.perf_counter()
         try:
             measured = split_loss(
                 self._gang,
@@ -201,6 +225,7 @@ class TrainLoop:
         except Stopped:
             self._save(done, None)
             raise self._stopped(done) from None
+        self._seconds.validation = time.perf_counter() - began
         loss = measured.loss if math.isfinite(measured.loss) else None
         if loss is not None:
             self._history.append(step=done, eval_loss=loss, time=time.time())
@@ -231,8 +256,10 @@ class TrainLoop:
             "world_size": self._gang.world_size,
             "strategy": self._context.config.spec.compute.strategy,
         }
+        began = time.perf_counter()
         with self._watchdog.paused():
             checkpoint = saving.save(self._gang, self._engine, self._store, state, manifest)
+        self._seconds.save = time.perf_counter() - began
         self._context.note(step=done, last_checkpoint=checkpoint.status())
         self._context.progress.update(last_checkpoint=checkpoint.status(), force=True)
         if self._gang.is_first:

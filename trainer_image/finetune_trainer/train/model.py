@@ -16,11 +16,12 @@ _SHOWN = 12
 def load(folder: Path, spec: FineTuneJobSpec) -> nn.Module:
     """The causal language model in `folder`, in evaluation mode, on the CPU, in the precision it is held in while training.
 
-    Raises BadInput (InvalidModel) when it cannot be read, or when its weights are not those that its config describes.
+    `model.written_in` is the precision of its files. Raises BadInput (InvalidModel) when it cannot be read, or when its weights are not those that its config describes.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
+        written_in = AutoConfig.from_pretrained(folder, local_files_only=True).dtype
         model, report = AutoModelForCausalLM.from_pretrained(
             folder, dtype=_held_in(spec), output_loading_info=True, local_files_only=True, use_safetensors=True
         )
@@ -42,6 +43,7 @@ def load(folder: Path, spec: FineTuneJobSpec) -> nn.Module:
             code="InvalidModel",
             remedy="copy the whole model folder again",
         )
+    model.written_in = written_in or torch.float32
     return model
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from finetune_api.contract import TerminationMessage
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import EvaluationStatus, MetricRow
@@ -17,25 +18,8 @@ from torch import nn
 
 from finetune_trainer import sealed
 from finetune_trainer.stage import StageContext
-
-KIND = "trained"
-FORMAT = 1
-MODEL = "model"
-EVALUATION = "evaluation.json"
-
-
-def recorded(context: StageContext, folder: Path, run_hash: str) -> bool:
-    """Whether this run was finished before; then its result is noted for the termination message."""
-    manifest = sealed.read_manifest(folder)
-    if manifest is None or (manifest.get("kind"), manifest.get("config_hash")) != (KIND, run_hash):
-        return False
-    word = TerminationMessage.model_validate(manifest["word"])
-    context.note(**{name: getattr(word, name) for name in _NOTED})
-    context.progress.update(percent=100.0, step=word.step or 0, total_steps=word.step or 0, force=True)
-    return True
-
-
-_NOTED = ("step", "resumed_from_step", "last_checkpoint", "metrics", "evaluation")
+from finetune_trainer.train.checkpoint import CheckpointReader
+from finetune_trainer.train.trained import EVALUATION, FORMAT, KIND, MODEL
 
 
 def status_of(evaluation: dict[str, Any]) -> EvaluationStatus:
@@ -47,25 +31,38 @@ def status_of(evaluation: dict[str, Any]) -> EvaluationStatus:
 
 
 def seal(
-    context: StageContext, folder: Path, run_hash: str, *, module: nn.Module, tokenizer: Any, evaluation: dict[str, Any]
+    context: StageContext,
+    folder: Path,
+    run_hash: str,
+    *,
+    module: nn.Module,
+    best: CheckpointReader,
+    tokenizer: Any,
+    evaluation: dict[str, Any],
 ) -> None:
-    """Write it whole. Rank 0 only; the module holds the best weights. Raises OSError when the storage is full."""
+    """Write it whole, with the weights of `best`. Rank 0 only; the module is of no other use after. Raises OSError when the storage is full."""
     spec = context.config.spec
     word = TerminationMessage(stage="train", outcome="succeeded", exit_code=0, **context.known)
     manifest = {"kind": KIND, "format": FORMAT, "config_hash": run_hash, "attempt": context.config.attempt}
     manifest["word"] = word.wire()
     with sealed.sealing(folder, manifest) as temporary:
-        _save_model(module, spec, temporary / MODEL)
+        _save_model(module, best, spec, temporary / MODEL)
         tokenizer.save_pretrained(temporary / MODEL)
         sealed.write_json(temporary / EVALUATION, evaluation)
 
 
-def _save_model(module: nn.Module, spec: FineTuneJobSpec, folder: Path) -> None:
-    if spec.method.type == "lora":
+def _save_model(module: nn.Module, best: CheckpointReader, spec: FineTuneJobSpec, folder: Path) -> None:
+    """Adapters in fp32, as they were trained; a whole model in the precision that its files had before."""
+    lora = spec.method.type == "lora"
+    precision = torch.float32 if lora else module.written_in
+    parameters = dict(module.named_parameters())
+    for name, tensor in best.weights():  # the engine may hold only a rounded copy
+        parameters[name].data = tensor.to(precision)
+    if lora:
         for adapter in module.peft_config.values():
             adapter.base_model_name_or_path = spec.model.uri.removeprefix("hf://")  # not this pod's mount
             adapter.revision = spec.model.revision
-        module.save_pretrained(folder)
-        (folder / "README.md").unlink(missing_ok=True)  # publish writes the card
     else:
-        module.save_pretrained(folder)
+        module.config.dtype = precision
+    module.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)  # publish writes the card

@@ -32,9 +32,6 @@ def run_training(context: StageContext) -> None:
     """Raises StageError in all its kinds; returns when `trained/` is sealed."""
     config, spec, layout = context.config, context.config.spec, context.config.layout
     run_hash = config_hash(spec)
-    if result.recorded(context, layout.trained, run_hash):
-        print("this run was trained and measured before; its result stands", flush=True)
-        return
     folder = source.local(spec.model, config, field="spec.model.uri")
     tokenizer = load_tokenizer(folder, field="spec.model.uri")
     shards = Shards.open(
@@ -55,7 +52,7 @@ def run_training(context: StageContext) -> None:
     evaluation = Evaluation(context, gang, shards, watchdog)
     _greet(context, gang, engine, shards, loop, resumed, run_hash)
     if gang.is_first:
-        _introduce(context, engine, gang, trainable, total, resumed)
+        _introduce(context, engine, gang, shards, trainable, total, resumed)
     gc.collect()
     gc.freeze()
     gc.enable()
@@ -65,7 +62,9 @@ def run_training(context: StageContext) -> None:
         evaluation.base_before_training(engine.module)
     loop.run(resumed)
     best = gang.on_first(lambda: store.best() if store else None)
-    if best is not None and (best.step != shards.plan().steps or resumed is not None):
+    if best is None:
+        raise StageError("training ended, but its last checkpoint is gone from the workspace")
+    if best.step != shards.plan().steps or resumed is not None:
         _load_weights(engine.module, best)
     measured = evaluation.run(engine.module, tokenizer, share=(100 * TRAIN_SHARE, 99.0))
     if measured is not None:
@@ -78,6 +77,7 @@ def run_training(context: StageContext) -> None:
                 layout.trained,
                 run_hash,
                 module=engine.module,
+                best=CheckpointReader(best.folder),
                 tokenizer=tokenizer,
                 evaluation=measured or {},
             )
@@ -167,12 +167,18 @@ def _greet(
 
 
 def _introduce(
-    context: StageContext, engine: Engine, gang: Gang, trainable: int, total: int, resumed: Checkpoint | None
+    context: StageContext,
+    engine: Engine,
+    gang: Gang,
+    shards: Shards,
+    trainable: int,
+    total: int,
+    resumed: Checkpoint | None,
 ) -> None:
-    spec = context.config.spec
+    spec, plan = context.config.spec, shards.plan()
     print(
         f"{engine.name} over {gang.world_size} rank{'s' * (gang.world_size > 1)}: strategy {spec.compute.strategy}, {spec.training.precision} on {gang.device.type}, "
-        f"{spec.method.type}: {trainable:,} of {total:,} parameters train"
+        f"{spec.method.type}: {trainable:,} of {total:,} parameters train; {plan.steps} steps of {plan.global_batch_size} rows, {plan.steps / plan.steps_per_epoch:.3g} epochs"
         + (f"; resumes from step {resumed.step}" if resumed else ""),
         flush=True,
     )

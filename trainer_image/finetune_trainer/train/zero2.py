@@ -68,6 +68,7 @@ class Zero2Engine:
         self.module = engine.module
         self.name = type(engine).__name__
         self._parameters = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+        self._make_states(0)
         self.even = 4 * sum(p.numel() for p in self._parameters.values()) > _HELD_GRADIENT_BYTES
 
     def accumulate(self, batches: Sequence[Callable[[], Batch]], loss: Loss, scale: float) -> torch.Tensor:
@@ -99,13 +100,9 @@ class Zero2Engine:
     def restore(self, read: Callable[[str, str], torch.Tensor], steps: int) -> None:
         """Writes this rank's slices of the fp32 master and of the states, and the whole low-precision copy.
 
-        `safe_set_full_fp32_param` would leave that copy stale, and states do not exist before the first step.
+        `safe_set_full_fp32_param` would leave that copy stale.
         """
-        for flat in self._zero.single_partition_of_fp32_groups:
-            self._zero.optimizer.state[flat] = {
-                "step": torch.tensor(float(steps), device=flat.device),
-                **{moment: torch.zeros_like(flat) for moment in MOMENTS},
-            }
+        self._make_states(steps)
         for name, parameter in self._parameters.items():
             weights = read("weights", name)
             parameter.copy_(weights)
@@ -118,4 +115,13 @@ class Zero2Engine:
             for kind, target in targets.items():
                 whole = weights if kind == "weights" else read(kind, name)
                 target.narrow(0, here.start, here.numel).copy_(whole.flatten().narrow(0, there.start, there.numel))
-        self._zero._lazy_init_hp_params_optimizer_state()  # else the states can be exported only after a step
+
+    def _make_states(self, steps: int) -> None:
+        """Empty states as after `steps` updates. Left to the first step, DeepSpeed would link those of the first parameter group alone, and none could be exported before it."""
+        for flat in self._zero.single_partition_of_fp32_groups:
+            self._zero.optimizer.state[flat] = {
+                "step": torch.tensor(float(steps), device=flat.device),
+                **{moment: torch.zeros_like(flat) for moment in MOMENTS},
+            }
+        self._zero._hp_optimizer_states_linked = False
+        self._zero._lazy_init_hp_params_optimizer_state()
