@@ -110,7 +110,7 @@ def _lines(file: Any, offset: int) -> Iterator[RawRow]:
         if not text:
             continue
         row = _row(text, number, start, len(line.rstrip(b"\r\n")))
-        if number == 1 and row.fault and _is_one_value(file, start):
+        if number == 1 and row.fault and _is_one_object(file, start):
             raise Unreadable(
                 "is one JSON object over several lines, neither JSON Lines nor an array",
                 "write one object a line, or put the objects into [ ]",
@@ -118,17 +118,16 @@ def _lines(file: Any, offset: int) -> Iterator[RawRow]:
         yield row
 
 
-def _is_one_value(file: Any, start: int) -> bool:
-    """Whether a file whose first line is no JSON is a small JSON document as a whole."""
+def _is_one_object(file: Any, start: int) -> bool:
+    """Whether a file whose first line is no row is one JSON object as a whole."""
     here = file.tell()
     file.seek(start)
     document = file.read(MAX_ROW_BYTES)
     file.seek(here)
     try:
-        json.loads(document)
+        return isinstance(json.loads(document), dict)
     except (ValueError, RecursionError):
         return False
-    return True
 
 
 # A string, or one of the characters that make structure. Possessive, so that a long string costs no stack.
