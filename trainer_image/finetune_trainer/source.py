@@ -51,7 +51,7 @@ def local(location: Location, config: RunConfig, *, field: str) -> Path:
     return path
 
 
-def fetch(location: Location, config: RunConfig, *, field: str, files: Sequence[str]) -> Path:
+def fetch(location: Location, config: RunConfig, *, field: str, files: Sequence[str], subfolders: bool = False) -> Path:
     """As `local`, but downloads an hf location first, only files that match `files` (glob patterns).
 
     Raises BadInput for a repository, revision, file or credential that is at fault, StageError when the hub does not answer.
@@ -59,7 +59,7 @@ def fetch(location: Location, config: RunConfig, *, field: str, files: Sequence[
     if location.parsed.scheme == "hf":
         folder = _download_folder(location, config)
         if sealed.read_manifest(folder) is None:
-            _download(location, folder, field, files)
+            _download(location, folder, field, files, subfolders)
     return local(location, config, field=field)
 
 
@@ -69,7 +69,7 @@ def _download_folder(location: Location, config: RunConfig) -> Path:
     return config.layout.root / "downloads" / f"{parsed.repo.replace('/', '--')}-{key}"
 
 
-def _download(location: Location, folder: Path, field: str, files: Sequence[str]) -> None:
+def _download(location: Location, folder: Path, field: str, files: Sequence[str], subfolders: bool) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from huggingface_hub import HfApi, snapshot_download  # slow to import, and only this road needs it
 
@@ -87,6 +87,7 @@ def _download(location: Location, folder: Path, field: str, files: Sequence[str]
             revision=commit,
             local_dir=partial,
             allow_patterns=patterns,
+            ignore_patterns=None if subfolders else [f"{parsed.path}/*/*" if parsed.path else "*/*"],
             endpoint=location.endpoint,
             token=token,
         )

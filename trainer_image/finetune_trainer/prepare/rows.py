@@ -44,7 +44,7 @@ def locate(config: RunConfig) -> list[DataFile]:
     for part, locations in (("train", data.train), ("validation", data.validation), ("test", data.test)):
         for number, location in enumerate(locations or ()):
             field_name = f"spec.data.{part}[{number}].uri"
-            path = source.fetch(location, config, field=field_name, files=source.DATA_FILES)
+            path = source.fetch(location, config, field=field_name, files=source.DATA_FILES, subfolders=True)
             try:
                 files = data_files(path)
             except Unreadable as error:
