@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils.logging import disable_progress_bar
 
 from finetune_trainer.quickstart.text import FIELDS, Row, base_row
 
@@ -56,6 +57,7 @@ def make_base(folder: Path, seed: int, say: Callable[[str], None]) -> None:
         )
     )
     _train(model, tokenizer, rng, say)
+    disable_progress_bar()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
