@@ -20,6 +20,7 @@ from finetune_operator.domain.times import human, seconds_of
 PHASES: dict[Stage, Phase] = {"prepare": "Preparing", "train": "Queued", "publish": "Publishing"}
 """Phase of a stage whose pods do not all run yet."""
 _REFUSED_LOOK_AGAIN_S = 10.0
+_GONE_LOOK_AGAIN_S = 5.0
 
 
 def suspended(draft: Draft, stage: Stage, message: str) -> None:
@@ -57,6 +58,10 @@ def create(draft: Draft, stage: Stage, entry: AttemptStatus) -> None:
     """Ask for the attempt's objects. What was refused before is asked for again, and told."""
     waiting = f"Waiting for the pods of stage {stage} to start"
     draft.situation = Situation(PHASES[stage], Reason.STARTING, waiting)
+    if any(job.alive for job in draft.seen.jobs.values()):
+        # Given up, and deleted in this look: two gangs of one job never stand side by side, whatever crashes in between.
+        draft.look_again(_GONE_LOOK_AGAIN_S)
+        return
     refusal = draft.seen.refusals.get(entry.job)
     if refusal is not None and _refused(draft, stage, entry, refusal):
         return

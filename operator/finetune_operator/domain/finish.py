@@ -6,6 +6,7 @@ from finetune_api.status import FailureStatus, FineTuneJobStatus
 
 from finetune_operator.domain.draft import Delete, Draft, Situation
 from finetune_operator.domain.names import run_of
+from finetune_operator.domain.observed import JobView
 from finetune_operator.domain.reasons import Reason
 from finetune_operator.domain.times import human, seconds_of, stamp
 
@@ -65,24 +66,12 @@ def stay_finished(draft: Draft) -> None:
 
 
 def clean_up(draft: Draft) -> None:
-    """Children that nobody needs: of earlier runs, of old attempts, and all of them when a finished job's time is up."""
-    jobs = draft.seen.jobs.values()
-    current = {attempt.job for attempt in draft.attempts if attempt.outcome == "Running"}
+    """Delete children that nobody needs: of attempts that were given up, of earlier runs, of old attempts, and all of them
+    when a finished job's time is up."""
     if draft.situation is not None and draft.situation.phase in ("Completed", "Failed"):
-        ttl, ended = draft.wanted.ttl_seconds_after_finished, seconds_of(draft.status.completion_time)
-        if ttl is None or ended is None or not jobs:
-            return
-        left = ended + ttl - draft.now
-        # Nothing is deleted before the end stands in the status: a Job that is gone would be taken for evicted.
-        if left > 0 or not finished(draft.before):
-            draft.look_again(left)
-            return
-        stale = list(jobs)
+        stale = _after_the_end(draft)
     else:
-        stale = [job for job in jobs if job.run != draft.run]
-        for stage in {job.stage for job in jobs}:
-            of_stage = sorted((j for j in jobs if j.stage == stage and j.run == draft.run), key=lambda j: j.attempt)
-            stale += [job for job in of_stage[:-KEPT_ATTEMPTS] if job.name not in current]
+        stale = _on_the_way(draft)
     for job in stale:
         if job.deleting:
             continue
@@ -90,3 +79,29 @@ def clean_up(draft: Draft) -> None:
         draft.delete.append(Delete("ConfigMap", job.name))
         if job.stage == "train":
             draft.delete.append(Delete("Service", job.name))
+
+
+def _after_the_end(draft: Draft) -> list[JobView]:
+    # Nothing is deleted before the end stands in the status: a Job that is gone would be taken for evicted.
+    if not finished(draft.before):
+        draft.look_again(0)
+        return []
+    jobs = list(draft.seen.jobs.values())
+    ttl, ended = draft.wanted.ttl_seconds_after_finished, seconds_of(draft.status.completion_time)
+    if ttl is not None and ended is not None and jobs:
+        left = ended + ttl - draft.now
+        if left <= 0:
+            return jobs
+        draft.look_again(left)
+    return [job for job in jobs if job.alive]
+
+
+def _on_the_way(draft: Draft) -> list[JobView]:
+    jobs = draft.seen.jobs.values()
+    current = {attempt.job for attempt in draft.attempts if attempt.outcome == "Running"}
+    given_up = {attempt.job for attempt in draft.attempts} - current
+    stale = {job.name: job for job in jobs if job.run != draft.run or (job.name in given_up and job.alive)}
+    for stage in {job.stage for job in jobs}:
+        of_stage = sorted((j for j in jobs if j.stage == stage and j.run == draft.run), key=lambda j: j.attempt)
+        stale |= {job.name: job for job in of_stage[:-KEPT_ATTEMPTS] if job.name not in current}
+    return list(stale.values())

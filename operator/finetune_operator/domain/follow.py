@@ -10,7 +10,7 @@ from finetune_api.status import AttemptStatus, Phase, Stage
 from finetune_operator.domain import begin, outcome
 from finetune_operator.domain.attempts import latest, stage_to_do
 from finetune_operator.domain.builders.job import digest
-from finetune_operator.domain.draft import Delete, Draft, Patch, Situation
+from finetune_operator.domain.draft import Draft, Patch, Situation
 from finetune_operator.domain.finish import complete
 from finetune_operator.domain.names import ANNOTATION_HELD
 from finetune_operator.domain.observed import JobView, PodView
@@ -72,7 +72,6 @@ def _under_way(draft: Draft, stage: Stage, entry: AttemptStatus) -> None:
         _release(draft, stage, entry, job, pods)
     elif not job.managed_elsewhere and _stopped(pods):
         outcome.preempt(draft, entry, pods)
-        draft.delete.append(Delete("Job", job.name, job.uid))
     else:
         _run(draft, stage, entry, job, pods)
 
@@ -97,7 +96,6 @@ def _suspend(draft: Draft, stage: Stage, entry: AttemptStatus, job: JobView, pod
     """The pods are told to stop; they save a checkpoint and end with 5. A Job that somebody else queues is given back whole."""
     live = [pod for pod in pods if not pod.over]
     if job.managed_elsewhere:
-        draft.delete.append(Delete("Job", job.name, job.uid))
         outcome.stop(draft, entry, Reason.SUSPENDED, "Given back to its queue, since the job is suspended")
         return
     if not job.suspended:
@@ -128,7 +126,7 @@ def _release(draft: Draft, stage: Stage, entry: AttemptStatus, job: JobView, pod
         )
         return
     if not any(not pod.over for pod in pods) and job.digest not in (None, digest(draft.spec, stage)):
-        _replace(draft, stage, entry, job)
+        outcome.stop(draft, entry, Reason.REPLACED, "Its settings changed before its pods ran")
         return
     draft.patch.append(
         Patch(job.name, {"metadata": {"annotations": {ANNOTATION_HELD: None}}, "spec": {"suspend": False}})
@@ -137,19 +135,13 @@ def _release(draft: Draft, stage: Stage, entry: AttemptStatus, job: JobView, pod
     draft.situation = Situation(phase, Reason.STARTING, f"Waiting for the pods of stage {stage} to start")
 
 
-def _replace(draft: Draft, stage: Stage, entry: AttemptStatus, job: JobView) -> None:
-    """Settings changed while nothing of the attempt ran: the next attempt has the new ones."""
-    draft.delete.append(Delete("Job", job.name, job.uid))
-    draft.delete.append(Delete("ConfigMap", job.name))
-    if stage == "train":
-        draft.delete.append(Delete("Service", job.name))
-    outcome.stop(draft, entry, Reason.REPLACED, "Its settings changed before its pods ran")
-
-
 def _run(draft: Draft, stage: Stage, entry: AttemptStatus, job: JobView, pods: Sequence[PodView]) -> None:
     wanted = draft.pods_wanted(stage)
     live = [pod for pod in pods if not pod.over and pod.deletion_asked is None]
-    done = {pod.index for pod in pods if pod.phase == "Succeeded"}
+    # A container that ended well is done, though its pod's phase is written a moment later.
+    done = {
+        pod.index for pod in pods if pod.phase == "Succeeded" or (pod.ended is not None and pod.ended.exit_code == 0)
+    }
     running = {pod.index for pod in live if pod.running} | done
     draft.poll = next((pod for pod in live if pod.index == 0 and pod.running), None)
     phase, reason = RUNNING[stage]
@@ -172,7 +164,7 @@ def _run(draft: Draft, stage: Stage, entry: AttemptStatus, job: JobView, pods: S
     if problem.reason == Reason.MISSING_CONFIG_MAP and entry.job in problem.message:
         begin.ensure(draft, stage, entry, again=True)
     if entry.started is None and job.digest not in (None, digest(draft.spec, stage)):
-        _replace(draft, stage, entry, job)
+        outcome.stop(draft, entry, Reason.REPLACED, "Its settings changed before its pods ran")
         return
     draft.situation = Situation(begin.PHASES[stage], problem.reason, problem.text, problem=True)
 

@@ -72,6 +72,11 @@ class JobView:
     failing: float | None = None
     failure: str | None = None
 
+    @property
+    def alive(self) -> bool:
+        """Its controller may still make pods for it."""
+        return self.complete is None and self.failed is None and self.failing is None
+
     @classmethod
     def of(cls, body: Object) -> JobView:
         metadata, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}

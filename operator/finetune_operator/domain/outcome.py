@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from finetune_api.contract import TerminationMessage
 from finetune_api.status import AttemptStatus, CheckpointStatus, FailureStatus, Stage
 
+from finetune_operator.domain import numbers
 from finetune_operator.domain.draft import Draft, Situation
 from finetune_operator.domain.finish import fail
 from finetune_operator.domain.observed import JobView, PodView
@@ -98,8 +99,8 @@ def _take_results(draft: Draft, message: TerminationMessage) -> None:
     status.artifacts = message.artifacts or status.artifacts
     if message.stage == "train" and status.progress is not None:
         progress = status.progress
-        progress.loss = message.metrics.get("loss", progress.loss)
-        progress.eval_loss = message.metrics.get("eval_loss", progress.eval_loss)
+        progress.loss = numbers.shown(message.metrics.get("loss", progress.loss), 5)
+        progress.eval_loss = numbers.shown(message.metrics.get("eval_loss", progress.eval_loss), 5)
         progress.step = message.step if message.step is not None else progress.step
 
 
@@ -163,7 +164,7 @@ def preempt(draft: Draft, entry: AttemptStatus, pods: Sequence[PodView]) -> None
 
 
 def stop(draft: Draft, entry: AttemptStatus, reason: Reason, message: str) -> None:
-    """Ended by this operator; the next attempt has nothing to wait for."""
+    """Given up by this operator: its children are cleaned up, and the next attempt has nothing to wait for."""
     entry.reason, entry.message = reason, message
     _close(draft, entry, "Stopped")
 

@@ -7,12 +7,11 @@ import math
 from finetune_api.contract import Progress
 from finetune_api.status import ProgressStatus
 
+from finetune_operator.domain import numbers
 from finetune_operator.domain.attempts import running
 from finetune_operator.domain.draft import Draft
 from finetune_operator.domain.outcome import take_steps
 from finetune_operator.domain.times import human
-
-_LIMIT = 2**53
 
 
 def show(draft: Draft) -> None:
@@ -48,23 +47,16 @@ def show(draft: Draft) -> None:
 def _take(shown: ProgressStatus, told: Progress) -> None:
     shown.percent = math.floor(told.percent)
     if told.stage in ("train", "prepare"):
-        shown.step, shown.total_steps = min(told.step, _LIMIT), min(told.total_steps, _LIMIT) or None
-        shown.epoch = _number(told.epoch, 3)
-        shown.loss = _number(told.loss, 5)
-        shown.eval_loss = _number(told.eval_loss, 5)
-        shown.tokens_per_second = _number(told.tokens_per_second, 1)
-    eta = _number(told.eta_seconds, 0)
+        shown.step, shown.total_steps = min(told.step, numbers.LIMIT), min(told.total_steps, numbers.LIMIT) or None
+        shown.epoch = numbers.shown(told.epoch, 3)
+        shown.loss = numbers.shown(told.loss, 5)
+        shown.eval_loss = numbers.shown(told.eval_loss, 5)
+        shown.tokens_per_second = numbers.shown(told.tokens_per_second, 1)
+    eta = numbers.shown(told.eta_seconds, 0)
     shown.eta_seconds = None if eta is None else int(min(max(eta, 0), 10 * 365 * 86400))
     shown.eta = None if shown.eta_seconds is None else human(shown.eta_seconds)
     step, total = (told.step, told.total_steps) if told.stage != "publish" else (None, None)
     shown.summary = _summary(shown.percent, step, total) + ("" if told.stage == shown.stage else f" {told.stage}")
-
-
-def _number(value: float | None, digits: int) -> float | None:
-    """None for what JSON cannot say (NaN, infinity) and nobody would believe."""
-    if value is None or not math.isfinite(value) or abs(value) > _LIMIT:
-        return None
-    return round(value, digits)
 
 
 def _summary(percent: int, step: int | None, total: int | None) -> str:

@@ -153,19 +153,28 @@ class World:
 
     def pod(self, stage: str, index: int = 0, **change: Any) -> PodView:
         """Make or change the newest pod of a rank."""
-        job = self.job(stage)
-        mine = self.pods[job.uid]
+        return self.pod_of(self.job(stage), index, **change)
+
+    def pod_of(self, job: JobView, index: int, **change: Any) -> PodView:
+        mine = self.pods.setdefault(job.uid, {})
         known = [p for p in mine.values() if p.index == index and not p.over]
         if known:
             pod = known[-1]
         else:
             self.counter += 1
-            pod = PodView(
-                f"{job.name}-{index}-{self.counter}", f"p-{self.counter}", job.uid, index, "Pending", self.now
-            )
+            name = f"{job.name}-{index}-{self.counter}"
+            pod = PodView(name, f"p-{self.counter}", job.uid, index, "Pending", self.now)
         pod = replace(pod, **change)
         mine[pod.name] = pod
         return pod
+
+    def ended(self, exit_code: int, text: str = "", reason: str = "Error") -> dict[str, Any]:
+        """A pod's fields when its container has ended."""
+        ended = Ended(exit_code, reason, text, self.now, self.now)
+        return {"phase": "Succeeded" if exit_code == 0 else "Failed", "running_since": None, "ended": ended}
+
+    def share(self, claim: str) -> None:
+        self.claims[claim] = ClaimView(claim, True, ("ReadWriteMany",))
 
     def run(self, stage: str, nodes: int = 1) -> None:
         for index in range(nodes):
@@ -174,9 +183,7 @@ class World:
     def end(
         self, stage: str, exit_code: int, index: int = 0, text: str = "", reason: str = "Error", **change: Any
     ) -> None:
-        ended = Ended(exit_code, reason, text, self.now, self.now)
-        phase = "Succeeded" if exit_code == 0 else "Failed"
-        self.pod(stage, index, phase=phase, running_since=None, ended=ended, node=f"node-{index}", **change)
+        self.pod(stage, index, node=f"node-{index}", **self.ended(exit_code, text, reason), **change)
 
     def finish(self, stage: str, nodes: int = 1, **more: Any) -> None:
         """The stage's pods succeed, and its Job with them."""

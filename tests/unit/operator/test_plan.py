@@ -441,6 +441,34 @@ def test_time_to_live_takes_the_children_and_nothing_else(make_world: Any) -> No
     assert world.status["phase"] == "Completed"
 
 
+def test_no_child_is_deleted_before_the_end_is_on_record(make_world: Any) -> None:
+    world = make_world(ttlSecondsAfterFinished=0)
+    world.through("prepare", "train")
+    world.run("publish")
+    world.finish("publish")
+    drawn = world.plan()
+    assert drawn.status.phase == "Completed"
+    assert drawn.delete == ()
+    assert drawn.look_again == 0
+
+
+def test_the_book_forgets_disruptions_before_successes(make_world: Any) -> None:
+    world = make_world()
+    world.through("prepare")
+    for _ in range(25):
+        world.run("train")
+        world.settle()
+        world.end("train", 137, disrupted="drain")
+        world.fail("train")
+        world.settle()
+        world.now += 400
+        world.settle()
+    assert len(world.book) == 20
+    assert world.book[0] == ("prepare", 1, "Succeeded")
+    assert world.book[-1] == ("train", 26, "Running")
+    assert len(world.jobs) <= 4, "pods of old attempts are cleaned up"
+
+
 @pytest.mark.parametrize("gone", [{"managed_by": "other.example/x"}, {"deleting": True}])
 def test_what_is_not_ours_is_left_alone(make_world: Any, gone: dict[str, Any]) -> None:
     world = make_world(**({"managedBy": gone["managed_by"]} if "managed_by" in gone else {}))

@@ -1,0 +1,14 @@
+"""Numbers that a pod told us, as they may stand in a status."""
+
+from __future__ import annotations
+
+import math
+
+LIMIT = 2**53
+
+
+def shown(value: float | None, digits: int) -> float | None:
+    """Rounded to `digits` decimals; None for what JSON cannot say (NaN, infinity) and for what nobody would believe."""
+    if value is None or not math.isfinite(value) or abs(value) > LIMIT:
+        return None
+    return round(value, digits)
