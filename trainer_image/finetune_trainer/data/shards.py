@@ -34,7 +34,7 @@ FORMAT = 1
 SPLITS = ("train", "validation", "test")
 
 TOKENS, OFFSETS, PROMPT, SOURCE = np.dtype("<i4"), np.dtype("<i8"), np.dtype("<i4"), np.dtype("<i8")
-_FLUSH_BYTES = 1 << 20
+_FLUSH_TOKENS = 1 << 18
 
 
 class Source(NamedTuple):
@@ -58,9 +58,11 @@ class SplitWriter:
 
     def __init__(self, folder: Path, split: str) -> None:
         self._files: dict[str, BinaryIO] = {
-            name: (folder / f"{split}.{name}").open("wb", buffering=_FLUSH_BYTES)
+            name: (folder / f"{split}.{name}").open("wb")
             for name in ("tokens.i32", "mask.bits", "offsets.i64", "prompt.i32", "source.i64")
         }
+        self._pending: list[tuple[np.ndarray, np.ndarray, int, tuple[int, int, int, int]]] = []
+        self._pending_tokens = 0
         self._offset = 0
         self._bits = np.zeros(0, dtype=bool)  # mask bits that do not fill a byte yet
         self._write("offsets.i64", np.array([0], dtype=OFFSETS))
@@ -83,30 +85,43 @@ class SplitWriter:
         if not len(ids) or len(ids) != len(bits) or not 0 <= prompt_length <= len(ids):
             raise ValueError(f"a row of {len(ids)} tokens, {len(bits)} mask bits and a prompt of {prompt_length}")
         bits[0] = False
-        self._offset += len(ids)
-        self._write("tokens.i32", ids)
-        self._write("offsets.i64", np.array([self._offset], dtype=OFFSETS))
-        self._write("prompt.i32", np.array([prompt_length], dtype=PROMPT))
-        self._write("source.i64", np.array(source, dtype=SOURCE))
-        bits_so_far = np.concatenate([self._bits, bits])
-        whole = len(bits_so_far) // 8 * 8
-        self._write("mask.bits", np.packbits(bits_so_far[:whole], bitorder="little"))
-        self._bits = bits_so_far[whole:]
-        old = self.counts
-        self.counts = SplitCounts(
-            rows=old.rows + 1,
-            tokens=self._offset,
-            trained_tokens=old.trained_tokens + int(bits.sum()),
-            longest=max(old.longest, len(ids)),
-            longest_answer=max(old.longest_answer, len(ids) - prompt_length),
-        )
+        self._pending.append((ids, bits, prompt_length, source))
+        self._pending_tokens += len(ids)
+        if self._pending_tokens >= _FLUSH_TOKENS:
+            self._flush()
 
     def close(self) -> None:
+        self._flush()
         if len(self._bits):
             self._write("mask.bits", np.packbits(self._bits, bitorder="little"))
             self._bits = self._bits[:0]
         for file in self._files.values():
             file.close()
+
+    def _flush(self) -> None:
+        if not self._pending:
+            return
+        rows, prompts = [ids for ids, _, _, _ in self._pending], [prompt for _, _, prompt, _ in self._pending]
+        lengths = np.array([len(ids) for ids in rows], dtype=OFFSETS)
+        bits = np.concatenate([self._bits, *(bits for _, bits, _, _ in self._pending)])
+        whole = len(bits) // 8 * 8
+        trained = int(bits.sum()) - int(self._bits.sum())
+        self._write("tokens.i32", np.concatenate(rows))
+        self._write("mask.bits", np.packbits(bits[:whole], bitorder="little"))
+        self._write("offsets.i64", self._offset + np.cumsum(lengths))
+        self._write("prompt.i32", np.array(prompts, dtype=PROMPT))
+        self._write("source.i64", np.array([source for _, _, _, source in self._pending], dtype=SOURCE))
+        self._bits = bits[whole:].copy()
+        self._offset += int(lengths.sum())
+        old = self.counts
+        self.counts = SplitCounts(
+            rows=old.rows + len(rows),
+            tokens=self._offset,
+            trained_tokens=old.trained_tokens + trained,
+            longest=max(old.longest, int(lengths.max())),
+            longest_answer=max(old.longest_answer, int((lengths - np.array(prompts)).max())),
+        )
+        self._pending, self._pending_tokens = [], 0
 
     def _write(self, name: str, values: np.ndarray) -> None:
         self._files[name].write(values.tobytes())
