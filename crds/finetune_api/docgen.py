@@ -33,6 +33,9 @@ def text() -> str:
     """The whole page."""
     spec, status = structural(FineTuneJobSpec), structural(FineTuneJobStatus)
     parts = [_HEAD, "## spec\n\n", _table(_leaves(spec, skip={"pods"}))]
+    parts.append("\n## Locations\n\nWherever something lies, it is named in the same way. ")
+    parts.append("`workspace` and `output` take pvc:// only.\n\n")
+    parts.append(_table(_leaves(structural(Location))))
     parts.append(
         "\n## spec.pods\n\nSettings of pods: `common` for every stage, then `prepare`, `train` and `publish` on top, "
     )
@@ -70,7 +73,7 @@ def _table(fields: Iterator[tuple[str, dict[str, Any], bool]]) -> str:
 
 
 def _is_location(node: dict[str, Any]) -> bool:
-    return node.get("properties", {}).keys() == structural(Location)["properties"].keys()
+    return bool(node.get("properties", {}).keys() == structural(Location)["properties"].keys())
 
 
 def _has_default(node: dict[str, Any]) -> bool:

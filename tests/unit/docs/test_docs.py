@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-
 from finetune_api import KIND, docgen
 from finetune_api.finetunejob import FineTuneJob
 
