@@ -15,6 +15,6 @@ def run(context: StageContext) -> None:
         print("this run was trained and measured before; its result stands", flush=True)
         return
     fence.refuse_superseded(layout.fence, context.config.attempt)
-    from finetune_trainer.train.run import run_training  # torch and its friends take seconds to import
+    from finetune_trainer.train.training import run_training  # torch and its friends take seconds to import
 
     run_training(context)

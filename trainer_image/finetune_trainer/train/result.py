@@ -19,6 +19,7 @@ from torch import nn
 from finetune_trainer import sealed
 from finetune_trainer.stage import StageContext
 from finetune_trainer.train.checkpoint import CheckpointReader
+from finetune_trainer.train.identity import config_hash
 from finetune_trainer.train.trained import EVALUATION, FORMAT, KIND, MODEL
 
 
@@ -31,22 +32,20 @@ def status_of(evaluation: dict[str, Any]) -> EvaluationStatus:
 
 
 def seal(
-    context: StageContext,
-    folder: Path,
-    run_hash: str,
-    *,
-    module: nn.Module,
-    best: CheckpointReader,
-    tokenizer: Any,
-    evaluation: dict[str, Any],
+    context: StageContext, *, module: nn.Module, best: CheckpointReader, tokenizer: Any, evaluation: dict[str, Any]
 ) -> None:
     """Write it whole, with the weights of `best`. Rank 0 only; the module is of no other use after. Raises OSError when the storage is full."""
-    spec = context.config.spec
+    config = context.config
     word = TerminationMessage(stage="train", outcome="succeeded", exit_code=0, **context.known)
-    manifest = {"kind": KIND, "format": FORMAT, "config_hash": run_hash, "attempt": context.config.attempt}
-    manifest["word"] = word.wire()
-    with sealed.sealing(folder, manifest) as temporary:
-        _save_model(module, best, spec, temporary / MODEL)
+    manifest = {
+        "kind": KIND,
+        "format": FORMAT,
+        "config_hash": config_hash(config.spec),
+        "attempt": config.attempt,
+        "word": word.wire(),
+    }
+    with sealed.sealing(config.layout.trained, manifest) as temporary:
+        _save_model(module, best, config.spec, temporary / MODEL)
         tokenizer.save_pretrained(temporary / MODEL)
         sealed.write_json(temporary / EVALUATION, evaluation)
 

@@ -18,7 +18,7 @@ _FACTOR = 10
 
 
 class Watchdog:
-    """`beat` after every unit of work (a step, a validation batch, a generated batch). Limit: the longer of 120 s and ten medians."""
+    """Watches from its making to the end of its `with` block. `beat` after every unit of work (a step, a validation batch, a generated batch). Limit: the longer of 120 s and ten medians."""
 
     def __init__(self, stacks: Path, hang: Callable[[float], None]) -> None:
         """`stacks` gets every thread's stack; then `hang(seconds)` is called from the watchdog's thread."""
@@ -28,7 +28,14 @@ class Watchdog:
         self._durations: deque[float] = deque(maxlen=64)
         self._last = time.monotonic()
         self._paused = 0
+        self._closed = threading.Event()
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    def __enter__(self) -> Watchdog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closed.set()
 
     def beat(self, *, seconds: float | None = None) -> None:
         """A unit is done; `seconds` is its duration if it counts for the median."""
@@ -51,8 +58,7 @@ class Watchdog:
         return max(self._least, _FACTOR * statistics.median(self._durations) if self._durations else 0.0)
 
     def _watch(self) -> None:
-        while True:
-            time.sleep(min(5.0, self._least / 4))
+        while not self._closed.wait(min(5.0, self._least / 4)):
             idle = time.monotonic() - self._last
             if not self._paused and idle > self.limit_seconds:
                 with contextlib.suppress(OSError), self._stacks.open("w") as file:

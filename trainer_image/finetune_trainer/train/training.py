@@ -46,44 +46,42 @@ def run_training(context: StageContext) -> None:
     if resumed is not None:
         engine.restore(CheckpointReader(resumed.folder), resumed.step)
     attempt = layout.attempt(config.attempt)
-    watchdog = Watchdog(attempt / f"stacks-rank-{gang.rank}.txt", lambda seconds: _hung(context, seconds))
-    history = History(attempt if gang.is_first else None)
-    loop = TrainLoop(context, gang, engine, shards, store, history, watchdog, best=best)
-    evaluation = Evaluation(context, gang, shards, watchdog)
-    _greet(context, gang, engine, shards, loop, resumed, run_hash)
-    if gang.is_first:
-        _introduce(context, engine, gang, shards, trainable, total, resumed)
-    gc.collect()
-    gc.freeze()
-    gc.enable()
-    context.stop.ready()
+    stacks = attempt / f"stacks-rank-{gang.rank}.txt"
+    with Watchdog(stacks, lambda seconds: _hung(context, seconds)) as watchdog:
+        history = History(attempt if gang.is_first else None)
+        loop = TrainLoop(context, gang, engine, shards, store, history, watchdog, best=best)
+        evaluation = Evaluation(context, gang, shards, watchdog)
+        _greet(context, gang, engine, shards, loop, resumed, run_hash)
+        if gang.is_first:
+            _introduce(context, engine, gang, shards, trainable, total, resumed)
+        gc.collect()
+        gc.freeze()
+        gc.enable()
+        context.stop.ready()
+        if spec.method.type == "full" and resumed is None:
+            evaluation.base_before_training(engine.module)
+        loop.run(resumed)
+        best = gang.on_first(lambda: store.best() if store else None)
+        if best is None:
+            raise StageError("training ended, but its last checkpoint is gone from the workspace")
+        if best.step != shards.plan().steps or resumed is not None:
+            _load_weights(engine.module, best)
+        measured = evaluation.run(engine.module, tokenizer, share=(100 * TRAIN_SHARE, 99.0))
+        with watchdog.paused():
+            gang.on_first(lambda: _finish(context, engine.module, best, tokenizer, measured or {}))
+            gang.barrier()
 
-    if spec.method.type == "full" and resumed is None:
-        evaluation.base_before_training(engine.module)
-    loop.run(resumed)
-    best = gang.on_first(lambda: store.best() if store else None)
-    if best is None:
-        raise StageError("training ended, but its last checkpoint is gone from the workspace")
-    if best.step != shards.plan().steps or resumed is not None:
-        _load_weights(engine.module, best)
-    measured = evaluation.run(engine.module, tokenizer, share=(100 * TRAIN_SHARE, 99.0))
-    if measured is not None:
-        context.note(evaluation=result.status_of(measured))
-        _print_table(measured)
-    with watchdog.paused():
-        gang.on_first(
-            lambda: result.seal(
-                context,
-                layout.trained,
-                run_hash,
-                module=engine.module,
-                best=CheckpointReader(best.folder),
-                tokenizer=tokenizer,
-                evaluation=measured or {},
-            )
-        )
+
+def _finish(
+    context: StageContext, module: torch.nn.Module, best: Checkpoint, tokenizer: Any, measured: dict[str, Any]
+) -> None:
+    """On rank 0: seal what publish needs, and say how it went."""
+    context.note(evaluation=result.status_of(measured))
+    result.seal(context, module=module, best=CheckpointReader(best.folder), tokenizer=tokenizer, evaluation=measured)
     context.progress.update(percent=100.0, eta_seconds=0.0, force=True)
-    gang.barrier()
+    for row in measured["metrics"]:
+        values = "  ".join(f"{name} {row[name]:.4f}" for name in ("base", "tuned") if name in row)
+        print(f"test {row['metric']}  {values}", flush=True)
 
 
 def _take_over(
@@ -114,12 +112,6 @@ def _load_weights(module: torch.nn.Module, best: Checkpoint) -> None:
     parameters = dict(module.named_parameters())
     for name, tensor in CheckpointReader(best.folder).weights():
         parameters[name].copy_(tensor)
-
-
-def _print_table(measured: dict[str, Any]) -> None:
-    for row in measured["metrics"]:
-        values = "  ".join(f"{name} {row[name]:.4f}" for name in ("base", "tuned") if name in row)
-        print(f"test {row['metric']}  {values}", flush=True)
 
 
 def _engine(context: StageContext, net: torch.nn.Module, trainable: int) -> tuple[Gang, Engine]:
