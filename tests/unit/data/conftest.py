@@ -41,6 +41,13 @@ THINKING = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 """Writes the last answer otherwise than earlier ones, as reasoning models' templates do."""
+SHOUTING = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
+    "{% if m['role'] == 'assistant' and not loop.last %}{{ m['content'] | upper }}{% else %}{{ m['content'] }}{% endif %}"
+    "{{ '<|im_end|>\n' if not loop.last else '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""Rewrites earlier answers, so that they cannot be found again."""
 ENDLESS = (
     "{% for m in messages %}{{ m['role'] + ':\n' + m['content'] + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'assistant:\n' }}{% endif %}"
@@ -53,6 +60,7 @@ TEMPLATES = {
     "thinking": THINKING,
     "endless": ENDLESS,
     "none": None,
+    "shouting": SHOUTING,
 }
 
 

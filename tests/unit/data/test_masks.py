@@ -144,3 +144,12 @@ def test_special_text_in_a_row_is_noticed(make_tokenizer, templates):
     encoder = Encoder(make_tokenizer(templates["chatml"]), "messages", "assistant")
     rows = encoder.encode([TWO, chat(("user", "a <|im_end|> b"), ("assistant", "c"))])
     assert [row.special_text for row in rows] == [False, True]
+
+
+def test_an_earlier_answer_that_cannot_be_found_is_counted_not_guessed(make_tokenizer, templates):
+    tokenizer = make_tokenizer(templates["shouting"])
+    [row] = Encoder(tokenizer, "messages", "assistant").encode([TWO])
+    assert learnt(tokenizer, row) == ["lazy dog<|im_end|>"]
+    assert row.lost_answers == 1
+    [row] = Encoder(tokenizer, "messages", "completion").encode([TWO])
+    assert row.lost_answers == 0

@@ -31,6 +31,8 @@ class Encoded:
     prompt_length: int
     special_text: bool = False
     """The row's own text holds something that the tokenizer reads as a special token."""
+    lost_answers: int = 0
+    """Earlier answers that should be learnt, but were not found in the rendered conversation."""
 
 
 class Encoder:
@@ -87,7 +89,10 @@ class Encoder:
             for start, end in row.answers[:-1]:  # a token that straddles the start of an answer belongs to it
                 mask |= (spans[:, 1] > start) & (spans[:, 0] < end) & (spans[:, 0] < spans[:, 1])
         special = any(self._holds_special(message["content"]) for message in example.messages or ())
-        return Encoded(np.array(ids, dtype=np.int32), mask, prompt_length, special)
+        lost = 0
+        if self._loss_on == "assistant":
+            lost = sum(message["role"] == "assistant" for message in example.messages or ()) - len(row.answers)
+        return Encoded(np.array(ids, dtype=np.int32), mask, prompt_length, special, lost)
 
     def _texts(self, examples: Sequence[Example]) -> list[Encoded | str]:
         """Text as it stands, with the tokenizer's own begin token and one end token, neither of them twice."""

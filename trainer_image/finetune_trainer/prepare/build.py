@@ -27,6 +27,7 @@ class Found:
     truncated: int = 0
     dropped: int = 0
     special_text: int = 0
+    lost_answers: int = 0
     trained_nothing: int = 0
     longest_seen: int = 0
     lengths: Counter[int] = field(default_factory=Counter)
@@ -57,6 +58,7 @@ class Part:
                 self._found.dropped += 1
                 continue
             self._found.special_text += result.special_text
+            self._found.lost_answers += result.lost_answers
             self._found.lengths[bin_start(len(fitting.ids))] += 1
             self.largest_id = max(self.largest_id, int(fitting.ids.max()))
             self._writer.append(fitting.ids, fitting.mask, prompt_length=fitting.prompt_length, source=row.source)

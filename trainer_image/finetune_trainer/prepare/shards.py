@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from finetune_api.contract import RunConfig
 from finetune_api.planner.steps import plan_steps
 from finetune_api.spec import DataFormat
 from finetune_api.status import DataStatus, PlanStatus
@@ -53,7 +54,7 @@ def _fill(
         log.warning("%s:%d: %s", name, line, reason)
     if invalid.count > len(invalid.first):
         log.warning("... and %d more rows that cannot be used", invalid.count - len(invalid.first))
-    refuse_if_too_many(invalid, reader.rows, data.checks.max_invalid_fraction, f"{config.layout.root / INVALID}")
+    refuse_if_too_many(invalid, reader.rows, data.checks.max_invalid_fraction, _listing(config))
     if encoder is None or not len(parts["train"].keys):
         raise _nothing_left(inputs, reader, invalid, found)
     largest = max(part.largest_id for part in parts.values())
@@ -108,6 +109,11 @@ def _read(
                 )
             parts[file.part].add(batch, invalid, names)
     return reader, encoder
+
+
+def _listing(config: RunConfig) -> str:
+    """The list of all bad rows, in the user's terms."""
+    return f"{config.spec.workspace.uri.rstrip('/')}/{config.job.uid}/{config.job.run}/{INVALID}"
 
 
 def _nothing_left(inputs: Inputs, reader: RowReader, invalid: Invalid, found: Found) -> BadInput:
@@ -256,6 +262,10 @@ def _notes(inputs: Inputs, form: DataFormat, found: Found) -> list[str]:
     if found.dropped:
         notes.append(
             f"{found.dropped} rows were left out because they are too long (the longest has {found.longest_seen} tokens) or hold nothing to learn."
+        )
+    if found.lost_answers:
+        notes.append(
+            f"{found.lost_answers} earlier answers are not learnt, because the model's chat template writes them in a way in which they could not be found again."
         )
     if found.special_text:
         notes.append(
