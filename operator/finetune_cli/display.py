@@ -80,7 +80,8 @@ class Bars:
     """One bar a stage, redrawn in place; sentences scroll by above."""
 
     def __init__(self, console: Console) -> None:
-        self.console = console
+        self.console, self.soft_wrap = console, console.soft_wrap
+        self.console.soft_wrap = False  # a picture has the terminal's width
         self.job: FineTuneJob | None = None
         self.spinners = {name: Spinner("dots", style="cyan") for name in STAGES}
         self.live = Live(get_renderable=self._picture, console=console, refresh_per_second=8, transient=False)
@@ -100,6 +101,7 @@ class Bars:
 
     def close(self) -> None:
         self.live.stop()
+        self.console.soft_wrap = self.soft_wrap
 
     def _picture(self) -> RenderableType:
         if self.job is None:

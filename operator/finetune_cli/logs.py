@@ -80,7 +80,7 @@ def show_logs(name: str, target: Target, choice: Choice, *, follow: bool, tail: 
     """Print the logs. Raises CliError when there are no such pods."""
     cluster = Cluster(target)
     body = cluster.job(cluster.namespace, name)
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
     if follow:
         lines = _followed(cluster, body, choice, tail)
     else:

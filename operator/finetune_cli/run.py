@@ -140,7 +140,7 @@ def _watch_again(cluster: Cluster, job: FineTuneJob) -> str:
 
 def _console(output: str | None) -> Console:
     """With -o json, standard output belongs to the one object."""
-    return Console(stderr=output is not None, highlight=False, soft_wrap=True)
+    return Console(stderr=output is not None, highlight=False, markup=False, soft_wrap=True)
 
 
 def _finish(body: dict[str, Any], ended: view.End | None, output: str | None) -> NoReturn:

@@ -58,7 +58,7 @@ def run_local(file: str, options: LocalOptions, output: str | None) -> NoReturn:
     job.metadata = job.metadata.model_copy(update={"namespace": NAMESPACE, "generation": 1})
     run = run_of(given, given.job, job.spec.workspace.parsed.on_disk(claims_root))
     job.metadata.uid = run.ref.uid
-    console = Console(stderr=output is not None, highlight=False, soft_wrap=True)
+    console = Console(stderr=output is not None, highlight=False, markup=False, soft_wrap=True)
     try:
         with run.lock():
             if options.fresh:

@@ -37,7 +37,7 @@ def pull_artifacts(name: str, folder: Path, target: Target, output: str | None) 
     check_target(folder, artifacts.bytes)
     from finetune_cli.pull.execute import output_of  # the client's generated classes: two seconds
 
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     with _sigterm_unwinds(), _progress(console) as progress:
         task = progress.add_task("starting a pod", total=artifacts.bytes)
         with _pod(cluster, job, artifacts.uri, lambda why: progress.update(task, description=why)) as pod:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import subprocess
 import sys
@@ -41,6 +42,7 @@ Render = Callable[..., list[dict[str, Any]]]
 def render(helm: Callable[..., subprocess.CompletedProcess[str]]) -> Render:
     """The chart's objects with these values (`a.b=c`, as for --set)."""
 
+    @functools.cache
     def run(*values: str, release: str = "ft") -> list[dict[str, Any]]:
         settings = [part for value in values for part in ("--set-json", value)]
         text = helm("template", release, str(CHART), "--namespace", "finetune-system", *settings).stdout
