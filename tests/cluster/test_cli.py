@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -166,6 +169,75 @@ def test_a_job_that_is_deleted_meanwhile(ftj: Ftj) -> None:
     ftj.api.delete(f"{JOBS.format(ftj.namespace)}/bot")
     code, _, errors = ftj.ends(process)
     assert (code, errors.strip()) == (3, f"FineTuneJob {ftj.namespace}/bot was deleted")
+
+
+class Wire:
+    """A TCP relay to the API server that can be cut."""
+
+    def __init__(self, server: str) -> None:
+        host, _, port = server.removeprefix("https://").partition(":")
+        self.target = (host, int(port))
+        self.connections: list[socket.socket] = []
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        self.is_cut = False
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                here, _ = self.listener.accept()
+            except OSError:
+                return
+            if self.is_cut:
+                here.close()
+                continue
+            there = socket.create_connection(self.target)
+            self.connections += [here, there]
+            for source, sink in ((here, there), (there, here)):
+                threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
+
+    @staticmethod
+    def _pump(source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+        with contextlib.suppress(OSError):
+            sink.shutdown(socket.SHUT_RDWR)
+
+    def cut(self) -> None:
+        self.is_cut = True
+        for connection in self.connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def mend(self) -> None:
+        self.is_cut = False
+
+
+def test_an_api_server_that_is_away_for_a_while(ftj: Ftj, tmp_path: Path) -> None:
+    """What happened meanwhile is told when it answers again."""
+    wire = Wire(ftj.api.server)
+    kubeconfig = yaml.safe_load(ftj.api.kubeconfig.read_text())
+    kubeconfig["clusters"][0]["cluster"]["server"] = f"https://127.0.0.1:{wire.port}"
+    (tmp_path / "kubeconfig").write_text(yaml.safe_dump(kubeconfig))
+    ftj.environment["KUBECONFIG"] = str(tmp_path / "kubeconfig")
+    process = ftj.start("run", ftj.manifest())
+    ftj.say(phase="Training", reason="Training", message="Training on 1 node")
+    assert process.stdout
+    while "Training on 1 node" not in process.stdout.readline():
+        pass
+    wire.cut()
+    ftj.say(**COMPLETED)
+    line = process.stdout.readline()
+    assert "cannot be reached" in line
+    assert "asking again" in line
+    wire.mend()
+    code, lines, errors = ftj.ends(process)
+    wire.listener.close()
+    assert (code, errors) == (0, "")
+    assert lines[0] == "The cluster answers again."
+    assert lines[-1] == "bot completed."
 
 
 def test_what_the_api_server_refuses_is_one_sentence(ftj: Ftj) -> None:
