@@ -100,7 +100,7 @@ class ProgressServer:
         self._server = ThreadingHTTPServer(("", port), _handler(lambda: read(path), config))
         self._server.daemon_threads = True
         self.port = self._server.server_address[1]
-        threading.Thread(target=self._server.serve_forever, name="progress", daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), name="progress", daemon=True).start()
 
     def close(self) -> None:
         self._server.shutdown()

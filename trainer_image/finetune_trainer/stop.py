@@ -44,7 +44,7 @@ class StopFlag:
     def check(self) -> None:
         """Raise Stopped if asked to stop: for stages that a stop may cut anywhere, and that start anew."""
         if self.requested:
-            raise Stopped("stopped on request")
+            raise Stopped("stopped on request", code="Stopped")
 
     def install(self, leave: Callable[[], None]) -> None:
         """Take over SIGTERM and SIGINT in the main thread; `leave` must end the process and is called until `ready`."""

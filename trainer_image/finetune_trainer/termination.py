@@ -16,13 +16,7 @@ from finetune_trainer.errors import StageError, Stopped
 
 _UNKNOWN = 1
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_LOST_PEER = (
-    "Connection closed by peer",
-    "Connection reset by peer",
-    "Broken pipe",
-    "Timed out waiting",
-    "Socket Timeout",
-)
+_LOST_PEER = ("gloo/transport", "remote worker", "closed by peer", "reset by peer", "Broken pipe", "Timed out waiting")
 
 
 def record_path(folder: Path, rank: int) -> Path:

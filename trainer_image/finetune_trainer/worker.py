@@ -44,7 +44,7 @@ def main(stage: str, config_path: str, folder: str) -> None:
         local_rank=int(os.environ["LOCAL_RANK"]),
         world_size=int(os.environ["WORLD_SIZE"]),
     )
-    context.stop.install(lambda: _leave(context, Stopped("stopped on request before there was anything to save")))
+    context.stop.install(lambda: _leave(context, Stopped("stopped on request before the first step", code="Stopped")))
     gc.disable()  # importing makes hundreds of thousands of objects that live for ever; the stage enables it again
     try:
         importlib.import_module(f"finetune_trainer.{stage}").run(context)

@@ -39,7 +39,7 @@ def answers(
     try:
         for start in range(0, len(groups), gang.world_size):
             if gang.should_stop():
-                raise Stopped("asked to stop while generating answers")
+                raise Stopped("asked to stop while generating answers", code="Stopped")
             if start + gang.rank < len(groups):
                 group = groups[start + gang.rank]
                 mine |= _generate(module, split, group, max_new_tokens, pad, stop, gang.device)

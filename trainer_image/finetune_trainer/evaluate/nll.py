@@ -38,7 +38,7 @@ def split_loss(gang: Gang, module: nn.Module, split: Split, *, pad: int, on_batc
     try:
         for start in range(0, len(groups), gang.world_size):
             if gang.should_stop():
-                raise Stopped("asked to stop while measuring the loss")
+                raise Stopped("asked to stop while measuring the loss", code="Stopped")
             mine = start + gang.rank
             if mine < len(groups):
                 with torch.no_grad():

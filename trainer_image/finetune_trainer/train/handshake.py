@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-
-import numpy as np
-import torch
-from torch import nn
+from typing import TYPE_CHECKING
 
 from finetune_trainer.errors import StageError
-from finetune_trainer.train.gang import Gang
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import nn
+
+    from finetune_trainer.train.gang import Gang
 
 ENGINES = {"ddp": ("DistributedDataParallel", "single process"), "zero2": ("DeepSpeedEngine",)}
 
@@ -60,11 +62,10 @@ def check(hellos: list[Hello], *, world_size: int, strategy: str, step_rows: lis
 def weights_digest(model: nn.Module) -> str:
     """sha256 over a sample of every trainable parameter: cheap for any size, and no two different trainings agree on it."""
     digest = hashlib.sha256()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                flat = parameter.flatten()
-                sample = flat[:: max(1, flat.numel() // 64)].float().cpu()
-                digest.update(name.encode())
-                digest.update(sample.numpy().tobytes())
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            flat = parameter.detach().flatten()
+            sample = flat[:: max(1, flat.numel() // 64)].float().cpu()
+            digest.update(name.encode())
+            digest.update(sample.numpy().tobytes())
     return digest.hexdigest()

@@ -1,0 +1,51 @@
+"""What makes two configs the same training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from finetune_api.spec import FineTuneJobSpec
+from finetune_trainer.train.identity import config_hash
+
+SPEC: dict[str, Any] = {
+    "model": {"uri": "hf://a/b", "secretRef": {"name": "old"}},
+    "method": {"type": "lora"},
+    "data": {"train": [{"uri": "hf://datasets/a/b/x.jsonl"}]},
+    "training": {"seed": 1},
+    "workspace": {"uri": "pvc://scratch"},
+    "output": {"uri": "pvc://out/x"},
+}
+
+
+def hashed(**changed: Any) -> str:
+    return config_hash(FineTuneJobSpec.model_validate(SPEC | changed))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"compute": {"nodes": 4}},
+        {"checkpoint": {"keep": 9}},
+        {"suspend": True},
+        {"model": {"uri": "hf://a/b", "secretRef": {"name": "new"}, "endpoint": "https://mirror"}},
+        {"data": {"train": [{"uri": "hf://datasets/a/b/x.jsonl", "secretRef": {"name": "new"}}]}},
+    ],
+)
+def test_what_may_change_does_not_count(changed: dict[str, Any]) -> None:
+    assert hashed(**changed) == hashed()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"model": {"uri": "hf://a/c"}},
+        {"model": {"uri": "hf://a/b", "revision": "x"}},
+        {"training": {"seed": 2}},
+        {"method": {"type": "full"}},
+        {"evaluation": {"baseline": False}},
+        {"output": {"uri": "pvc://out/y"}},
+    ],
+)
+def test_what_is_fixed_counts(changed: dict[str, Any]) -> None:
+    assert hashed(**changed) != hashed()

@@ -1,0 +1,85 @@
+"""Which record speaks for a pod, and what an exception means."""
+
+from __future__ import annotations
+
+import errno
+import signal
+
+import pytest
+from finetune_api.contract import CheckpointStatus, ExitCode, TerminationMessage
+from finetune_trainer.errors import BadInput, Diverged, PeerLost, Stopped
+from finetune_trainer.termination import classify, died, outcome_of, verdict
+
+
+def record(rank: int, error: BaseException | None, now: float, **known: object) -> TerminationMessage:
+    return outcome_of(error, known=known, stage="train", rank=rank, now=now)  # type: ignore[arg-type]
+
+
+def killed(rank: int, now: float, *, oom: bool = False) -> TerminationMessage:
+    return died("train", rank, status=-signal.SIGKILL, oom_killed=oom, now=now)
+
+
+DONE, STOP, LOST = None, Stopped("stopped", code="Stopped"), PeerLost("gone", code="PeerLost")
+BAD, NAN = BadInput("bad", code="InvalidModel"), Diverged("nan", code="Diverged")
+
+
+@pytest.mark.parametrize(
+    ("records", "rank", "exit_code"),
+    [
+        ([record(0, DONE, 2), record(1, DONE, 1)], 0, ExitCode.DONE),
+        ([record(1, STOP, 1), record(0, STOP, 2)], 0, ExitCode.STOPPED),
+        ([record(0, DONE, 1), record(1, STOP, 2)], 1, ExitCode.STOPPED),
+        ([record(0, STOP, 1), record(1, LOST, 2)], 1, ExitCode.PEER_LOST),
+        ([record(0, LOST, 2), record(1, LOST, 1)], 1, ExitCode.PEER_LOST),
+        ([record(0, BAD, 2), record(1, BAD, 1)], 1, ExitCode.BAD_INPUT),
+        ([record(0, LOST, 1), record(1, NAN, 2)], 1, ExitCode.DIVERGED),
+        ([record(0, LOST, 1), killed(1, 2)], 1, 1),
+        ([record(0, LOST, 1), killed(1, 2, oom=True)], 1, ExitCode.OUT_OF_MEMORY),
+        ([record(0, ValueError("x"), 1), killed(1, 2)], 0, 1),
+    ],
+)
+def test_verdict(records: list[TerminationMessage], rank: int, exit_code: int) -> None:
+    for order in (records, records[::-1]):
+        said = verdict(order)
+        assert (said.rank, said.exit_code) == (rank, exit_code)
+
+
+def test_what_a_killed_rank_cannot_know_its_peers_tell() -> None:
+    checkpoint = CheckpointStatus(step=40, path="x")
+    said = verdict([record(0, LOST, 3, step=47, last_checkpoint=checkpoint, resumed_from_step=20), killed(1, 2)])
+    assert (said.rank, said.step, said.resumed_from_step, said.last_checkpoint) == (1, 47, 20, checkpoint)
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch's, by name."""
+
+
+class DistBackendError(RuntimeError):
+    """As torch.distributed's, by name."""
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code", "code"),
+    [
+        (BAD, 3, "InvalidModel"),
+        (OutOfMemoryError("CUDA out of memory"), 4, "OutOfMemory"),
+        (MemoryError(), 4, "OutOfMemory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 4, "OutOfMemory"),
+        (DistBackendError("NCCL error"), 7, "PeerLost"),
+        (RuntimeError("[../gloo/transport/tcp/pair.cc:561] Connection closed by peer"), 7, "PeerLost"),
+        (OSError(errno.ENOSPC, "No space left on device", "/x/step-4"), 1, "StorageFull"),
+        (RuntimeError("Error: No space left on device (os error 28)"), 1, "StorageFull"),
+        (OSError(errno.EIO, "Input/output error"), 1, "Unknown"),
+        (KeyError("x"), 1, "Unknown"),
+    ],
+)
+def test_exceptions(error: BaseException, exit_code: int, code: str) -> None:
+    got, cause = classify(error)
+    assert (got, cause.code) == (exit_code, code)
+    assert "\n" not in cause.message
+
+
+def test_a_signal_is_named() -> None:
+    said = died("prepare", 0, status=-signal.SIGSEGV, oom_killed=True, now=0)
+    assert said.exit_code == 1
+    assert "SIGSEGV" in said.cause.message
