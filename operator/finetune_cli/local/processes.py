@@ -13,6 +13,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -50,7 +51,14 @@ class StageProcesses:
 
     def __enter__(self) -> Self:
         self._folder = tempfile.TemporaryDirectory(prefix="ftj-")
-        root = Path(self._folder.name)
+        try:
+            self._start(Path(self._folder.name))
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def _start(self, root: Path) -> None:
         config_file = root / contract.RUN_CONFIG_KEY
         config_file.write_text(self.config.encode())
         pods = self.config.spec.compute.nodes if self.config.stage == "train" else 1
@@ -73,7 +81,6 @@ class StageProcesses:
                 preexec_fn=_end_with_parent,
             )
             self.launchers.append(Launcher(process, Path(environment[contract.ENV_TERMINATION_LOG]), log_file, log))
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -88,7 +95,7 @@ class StageProcesses:
     def running(self) -> bool:
         """Whether any pod still runs. A pod that failed gives the others PEERS_SECONDS to end as well."""
         codes = [launcher.process.poll() for launcher in self.launchers]
-        if any(code not in (None, 0) for code in codes) and self._failed_at is None:
+        if any(code not in (None, 0, contract.ExitCode.STOPPED) for code in codes) and self._failed_at is None:
             self._failed_at = time.monotonic()
         if self._failed_at is not None and time.monotonic() - self._failed_at > PEERS_SECONDS:
             for launcher in self.launchers:
@@ -112,18 +119,8 @@ class StageProcesses:
             return None
 
     def verdict(self) -> TerminationMessage:
-        """The message that speaks for all pods: a failure with a cause of its own before one that only lost its peers,
-        the earliest among equals; else the first pod's."""
-        messages = [self._message(index, launcher) for index, launcher in enumerate(self.launchers)]
-
-        def weight(message: TerminationMessage) -> tuple[int, float]:
-            if message.outcome == "succeeded":
-                return 3, message.rank
-            if message.outcome == "stopped":
-                return 2, message.rank
-            return int(message.exit_code == contract.ExitCode.PEER_LOST), message.time or float("inf")
-
-        return min(messages, key=weight)
+        """What the stage has to say, once nothing runs any more."""
+        return speaks_for_all([self._message(index, launcher) for index, launcher in enumerate(self.launchers)])
 
     def _message(self, index: int, launcher: Launcher) -> TerminationMessage:
         code = launcher.process.wait()
@@ -165,6 +162,20 @@ class StageProcesses:
             contract.ENV_NODE_NAME: socket.gethostname(),
             contract.ENV_POD_NAME: f"{self.config.job.name}-{self.config.stage}-{index}",
         }
+
+
+def speaks_for_all(messages: Sequence[TerminationMessage]) -> TerminationMessage:
+    """A failure with a cause of its own before one that only lost its peers, the earliest among equals; a stop before a
+    success; else the first pod's."""
+
+    def weight(message: TerminationMessage) -> tuple[int, float]:
+        if message.outcome == "succeeded":
+            return 3, message.rank
+        if message.outcome == "stopped":
+            return 2, message.rank
+        return int(message.exit_code == contract.ExitCode.PEER_LOST), message.time or float("inf")
+
+    return min(messages, key=weight)
 
 
 def free_port() -> int:

@@ -11,6 +11,7 @@ from finetune_api.status import ArtifactsStatus, CheckpointStatus, DataStatus, F
 from finetune_cli import manifest
 from finetune_cli.errors import CliError
 from finetune_cli.local import status as book
+from finetune_cli.local.processes import speaks_for_all
 from finetune_cli.local.run import LocalOptions, _claims_root
 from finetune_cli.local.state import Run, run_of
 
@@ -118,6 +119,26 @@ def test_a_failed_stage_is_told_and_can_be_tried_again() -> None:
     assert (status.phase, status.failure.message, status.failure.remedy) == ("Failed", cause.message, "Mend it")
     book.begin(status, "prepare")
     assert (status.phase, status.failure, status.conditions) == ("Preparing", None, None)
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "speaker"),
+    [
+        ([("succeeded", 0, 5), ("succeeded", 0, 4)], 0),
+        ([("stopped", 5, 5), ("succeeded", 0, 4)], 0),
+        ([("failed", 7, 1), ("failed", 4, 9)], 1),
+        ([("failed", 1, 9), ("failed", 4, 2)], 1),
+        ([("failed", 7, 9), ("failed", 7, 2)], 1),
+        ([("succeeded", 0, 1), ("failed", 7, 2)], 1),
+    ],
+)
+def test_one_pod_speaks_for_all(outcomes: list[tuple[Any, int, float]], speaker: int) -> None:
+    """The cause before those who only saw a peer go, and the earliest cause before its consequences."""
+    messages = [
+        TerminationMessage(stage="train", outcome=outcome, exit_code=code, rank=rank, time=time)
+        for rank, (outcome, code, time) in enumerate(outcomes)
+    ]
+    assert speaks_for_all(messages).rank == speaker
 
 
 def test_claims_are_folders(tmp_path: Path) -> None:
