@@ -47,7 +47,10 @@ SHOUTING = (
     "{{ '<|im_end|>\n' if not loop.last else '<|im_end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-"""Rewrites earlier answers, so that they cannot be found again."""
+"""Rewrites earlier answers, so that they cannot be found again, and begins the last turn otherwise than a prompt for it."""
+REASONING = CHATML.replace("assistant\n' }}{% endif %}", "assistant\n<think>\n' }}{% endif %}")
+"""Prompts for a thought that the conversations do not have."""
+assert "<think>" in REASONING
 ENDLESS = (
     "{% for m in messages %}{{ m['role'] + ':\n' + m['content'] + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'assistant:\n' }}{% endif %}"
@@ -61,6 +64,7 @@ TEMPLATES = {
     "endless": ENDLESS,
     "none": None,
     "shouting": SHOUTING,
+    "reasoning": REASONING,
 }
 
 

@@ -153,3 +153,12 @@ def test_an_earlier_answer_that_cannot_be_found_is_counted_not_guessed(make_toke
     assert row.lost_answers == 1
     [row] = Encoder(tokenizer, "messages", "completion").encode([TWO])
     assert row.lost_answers == 0
+
+
+@pytest.mark.parametrize("name", ["shouting", "reasoning"])
+def test_a_prompt_that_no_conversation_has_is_not_learnt_from(make_tokenizer, templates, name):
+    """The answer is generated from what precedes it in the row itself, header included."""
+    tokenizer = make_tokenizer(templates[name])
+    [row] = Encoder(tokenizer, "messages", "completion").encode([TWO])
+    assert learnt(tokenizer, row) == ["lazy dog<|im_end|>"]
+    assert tokenizer.decode(row.ids[: row.prompt_length]).endswith("<|im_start|>assistant\n")

@@ -107,6 +107,7 @@ class ChatRenderer:
         """`messages` ends with an assistant's turn and has another turn before it. Raises TemplateRefused with the template's words."""
         text, marked = self._text(messages, marks=self.marks_answers)
         prompt, _ = self._text(messages[:-1], generation_prompt=True)
+        prompt = self._prompt_within(text, prompt, marked, messages[-1]["content"].strip())
         spans = marked or self._found(text, messages, prompt)
         answers = [self._with_end(text, start, end) for start, end in spans]
         start, end = answers[-1]
@@ -117,6 +118,15 @@ class ChatRenderer:
             text += self._eos
             answers[-1] = (start, len(text))
         return Rendered(text, tuple(answers), prompt)
+
+    @staticmethod
+    def _prompt_within(text: str, prompt: str, marked: Sequence[tuple[int, int]], answer: str) -> str:
+        """The prompt as the conversation writes it. Some templates write a generation prompt that no conversation has."""
+        common = common_prefix(prompt, text)
+        if common == len(prompt):
+            return prompt
+        start = marked[-1][0] if marked else text.rfind(answer, common)
+        return text[:start] if start >= common else prompt
 
     def _found(self, text: str, messages: Sequence[Message], prompt: str) -> list[tuple[int, int]]:
         spans = []
