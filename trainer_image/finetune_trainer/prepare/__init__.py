@@ -90,7 +90,12 @@ def _prepare(config: RunConfig, report: Callable[[int, float], None]) -> tuple[D
         shutil.rmtree(stale, ignore_errors=True)
     report(0, 1.0)
     data, plan = write_shards(inputs, report)
-    log.info("Prepared %d rows in %.1f s.", data.rows, time.monotonic() - started)
+    log.info(
+        "Prepared %d rows in %.1f s: %d to train on (%d tokens), %d to validate, %d to test; the longest has %d tokens.",
+        data.rows, time.monotonic() - started, data.train_rows, data.tokens, data.validation_rows, data.test_rows, data.max_length,
+    )  # fmt: skip
+    for note in (sealed.read_manifest(layout.prepared) or {}).get("notes", ()):
+        log.info("%s", note)
     return data, plan
 
 
