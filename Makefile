@@ -10,7 +10,7 @@ NAMESPACE ?= default
 PYTHON ?= python3
 UV := $(or $(shell command -v uv),$(CACHE)/uv/bin/uv)
 RUN := .venv/bin/python
-export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export PATH := $(CURDIR)/.venv/bin:$(PATH):$(CACHE)/uv/bin
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  \033[1m%-16s\033[0m %s\n", $$1, $$2}'
@@ -48,7 +48,7 @@ lint: .venv/.all ## ruff, import contracts, generated files
 	ruff check .
 	ruff format --check .
 	lint-imports
-	$(RUN) -m finetune_api.crdgen --check
+	for generator in crdgen valuesgen docgen; do $(RUN) -m finetune_api.$$generator --check; done
 
 types: .venv/.all ## mypy --strict
 	mypy
@@ -65,8 +65,8 @@ cluster-test: .venv/.all ## The operator against a real API server and controlle
 e2e: .venv/.all ## Real pods on a node
 	$(RUN) -m pytest tests/e2e
 
-crds: .venv/.all ## Write the CRD from the models
-	$(RUN) -m finetune_api.crdgen
+crds: .venv/.all ## Write what is made from the models: CRD, chart schema, API reference
+	for generator in crdgen valuesgen docgen; do $(RUN) -m finetune_api.$$generator; done
 
 images: .venv/.cli ## Build both images and push them to the local registry
 	$(RUN) -m localcluster image build --target operator --push

