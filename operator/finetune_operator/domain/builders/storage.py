@@ -40,7 +40,9 @@ def claims(spec: FineTuneJobSpec, stage: Stage) -> dict[str, bool]:
 
 
 def secrets(spec: FineTuneJobSpec, stage: Stage) -> list[str]:
-    """Secrets whose keys become environment variables of a stage."""
+    """Secrets whose keys become environment variables of a stage: only prepare downloads, the others read what it left."""
+    if stage != "prepare":
+        return []
     found: dict[str, None] = {}
     for location, _ in locations(spec, stage):
         if location.secret_ref is not None:
