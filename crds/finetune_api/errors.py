@@ -29,7 +29,10 @@ def _sentence(item: Any, model: type[BaseModel] | None) -> str:
         case "literal_error":
             return f"{path}: {item['input']!r} is not one of {context['expected']}"
         case "value_error":
-            return f"{path}: {context['error']}" if path else str(context["error"])
+            message = str(context["error"])
+            if message.startswith(path.removeprefix("spec.")):  # a rule that names its field itself
+                return f"spec.{message}" if path.startswith("spec.") else message
+            return f"{path}: {message}"
         case _:
             return f"{path}: {item['msg'][:1].lower()}{item['msg'][1:]}, not {_short(item.get('input'))}"
 
