@@ -60,7 +60,7 @@ def test_full_model_loads_with_plain_transformers(undisturbed: Any) -> None:
 
 def test_hang_is_found_and_leaves_stacks(make_job) -> None:
     job = make_job("hang")
-    pods = job.start(nodes=2, strategy="ddp", environment={"FINETUNE_HANG_SECONDS": "3"})
+    pods = job.start(nodes=2, strategy="ddp", environment={"FINETUNE_HANG_SECONDS": "6"})
     pods[0].wait_for_step(2)
     (frozen,) = pods[1].workers()
     frozen.suspend()

@@ -27,7 +27,7 @@ def test_single_process_tells_everything(single: Any) -> None:
     assert (message.outcome, message.exit_code, message.step) == ("succeeded", 0, single.steps)
     assert message.last_checkpoint is not None
     assert message.last_checkpoint.step == single.steps
-    assert set(message.metrics) == {"loss", "eval_loss", "tokens_per_second"}
+    assert set(message.metrics) == {"loss", "eval_loss", "best_eval_loss", "best_step", "tokens_per_second"}
     assert [row.metric for row in message.evaluation.metrics] == ["loss", "perplexity", "exact-match"]
     losses = single.losses(1)
     assert list(losses) == list(range(1, single.steps + 1))

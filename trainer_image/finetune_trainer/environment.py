@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,10 +74,10 @@ def worker_environment(config: RunConfig, place: Place, local: int, folder: Path
         "USER": "trainer",  # a fixed uid has no passwd entry, and torch asks for a name
         "LOGNAME": "trainer",
     }
-    if not any(location.uri.startswith("hf://") for location in _locations(config)):
-        defaults |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    if config.stage != "prepare" or not any(location.uri.startswith("hf://") for location in _locations(config)):
+        defaults |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}  # prepare alone downloads
     if is_loopback(place.master_addr):
-        defaults["GLOO_SOCKET_IFNAME"] = "lo"
+        defaults["GLOO_SOCKET_IFNAME"] = "lo0" if sys.platform == "darwin" else "lo"
     fixed = {
         "HOME": str(folder / "home"),
         "TMPDIR": str(folder / "tmp"),

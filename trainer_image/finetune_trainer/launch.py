@@ -29,6 +29,7 @@ from finetune_api.contract import (
     RunConfig,
     TerminationMessage,
 )
+from finetune_api.effective import resolve
 from finetune_api.status import Stage
 from pydantic import ValidationError
 
@@ -84,6 +85,7 @@ def _read(path: str, stage: Stage) -> RunConfig:
         raise BadInput(f"{path}: {where}: {first['msg']}", code="InvalidSpec") from error
     if config.stage != stage:
         raise BadInput(f"{path} is a run config of stage {config.stage}, not {stage}", code="InvalidSpec")
+    config.spec = resolve(config.spec)
     return config
 
 
@@ -173,6 +175,8 @@ class Gang:
             self._reap()
             self._end_the_rest()
         for worker in self._workers:
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # what it may have left running
+                os.killpg(worker.process.pid, signal.SIGKILL)
             self._pump(worker, last=True)
         return termination.verdict(
             [self._record(worker, (environment.oom_kills() or 0) > ooms) for worker in self._workers]
@@ -212,7 +216,7 @@ class Gang:
     def _on_signals(self, numbers: bytes) -> None:
         if not self._stop_sent and any(number in stop.SIGNALS for number in numbers):
             self._stop_sent = True
-            print("asked to stop: the gang saves a checkpoint at the next step", flush=True)
+            print("asked to stop" + ", with a checkpoint" * (self._config.stage == "train"), flush=True)
             for worker in self._workers:
                 if worker.status is None:
                     worker.process.send_signal(signal.SIGTERM)

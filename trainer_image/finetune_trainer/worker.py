@@ -16,6 +16,7 @@ import warnings
 from pathlib import Path
 
 from finetune_api.contract import Progress, RunConfig
+from finetune_api.effective import resolve
 
 from finetune_trainer import progress, termination
 from finetune_trainer.errors import StageError, Stopped
@@ -32,6 +33,7 @@ def main(stage: str, config_path: str, folder: str) -> None:
     _quiet()
     rank = int(os.environ["RANK"])
     config = RunConfig.read(config_path)
+    config.spec = resolve(config.spec)
     context = StageContext(
         config=config,
         progress=progress.ProgressWriter(
@@ -44,7 +46,9 @@ def main(stage: str, config_path: str, folder: str) -> None:
         local_rank=int(os.environ["LOCAL_RANK"]),
         world_size=int(os.environ["WORLD_SIZE"]),
     )
-    context.stop.install(lambda: _leave(context, Stopped("stopped on request before the first step", code="Stopped")))
+    context.stop.install(
+        lambda: _leave(context, Stopped("stopped on request before there was anything to save", code="Stopped"))
+    )
     gc.disable()  # importing makes hundreds of thousands of objects that live for ever; the stage enables it again
     try:
         importlib.import_module(f"finetune_trainer.{stage}").run(context)

@@ -55,8 +55,8 @@ class CheckpointStore:
     """The folder of a run's checkpoints. Writing and deleting is for rank 0, which holds the fence."""
 
     def __init__(self, folder: Path, fence: Fence, config_hash: str, *, keep: int) -> None:
+        self.fence = fence
         self._folder = folder
-        self._fence = fence
         self._config_hash = config_hash
         self._keep = keep
         for leftover in folder.glob(".step-*"):
@@ -69,7 +69,7 @@ class CheckpointStore:
             if (
                 (manifest.get("kind"), manifest.get("format")) == (KIND, FORMAT)
                 and manifest.get("config_hash") == self._config_hash
-                and self._fence.counts(folder.name, manifest["attempt"])
+                and self.fence.counts(folder.name, manifest["attempt"])
             ):
                 found.append(_checkpoint(folder, manifest))
         return sorted(found, key=lambda one: one.step)
@@ -103,7 +103,7 @@ class CheckpointStore:
             "kind": KIND,
             "format": FORMAT,
             "config_hash": self._config_hash,
-            "attempt": self._fence.attempt,
+            "attempt": self.fence.attempt,
             "time": time.time(),
             **manifest,
         }
@@ -111,7 +111,7 @@ class CheckpointStore:
         with sealed.sealing(staged, manifest) as folder:
             _write(tensors, folder)
             sealed.write_json(folder / STATE, state)
-        self._fence.check()  # as late as can be: hashing and syncing may have taken minutes
+        self.fence.check()  # as late as can be: hashing and syncing may have taken minutes
         final = self._folder / f"step-{step}"
         sealed.replace_folder(staged, final)
         self._prune()

@@ -28,6 +28,9 @@ T = TypeVar("T")
 JOIN_TIMEOUT = datetime.timedelta(minutes=15)
 """Peers may still be pulling their image or loading the model. Later hangs are the watchdog's to find, much sooner."""
 
+_STORAGE_TIMEOUT = datetime.timedelta(minutes=60)
+"""Ranks wait for each other while rank 0 writes; a large checkpoint on slow storage takes its time."""
+
 _NAME_SECONDS = 120.0
 
 
@@ -52,7 +55,7 @@ class Gang:
             raise StageError(
                 f"rank {self.rank} should be one of {self.world_size}, but torch counts {joined} and accelerate {accelerator.num_processes}"
             )
-        self._group = dist.new_group(backend="gloo", timeout=JOIN_TIMEOUT) if self.world_size > 1 else None
+        self._group = dist.new_group(backend="gloo", timeout=_STORAGE_TIMEOUT) if self.world_size > 1 else None
         self._flag = torch.zeros(1, dtype=torch.int32)
         self._work: dist.Work | None = None
 

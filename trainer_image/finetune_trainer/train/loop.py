@@ -35,11 +35,14 @@ class Interval:
     trained_tokens: int = 0
     row_tokens: int = 0
     steps: int = 0
-    seconds: float = 0.0
+    began: float = 0.0
+    elsewhere: float = 0.0
+    """Seconds that validation and checkpoints took."""
 
     @classmethod
     def empty(cls, device: torch.device) -> Interval:
-        return cls(torch.zeros((), dtype=torch.float64, device=device), torch.full((), -1, device=device))
+        nll, bad = torch.zeros((), dtype=torch.float64, device=device), torch.full((), -1, device=device)
+        return cls(nll, bad, began=time.perf_counter())
 
 
 @dataclass(slots=True)
@@ -82,6 +85,13 @@ class TrainLoop:
         self._log_every = max(1, min(10, self._plan.steps // 50))
         self._validate_every = shards.resolved["validate_every_steps"] if shards.validation.rows else None
         self._checkpoint_every = shards.resolved["checkpoint_every_steps"]
+        self._schedule = functools.partial(
+            learning_rate,
+            steps=self._plan.steps,
+            peak=self._training.learning_rate,
+            schedule=self._training.schedule,
+            warmup_ratio=self._training.warmup_ratio,
+        )
         self._seconds = Seconds()
         self._rate = 0.0
         self._norm: torch.Tensor | float = 0.0
@@ -96,6 +106,7 @@ class TrainLoop:
         if resumed and self._validation_due(start) and resumed.eval_loss is None:
             self._validate_and_save(start)  # a stop came before it
         self._engine.module.train()
+        self._interval = Interval.empty(self._gang.device)
         for step in range(start, self._plan.steps):
             self._step(step)
             done = step + 1
@@ -123,13 +134,7 @@ class TrainLoop:
             for part, counted in parts
         ]
         nll = self._engine.accumulate(makers, nll_sum, 1.0 / max(1, tokens))
-        self._rate = learning_rate(
-            step,
-            steps=self._plan.steps,
-            peak=self._training.learning_rate or 0.0,
-            schedule=self._training.schedule or "cosine",
-            warmup_ratio=self._training.warmup_ratio or 0.0,
-        )
+        self._rate = self._schedule(step)
         self._norm = self._engine.step(self._rate)
         now = self._interval
         now.nll += nll
@@ -138,9 +143,7 @@ class TrainLoop:
         now.trained_tokens += tokens
         now.row_tokens += int(self._lengths[rows].sum())
         now.steps += 1
-        seconds = time.perf_counter() - began
-        now.seconds += seconds
-        self._watchdog.beat(seconds=seconds)
+        self._watchdog.beat(seconds=time.perf_counter() - began)
 
     def _micro_batches(self, rows: torch.Tensor) -> list[tuple]:
         shares = batches.divide(rows, self._lengths, self._gang.world_size)
@@ -153,17 +156,19 @@ class TrainLoop:
         """The one place where the host waits for the device, and ranks for each other, to learn what the loss was."""
         now, self._interval = self._interval, Interval.empty(self._gang.device)
         said = self._gang.gather((float(now.nll), int(now.bad_step)))
-        for rank, (_, bad) in enumerate(said):
-            if bad >= 0:
-                raise Diverged(
-                    f"loss or gradients are not finite at step {bad} on rank {rank}; the best checkpoint before is kept",
-                    code="Diverged",
-                    remedy="lower training.learningRate, raise training.warmupRatio, or look for broken rows in the data",
-                )
+        seconds = time.perf_counter() - now.began - now.elsewhere
+        bad = [(step, math.isfinite(nll), rank) for rank, (nll, step) in enumerate(said) if step >= 0]
+        if bad:
+            step, _, rank = min(bad)  # gradients are everybody's; the loss that spoilt them is one rank's
+            raise Diverged(
+                f"loss or gradients are not finite at step {step} on rank {rank}; the best checkpoint before is kept",
+                code="Diverged",
+                remedy="lower training.learningRate, raise training.warmupRatio, or look for broken rows in the data",
+            )
         loss = sum(nll for nll, _ in said) / max(1, now.trained_tokens)
         if done > 1:  # the first step also pays for whatever libraries put off until then
-            self._seconds.step = now.seconds / now.steps
-        speed = now.row_tokens / now.seconds
+            self._seconds.step = seconds / now.steps
+        speed = now.row_tokens / seconds
         norm, epoch = float(self._norm), round(done / self._plan.steps_per_epoch, 4)
         self._context.note(step=done)
         self._metric(loss=loss, tokens_per_second=speed)
@@ -226,6 +231,7 @@ class TrainLoop:
             self._save(done, None)
             raise self._stopped(done) from None
         self._seconds.validation = time.perf_counter() - began
+        self._interval.elsewhere += self._seconds.validation
         loss = measured.loss if math.isfinite(measured.loss) else None
         if loss is not None:
             self._history.append(step=done, eval_loss=loss, time=time.time())
@@ -260,6 +266,7 @@ class TrainLoop:
         with self._watchdog.paused():
             checkpoint = saving.save(self._gang, self._engine, self._store, state, manifest)
         self._seconds.save = time.perf_counter() - began
+        self._interval.elsewhere += self._seconds.save
         self._context.note(step=done, last_checkpoint=checkpoint.status())
         self._context.progress.update(last_checkpoint=checkpoint.status(), force=True)
         if self._gang.is_first:

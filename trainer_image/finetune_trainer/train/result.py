@@ -19,6 +19,7 @@ from torch import nn
 from finetune_trainer import sealed
 from finetune_trainer.stage import StageContext
 from finetune_trainer.train.checkpoint import CheckpointReader
+from finetune_trainer.train.fence import Fence
 from finetune_trainer.train.identity import config_hash
 from finetune_trainer.train.trained import EVALUATION, FORMAT, KIND, MODEL
 
@@ -32,9 +33,18 @@ def status_of(evaluation: dict[str, Any]) -> EvaluationStatus:
 
 
 def seal(
-    context: StageContext, *, module: nn.Module, best: CheckpointReader, tokenizer: Any, evaluation: dict[str, Any]
+    context: StageContext,
+    fence: Fence,
+    *,
+    module: nn.Module,
+    best: CheckpointReader,
+    tokenizer: Any,
+    evaluation: dict[str, Any],
 ) -> None:
-    """Write it whole, with the weights of `best`. Rank 0 only; the module is of no other use after. Raises OSError when the storage is full."""
+    """Write it whole, with the weights of `best`. Rank 0 only; the module is of no other use after.
+
+    Raises OSError when the storage is full, PeerLost when a newer attempt has taken over.
+    """
     config = context.config
     word = TerminationMessage(stage="train", outcome="succeeded", exit_code=0, **context.known)
     manifest = {
@@ -48,6 +58,7 @@ def seal(
         _save_model(module, best, config.spec, temporary / MODEL)
         tokenizer.save_pretrained(temporary / MODEL)
         sealed.write_json(temporary / EVALUATION, evaluation)
+        fence.check()
 
 
 def _save_model(module: nn.Module, best: CheckpointReader, spec: FineTuneJobSpec, folder: Path) -> None:

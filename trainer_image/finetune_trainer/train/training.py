@@ -39,6 +39,7 @@ def run_training(context: StageContext) -> None:
         tokenizer_digest=tokenizer_digest(tokenizer),
         template_digest=template_digest(template_of(tokenizer)),
     )
+    context.progress.update(total_steps=shards.plan().steps, force=True)
     net = model.adapt(model.load(folder, spec), spec)
     trainable, total = model.count(net)
     gang, engine = _engine(context, net, trainable)
@@ -68,16 +69,33 @@ def run_training(context: StageContext) -> None:
             _load_weights(engine.module, best)
         measured = evaluation.run(engine.module, tokenizer, share=(100 * TRAIN_SHARE, 99.0))
         with watchdog.paused():
-            gang.on_first(lambda: _finish(context, engine.module, best, tokenizer, measured or {}))
+            gang.on_first(lambda: _finish(context, store, engine.module, best, tokenizer, measured))
             gang.barrier()
 
 
 def _finish(
-    context: StageContext, module: torch.nn.Module, best: Checkpoint, tokenizer: Any, measured: dict[str, Any]
+    context: StageContext,
+    store: CheckpointStore | None,
+    module: torch.nn.Module,
+    best: Checkpoint,
+    tokenizer: Any,
+    measured: dict[str, Any] | None,
 ) -> None:
     """On rank 0: seal what publish needs, and say how it went."""
-    context.note(evaluation=result.status_of(measured))
-    result.seal(context, module=module, best=CheckpointReader(best.folder), tokenizer=tokenizer, evaluation=measured)
+    assert store is not None
+    assert measured is not None
+    metrics = {"best_step": float(best.step)} | (
+        {"best_eval_loss": best.eval_loss} if best.eval_loss is not None else {}
+    )
+    context.note(evaluation=result.status_of(measured), metrics=context.known.get("metrics", {}) | metrics)
+    result.seal(
+        context,
+        store.fence,
+        module=module,
+        best=CheckpointReader(best.folder),
+        tokenizer=tokenizer,
+        evaluation=measured,
+    )
     context.progress.update(percent=100.0, eta_seconds=0.0, force=True)
     for row in measured["metrics"]:
         values = "  ".join(f"{name} {row[name]:.4f}" for name in ("base", "tuned") if name in row)
