@@ -62,22 +62,31 @@ def create(draft: Draft, stage: Stage, entry: AttemptStatus) -> None:
         # Given up, and deleted in this look: two gangs of one job never stand side by side, whatever crashes in between.
         draft.look_again(_GONE_LOOK_AGAIN_S)
         return
-    refusal = draft.seen.refusals.get(entry.job)
-    if refusal is not None and _refused(draft, stage, entry, refusal):
-        return
-    draft.create.append(
-        build_job(draft.metadata, draft.spec, draft.run, stage, entry.number, previous=_previous(draft, entry))
-    )
-    ensure(draft, stage, entry)
+    if not _told_refusal(draft, stage, entry):
+        draft.create.append(
+            build_job(draft.metadata, draft.spec, draft.run, stage, entry.number, previous=_previous(draft, entry))
+        )
+        ensure(draft, stage, entry)
 
 
-def ensure(draft: Draft, stage: Stage, entry: AttemptStatus, *, again: bool = False) -> None:
-    """Ask for the attempt's ConfigMap and Service, unless they are known to exist. `again`: a pod says that they do not."""
-    known = draft.seen.known
+def ensure(draft: Draft, stage: Stage, entry: AttemptStatus, *, again: bool = False) -> bool:
+    """Ask for the attempt's ConfigMap and Service, unless they are known to exist. `again`: a pod says that they do not.
+    Returns whether nothing is missing. A refusal is told, and then settles where the job stands."""
+    known, before = draft.seen.known, len(draft.create)
     if again or ("ConfigMap", entry.job) not in known:
         draft.create.append(config_map(draft.metadata, draft.spec, draft.run, stage, entry.number))
     if stage == "train" and (again or ("Service", entry.job) not in known):
         draft.create.append(service(draft.metadata, draft.run, entry.number))
+    missing = len(draft.create) > before
+    if missing and draft.seen.refusals:
+        _told_refusal(draft, stage, entry)
+    return not missing
+
+
+def _told_refusal(draft: Draft, stage: Stage, entry: AttemptStatus) -> bool:
+    """Tell of a refusal, if there was one; what was refused is asked for again. True when the job ends by it."""
+    refusal = next((r for (_, name), r in draft.seen.refusals.items() if name == entry.job), None)
+    return refusal is not None and _refused(draft, stage, entry, refusal)
 
 
 def _previous(draft: Draft, entry: AttemptStatus) -> dict[str, Any] | None:

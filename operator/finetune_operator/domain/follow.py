@@ -119,6 +119,10 @@ def _suspend(draft: Draft, stage: Stage, entry: AttemptStatus, job: JobView, pod
 def _release(draft: Draft, stage: Stage, entry: AttemptStatus, job: JobView, pods: Sequence[PodView]) -> None:
     """Let a suspended Job run, if it is ours to release: never fight a queue or a person over it."""
     phase = begin.PHASES[stage]
+    # Ranks look for each other as soon as they run, so what they need is there before.
+    complete = begin.ensure(draft, stage, entry)
+    if draft.situation is not None:
+        return
     if job.managed_elsewhere or not job.held:
         who = "its queue" if job.managed_elsewhere else "whoever suspended it"
         draft.situation = Situation(
@@ -128,10 +132,10 @@ def _release(draft: Draft, stage: Stage, entry: AttemptStatus, job: JobView, pod
     if not any(not pod.over for pod in pods) and job.digest not in (None, digest(draft.spec, stage)):
         outcome.stop(draft, entry, Reason.REPLACED, "Its settings changed before its pods ran")
         return
-    draft.patch.append(
-        Patch(job.name, {"metadata": {"annotations": {ANNOTATION_HELD: None}}, "spec": {"suspend": False}})
-    )
-    begin.ensure(draft, stage, entry)
+    if complete:
+        draft.patch.append(
+            Patch(job.name, {"metadata": {"annotations": {ANNOTATION_HELD: None}}, "spec": {"suspend": False}})
+        )
     draft.situation = Situation(phase, Reason.STARTING, f"Waiting for the pods of stage {stage} to start")
 
 
@@ -149,6 +153,8 @@ def _run(draft: Draft, stage: Stage, entry: AttemptStatus, job: JobView, pods: S
         draft.situation = Situation(phase, reason, _running_message(draft, stage), running=True)
         return
     begin.ensure(draft, stage, entry)
+    if draft.situation is not None:
+        return
     diagnosis = diagnose(draft.seen, job, live, len({pod.index for pod in live} | done) < wanted, draft.now)
     draft.reads |= diagnosis.reads
     if diagnosis.look_again is not None:

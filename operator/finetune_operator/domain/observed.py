@@ -139,6 +139,8 @@ class PodView:
     """When its grace period ends."""
     unschedulable: str | None = None
     unschedulable_since: float | None = None
+    claims: tuple[str, ...] = ()
+    """PersistentVolumeClaims that it mounts."""
     gated: bool = False
     waiting: str | None = None
     waiting_text: str | None = None
@@ -184,6 +186,11 @@ class PodView:
             deletion_due=due,
             unschedulable=place.get("message", "") if unplaced and place.get("reason") == "Unschedulable" else None,
             unschedulable_since=seconds_of(place.get("lastTransitionTime")) if unplaced else None,
+            claims=tuple(
+                volume["persistentVolumeClaim"]["claimName"]
+                for volume in (body.get("spec") or {}).get("volumes") or ()
+                if "persistentVolumeClaim" in volume
+            ),
             gated=unplaced and place.get("reason") == "SchedulingGated",
             waiting=None if waiting is None else waiting.get("reason"),
             waiting_text=None if waiting is None else waiting.get("message"),
@@ -268,6 +275,6 @@ class Seen:
     claims: Mapping[str, ClaimView] = field(default_factory=dict)
     warnings: Mapping[str, tuple[str, ...] | None] = field(default_factory=dict)
     """Warnings about an object by its name, newest first; None: this operator may not read events."""
-    refusals: Mapping[str, Refusal] = field(default_factory=dict)
-    """Children that were refused, by name."""
+    refusals: Mapping[tuple[str, str], Refusal] = field(default_factory=dict)
+    """Children that were refused, by (kind, name)."""
     progress: ProgressReading | None = None

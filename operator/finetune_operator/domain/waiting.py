@@ -156,15 +156,17 @@ def _unschedulable(pod: PodView) -> Problem:
     if match := re.search(r'persistentvolumeclaim "([^"]+)" not found', text):
         return missing_claim(match[1])
     if "unbound immediate PersistentVolumeClaims" in text or "unbound PersistentVolumeClaim" in text:
+        which = f"PersistentVolumeClaim {pod.claims[0]} is" if len(pod.claims) == 1 else "A PersistentVolumeClaim is"
+        among = f" (one of {', '.join(pod.claims)})" if len(pod.claims) > 1 else ""
         return Problem(
             Reason.UNBOUND_CLAIM,
-            f"A PersistentVolumeClaim of pod {pod.name} is not bound to a volume: {_clipped(text)}",
+            f"{which} not bound to a volume{among}, so pod {pod.name} waits",
             "Look at `kubectl describe pvc`: does its storage class exist, and can it make a volume?",
         )
     return Problem(
         Reason.UNSCHEDULABLE,
         f"No node takes pod {pod.name}: {_clipped(text)}",
-        "Free or add nodes, or lower spec.compute and spec.pods resources",
+        "Free or add nodes, lower spec.compute or spec.pods resources, or correct spec.pods nodeSelector, affinity and tolerations",
     )
 
 

@@ -32,12 +32,12 @@ class Actions:
     async def carry_out(self, key: Key, held: HeldJob, plan: Plan, done: Done) -> bool:
         """Returns whether anything was done. Raises the first error that a later look may not meet."""
         work = []
-        for body in plan.create:
-            if _first(done, "create", body["kind"], body["metadata"]["name"]):
-                work.append(self._create(held, body, _makes_job(plan, body)))
         for patch in plan.patch:
             if _first(done, "patch", "Job", patch.name):
                 work.append(self._patch(key, patch))
+        for body in plan.create:
+            if _first(done, "create", body["kind"], body["metadata"]["name"]):
+                work.append(self._create(held, body, _makes_job(plan, body)))
         for delete in plan.delete:
             if _first(done, "delete", delete.kind, delete.name):
                 work.append(self._delete(key, held, delete))
@@ -67,7 +67,7 @@ class Actions:
             if error.code == 409 and error.reason == "AlreadyExists":
                 await self._exists_already(held, body, for_new_job)
             elif error.code in (400, 403, 422) or (error.code == 404 and kind != "Job"):
-                held.facts.refusals[name] = Refusal(kind, name, error.code, error.message)
+                held.facts.refuse(Refusal(kind, name, error.code, error.message))
             else:
                 raise
             return
@@ -83,7 +83,7 @@ class Actions:
         if there is None:
             return  # gone again; the next look creates it
         if controller_uid(there) != held.uid:
-            held.facts.refusals[name] = Refusal(kind, name, 409, "it belongs to something else")
+            held.facts.refuse(Refusal(kind, name, 409, "it belongs to something else"))
             return
         if kind == "ConfigMap" and for_new_job and there.get("data") != body["data"]:
             # Left by an attempt that got no further, whose settings have changed since. It cannot be changed, only replaced.

@@ -18,7 +18,7 @@ class Facts:
     known: set[tuple[str, str]] = field(default_factory=set)
     claims: dict[str, ClaimView] = field(default_factory=dict)
     warnings: dict[str, tuple[str, ...] | None] = field(default_factory=dict)
-    refusals: dict[str, Refusal] = field(default_factory=dict)
+    refusals: dict[tuple[str, str], Refusal] = field(default_factory=dict)
     progress: ProgressReading | None = None
     _read_at: dict[str, float] = field(default_factory=dict)
 
@@ -35,7 +35,10 @@ class Facts:
 
     def exists(self, kind: str, name: str) -> None:
         self.known.add((kind, name))
-        self.refusals.pop(name, None)
+        self.refusals.pop((kind, name), None)
+
+    def refuse(self, refusal: Refusal) -> None:
+        self.refusals[refusal.kind, refusal.name] = refusal
 
     def gone(self, items: Iterable[tuple[str, str]]) -> None:
         self.known.difference_update(items)

@@ -80,7 +80,6 @@ class Kubelet:
     pod_ip: str = "127.77.0.9"
     seen: dict[str, Pod] = field(default_factory=dict)
     """Every pod there ever was, by name, as last seen."""
-    _begun: set[str] = field(default_factory=set)
     _ended: set[str] = field(default_factory=set)
     _stop: threading.Event = field(default_factory=threading.Event)
 
@@ -119,8 +118,7 @@ class Kubelet:
         elif act.waiting is not None:
             state = {"waiting": {"reason": act.waiting[0], "message": act.waiting[1]}}
             self._status(pod, {"phase": "Pending", "containerStatuses": [self._container(pod, state)]})
-        elif phase == "Pending":
-            self._begun.add(uid)
+        elif phase == "Pending" and self._can_mount(pod):
             state = {"running": {"startedAt": now()}}
             self._status(
                 pod,
@@ -134,6 +132,11 @@ class Kubelet:
             )
         elif phase == "Running" and not act.hold:
             self.end(pod, act.exit_code or 0, act.message or "")
+
+    def _can_mount(self, pod: Pod) -> bool:
+        """A kubelet waits for the ConfigMaps of a pod."""
+        names = [v["configMap"]["name"] for v in pod["spec"]["volumes"] if "configMap" in v]
+        return all(self.api.find(f"/api/v1/namespaces/{self.namespace}/configmaps/{name}") for name in names)
 
     def end(self, pod: Pod, exit_code: int, message: str, reason: str = "") -> None:
         """The container ends."""
@@ -297,6 +300,16 @@ class Jobs:
             seconds,
         )
         return self.status(name)
+
+    def recovers(self, name: str = "job", seconds: float = 20) -> None:
+        """Its first stage gets done after all."""
+
+        def look() -> bool:
+            status = self.status(name)
+            assert status.get("phase") != "Failed", json.dumps(status, indent=1)
+            return any(a["outcome"] == "Succeeded" for a in status.get("attempts", []))
+
+        self.until(f"{name} recovers", look, seconds)
 
     def condition(self, kind: str, name: str = "job") -> dict[str, Any]:
         """The condition, or an empty one."""

@@ -53,6 +53,7 @@ def test_the_whole_way(api: Any, jobs: Any, kubelet: Any, operator: Any) -> None
     assert all("kopf" not in manager for manager, _ in writers)
     assert not {w for w in writers if w[0] == "finetune-operator" and w[1] is None}, "the spec is the user's"
 
+    jobs.until("the last event", lambda: len(jobs.events()) == 7)
     told = [e["reason"] for e in sorted(jobs.events(), key=lambda e: e["eventTime"])]
     assert told == ["StageStarted", "StageDone"] * 3 + ["Completed"]
     # 3 Jobs, 3 ConfigMaps, a Service, a release, at most 8 status writes, 7 events.

@@ -36,7 +36,7 @@ def test_image_that_cannot_be_pulled(jobs: Any, kubelet: Any, acts: Any) -> None
     assert jobs.status() == status, "the kubelet's alternation is not worth a write"
     kubelet.script = acts.succeed
     # The container state goes from waiting to running once the registry answers.
-    jobs.wait("Completed")
+    jobs.recovers()
 
 
 def test_missing_secret(jobs: Any, kubelet: Any, acts: Any) -> None:
@@ -52,7 +52,7 @@ def test_missing_secret(jobs: Any, kubelet: Any, acts: Any) -> None:
     jobs.api.post(
         f"/api/v1/namespaces/{jobs.namespace}/secrets", {"metadata": {"name": "hub"}, "stringData": {"HF_TOKEN": "x"}}
     )
-    jobs.wait("Completed")
+    jobs.recovers()
 
 
 def test_missing_claim(jobs: Any, kubelet: Any) -> None:
@@ -60,7 +60,7 @@ def test_missing_claim(jobs: Any, kubelet: Any) -> None:
     jobs.create(claims=False)
     shown(jobs, "MissingClaim", "PersistentVolumeClaim data", "Create it")
     jobs.claims("data")
-    jobs.wait("Completed", seconds=40)
+    jobs.recovers(seconds=40)
 
 
 def test_missing_workspace_of_several_nodes(jobs: Any, kubelet: Any) -> None:
@@ -69,7 +69,7 @@ def test_missing_workspace_of_several_nodes(jobs: Any, kubelet: Any) -> None:
     shown(jobs, "MissingClaim", "PersistentVolumeClaim scratch", phase="Pending")
     assert not jobs.children()
     jobs.claims("scratch")
-    jobs.wait("Completed", seconds=40)
+    jobs.recovers(seconds=40)
 
 
 def test_workspace_that_several_nodes_cannot_share(jobs: Any, kubelet: Any) -> None:
@@ -102,7 +102,7 @@ def test_unschedulable(jobs: Any, kubelet: Any) -> None:
     jobs.create(pods={"prepare": {"nodeSelector": {"disk": "quick"}}})
     shown(jobs, "Unschedulable", "didn't match Pod's node affinity/selector")
     jobs.patch(pods={"prepare": {"nodeSelector": None}})
-    jobs.wait("Completed")
+    jobs.recovers()
 
 
 def test_quota(jobs: Any, kubelet: Any) -> None:
@@ -112,7 +112,7 @@ def test_quota(jobs: Any, kubelet: Any) -> None:
     jobs.create()
     shown(jobs, "QuotaExceeded", "exceeded quota: none", "kubectl describe quota")
     jobs.api.delete(f"{path}/none")
-    jobs.wait("Completed", seconds=60)
+    jobs.recovers(seconds=60)
 
 
 def test_pod_security(jobs: Any, kubelet: Any) -> None:
@@ -120,7 +120,7 @@ def test_pod_security(jobs: Any, kubelet: Any) -> None:
     level = {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}
     jobs.api.merge(f"/api/v1/namespaces/{jobs.namespace}", level)
     jobs.create("good")
-    jobs.wait("Completed", "good")
+    jobs.recovers("good")
     jobs.create(pods={"common": {"volumes": [{"name": "host", "hostPath": {"path": "/"}}]}})
     shown(jobs, "PodSecurity", "restricted", "hostPath", "spec.pods")
 
@@ -138,7 +138,7 @@ def test_a_name_that_is_taken(jobs: Any, kubelet: Any, operator: Any) -> None:
     shown(jobs, "NameTaken", f"Job {name}")
     assert jobs.api.get(f"{path}/{name}")["metadata"].get("ownerReferences") is None
     jobs.api.delete(f"{path}/{name}")
-    jobs.wait("Completed", seconds=40)
+    jobs.recovers(seconds=40)
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ class World:
     manifests: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     claims: dict[str, ClaimView] = field(default_factory=dict)
     warnings: dict[str, tuple[str, ...] | None] = field(default_factory=dict)
-    refusals: dict[str, Refusal] = field(default_factory=dict)
+    refusals: dict[tuple[str, str], Refusal] = field(default_factory=dict)
     progress: ProgressReading | None = None
     notes: list[Any] = field(default_factory=list)
     queued_elsewhere: bool = False

@@ -516,7 +516,7 @@ def test_a_child_that_the_api_server_refuses(make_world: Any, code: int, message
     world = make_world()
     drawn = world.plan()
     name = drawn.create[0]["metadata"]["name"]
-    world.refusals[name] = Refusal("Job", name, code, message)
+    world.refusals["Job", name] = Refusal("Job", name, code, message)
     world.step()
     assert (world.status["phase"], world.status["reason"]) == (phase, reason)
     if phase != "Failed":
