@@ -136,7 +136,7 @@ class Job:
         path = folder / "run.json"
         path.write_text(config.encode())
         started = []
-        port, nodes = free_port(), config.spec.compute.nodes if stage == "train" else 1
+        port, nodes = _free_port(), config.spec.compute.nodes if stage == "train" else 1
         for node in range(nodes):
             termination = folder / f"termination-{node}"
             output = folder / f"output-{node}"
@@ -147,7 +147,7 @@ class Job:
                 "JOB_COMPLETION_INDEX": str(node),
                 "FINETUNE_MASTER_ADDR": "127.0.0.1",
                 "FINETUNE_MASTER_PORT": str(port),
-                "FINETUNE_PROGRESS_PORT": str(free_port()),
+                "FINETUNE_PROGRESS_PORT": str(_free_port()),
                 "FINETUNE_SCRATCH": str(folder / f"scratch-{node}"),
                 "FINETUNE_TERMINATION_LOG": str(termination),
                 **(environment or {}),
@@ -171,13 +171,15 @@ class Job:
         assert codes == [0] * len(pods), pods[0].said()
         return pods[0]
 
-    def here(self, *, attempt: int = 1, stop_at: int | None = None, **compute: Any) -> StageContext:
-        """Train in this process, as rank 0 of 1, asked to stop when step `stop_at` is done. Raises what the stage raises."""
+    def here(
+        self, *, attempt: int = 1, stop_when: Callable[[Progress], bool] = lambda _: False, **compute: Any
+    ) -> StageContext:
+        """Train in this process, as rank 0 of 1, asked to stop when its progress is such. Raises what the stage raises."""
         config = self.config("train", attempt, {"strategy": "ddp", **compute})
         scratch = self.folder.parent / "scratch-here"
         scratch.mkdir(parents=True, exist_ok=True)
         config.layout.attempt(attempt).mkdir(parents=True, exist_ok=True)
-        context = StageContext(config, _Stopper(scratch / "progress.json", stop_at), StopFlag(), scratch)
+        context = StageContext(config, _Stopper(scratch / "progress.json", stop_when), StopFlag(), scratch)
         context.progress.stop = context.stop
         train.run(context)
         return context
@@ -201,14 +203,14 @@ class Job:
 class _Stopper(ProgressWriter):
     """Asks to stop in the middle of things, as a signal would."""
 
-    def __init__(self, path: Path, step: int | None) -> None:
+    def __init__(self, path: Path, when: Callable[[Progress], bool]) -> None:
         super().__init__(path, Progress(stage="train"))
-        self._step = step
+        self._when = when
         self.stop: StopFlag | None = None
 
     def update(self, *, force: bool = False, **fields: Any) -> None:
         super().update(force=force, **fields)
-        if self.stop is not None and self._step is not None and self.state.step >= self._step:
+        if self.stop is not None and self._when(self.state):
             self.stop.request()
 
 
@@ -264,7 +266,20 @@ def make_job(claims: Path) -> Iterator[Callable[..., Job]]:
                 pod.kill()
 
 
+@pytest.fixture(scope="session")
+def single(make_job: Callable[..., Job]) -> Job:
+    """One process, DDP's simplest case: what all other gangs are compared with."""
+    job = make_job("single")
+    job.run(strategy="ddp")
+    return job
+
+
+@pytest.fixture
 def free_port() -> int:
+    return _free_port()
+
+
+def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -22,19 +22,27 @@ def undisturbed(make_job) -> Any:
 
 @pytest.fixture(scope="session")
 def interrupted(make_job) -> Any:
-    """The same, stopped in its middle, while it validates, and while it evaluates."""
+    """The same, stopped before step 1, between steps, before a validation that was due, and while it evaluates."""
     job = make_job("interrupted", model="dropout", method=FULL)
     job.stopped = []
-    for stop_at in (7, 20):
+    for when in (
+        lambda _: True,
+        lambda progress: progress.step == 7,
+        lambda progress: progress.step == 10,
+        lambda progress: progress.stage == "evaluate" and progress.step > 0,
+    ):
         with pytest.raises(Stopped) as stop:
-            job.here(stop_at=stop_at)
+            job.here(stop_when=when)
         job.stopped.append(str(stop.value))
     job.context = job.here()
     return job
 
 
 def test_randomness_goes_on_where_it_was(undisturbed: Any, interrupted: Any) -> None:
-    assert "at step 8 of 48" in interrupted.stopped[0]
+    assert "measuring the loss" in interrupted.stopped[0]
+    assert "at step 8 of 48" in interrupted.stopped[1]
+    assert "at step 10 of 48" in interrupted.stopped[2]
+    assert "generating answers" in interrupted.stopped[3]
     assert interrupted.losses(1) == undisturbed.losses(1)
     assert interrupted.eval_losses(1) == undisturbed.eval_losses(1)
     steps = [row["step"] for row in interrupted.history(1) if "loss" in row]

@@ -14,14 +14,6 @@ from finetune_trainer.data.shards import Shards
 CURVE_TOLERANCE = 5e-5
 
 
-@pytest.fixture(scope="session")
-def single(make_job) -> Any:
-    """One process, DDP's simplest case: what all other gangs are compared with."""
-    job = make_job("single")
-    job.run(strategy="ddp")
-    return job
-
-
 def test_single_process_tells_everything(single: Any) -> None:
     message = single.pods[-1].message()
     assert (message.outcome, message.exit_code, message.step) == ("succeeded", 0, single.steps)

@@ -72,7 +72,8 @@ def _save_model(module: nn.Module, best: CheckpointReader, spec: FineTuneJobSpec
         for adapter in module.peft_config.values():
             adapter.base_model_name_or_path = spec.model.uri.removeprefix("hf://")  # not this pod's mount
             adapter.revision = spec.model.revision
+        module.save_pretrained(folder, save_embedding_layers=False)  # they are never changed; "auto" asks a hub
     else:
         module.config.dtype = precision
-    module.save_pretrained(folder)
+        module.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)  # publish writes the card

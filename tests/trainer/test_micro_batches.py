@@ -1,0 +1,59 @@
+"""However a step is cut into micro-batches, it is the same step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from finetune_trainer.errors import Stopped
+from finetune_trainer.train import batches, zero2
+
+
+@pytest.fixture
+def deepspeed_rank(monkeypatch: pytest.MonkeyPatch, free_port: int) -> Iterator[None]:
+    """What PID 1 would have set for one rank of strategy zero2; accelerate keeps its first state for the whole process otherwise."""
+    from accelerate.state import AcceleratorState
+
+    for name, value in {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "LOCAL_SIZE": "1",
+        "MASTER_PORT": str(free_port),
+        "DS_ACCELERATOR": "cpu",
+        "ACCELERATE_USE_DEEPSPEED": "true",
+        "GLOO_SOCKET_IFNAME": "lo",
+    }.items():
+        monkeypatch.setenv(name, value)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two or three rows fit a micro-batch, so that a step takes several."""
+    monkeypatch.setitem(batches.TOKEN_BUDGET, "cpu", 48)
+
+
+def same_training(job: Any, single: Any, strategy: str) -> None:
+    """Train a part of the run, and compare it with the whole."""
+    with pytest.raises(Stopped, match="at step 12"):
+        job.here(strategy=strategy, stop_when=lambda progress: progress.step == 11)
+    for kind in ("loss", "grad_norm", "eval_loss"):
+        mine, theirs = ({row["step"]: row[kind] for row in one.history(1) if kind in row} for one in (job, single))
+        assert mine == pytest.approx({step: theirs[step] for step in mine}, abs=5e-5)
+        assert max(mine) >= 10
+
+
+def test_ddp(make_job, single: Any, narrow: None) -> None:
+    same_training(make_job("narrow-ddp"), single, "ddp")
+
+
+@pytest.mark.parametrize("held", [True, False], ids=["reduced once", "reduced in each"])
+def test_zero2(
+    make_job, single: Any, narrow: None, deepspeed_rank: None, monkeypatch: pytest.MonkeyPatch, held: bool
+) -> None:
+    if not held:
+        monkeypatch.setattr(zero2, "_HELD_GRADIENT_BYTES", 0)
+    same_training(make_job(f"narrow-zero2-{held}".lower()), single, "zero2")
