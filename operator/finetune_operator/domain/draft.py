@@ -108,7 +108,10 @@ class Draft:
     @classmethod
     def open(cls, seen: Seen, now: float, config: Config) -> Draft:
         before = seen.job.status
-        status = before.model_copy(deep=True)
+        status = before.model_copy()
+        # The parts that policies write into; everything else they replace.
+        status.attempts = before.attempts and [attempt.model_copy() for attempt in before.attempts]
+        status.progress = before.progress and before.progress.model_copy()
         return cls(seen, now, config, status, before, seen.job.spec)
 
     @property

@@ -50,13 +50,13 @@ def diagnose(seen: Seen, job: JobView, pods: Sequence[PodView], missing: bool, n
         for known in _OF_A_POD:
             problem = known(pod)
             if problem is not None:
-                return Diagnosis(problem, look_again=LOOK_AGAIN_S)
+                return Diagnosis(problem)  # its end is an event of the pod
     unplaced = [pod for pod in pods if pod.unschedulable is not None]
     if unplaced:
         since = min(pod.unschedulable_since or pod.created for pod in unplaced)
         if 0 <= now - since < UNPLACED_S:
             return Diagnosis(look_again=UNPLACED_S)
-        return Diagnosis(_unschedulable(unplaced[0]), look_again=LOOK_AGAIN_S)
+        return Diagnosis(_unschedulable(unplaced[0]))
     if missing:
         return _by_warnings(seen, job.name, now - job.created, NO_PODS_S, _no_pods)
     slow = [pod for pod in pods if pod.node and not pod.running and not pod.over]

@@ -52,7 +52,9 @@ class Connection:
             return await handler(request)
 
         return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=limit, ssl=self.tls if self.tls is not None else True),
+            connector=aiohttp.TCPConnector(
+                limit=limit, keepalive_timeout=60, ssl=self.tls if self.tls is not None else True
+            ),
             headers={"User-Agent": self.user_agent},
             middlewares=(authorize,),
         )
