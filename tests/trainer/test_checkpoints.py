@@ -41,7 +41,7 @@ def test_newest_and_best_are_kept(tmp_path: Path, losses: list[float | None], ke
         seal(one, step, loss)
     assert [checkpoint.step for checkpoint in one.sealed()] == kept
     assert one.best().step == best
-    assert one.newest_whole(print).step == len(losses)
+    assert one.whole(one.newest, print).step == len(losses)
     read = CheckpointReader(tmp_path / "checkpoints" / f"step-{best}")
     assert dict(read.weights())["layer.weight"].tolist() == [best] * 4
     assert read("exp_avg", "layer.weight").tolist() == [best] * 4
@@ -70,7 +70,7 @@ def test_damage_of_any_file_is_seen(tmp_path: Path) -> None:
     os.truncate(next((folder / "step-3").glob("optimizer-*")), 10)
     (folder / "step-2" / "manifest.json").write_text("{")
     said: list[str] = []
-    assert one.newest_whole(said.append).step == 1
+    assert one.whole(one.newest, said.append).step == 1
     assert len(said) == 2
     assert "state.json is missing" in said[0]
     assert "10 bytes instead of" in said[1]

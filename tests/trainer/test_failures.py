@@ -26,7 +26,7 @@ def interrupted(make_job) -> Any:
     job = make_job("interrupted", model="dropout", method=FULL)
     job.stopped = []
     for when in (
-        lambda _: True,
+        lambda progress: progress.stage == "evaluate",
         lambda progress: progress.step == 7,
         lambda progress: progress.step == 10,
         lambda progress: progress.stage == "evaluate" and progress.step > 0,

@@ -46,7 +46,8 @@ class Evaluation:
         """For full fine-tuning: measure the untouched model once, and keep that for every later attempt. Raises Stopped."""
         if not (self._spec.baseline and self.measures) or self._gang.on_first(self._kept_base) is not None:
             return
-        measured = measure(self._gang, module, self._shards, self._wanted, on_rows=self._count_quietly)
+        self._context.progress.update(stage="evaluate", step=0, total_steps=self._rows_total // 2, force=True)
+        measured = measure(self._gang, module, self._shards, self._wanted, on_rows=self._count_before)
         self._gang.on_first(lambda: _keep(self._base_folder, measured))
 
     def run(self, module: nn.Module, tokenizer: Any, *, share: tuple[float, float]) -> dict[str, Any] | None:
@@ -67,8 +68,9 @@ class Evaluation:
             return None
         return compare.evaluation(self._shards, tokenizer, self._wanted, tuned, base)
 
-    def _count_quietly(self, rows: int) -> None:
+    def _count_before(self, rows: int) -> None:
         self._watchdog.beat()
+        self._context.progress.update(step=self._context.progress.state.step + rows)
 
     def _count(self, rows: int) -> None:
         self._watchdog.beat()

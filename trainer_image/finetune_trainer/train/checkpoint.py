@@ -74,15 +74,18 @@ class CheckpointStore:
                 found.append(_checkpoint(folder, manifest))
         return sorted(found, key=lambda one: one.step)
 
-    def newest_whole(self, say: Callable[[str], None]) -> Checkpoint | None:
-        """The newest one whose content is as sealed; torn ones are passed over, and said."""
-        for one in reversed(self.sealed()):
+    def newest(self) -> Checkpoint | None:
+        return max(self.sealed(), key=lambda one: one.step, default=None)
+
+    def whole(self, choose: Callable[[], Checkpoint | None], say: Callable[[str], None]) -> Checkpoint | None:
+        """What `choose` (`newest` or `best`) gives, if its content is as sealed. Damaged ones are deleted, said, and chosen no more."""
+        while (one := choose()) is not None:
             try:
                 sealed.verify(one.folder)
                 return one
             except sealed.Torn as torn:
                 say(f"checkpoint {one.folder.name} is damaged and not used: {torn}")
-                shutil.rmtree(one.folder, ignore_errors=True)
+                shutil.rmtree(one.folder)
         return None
 
     def best(self) -> Checkpoint | None:

@@ -7,6 +7,7 @@ import math
 import time
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from finetune_trainer.data.shards import Shards
@@ -19,11 +20,9 @@ from finetune_trainer.train.engine import Engine
 from finetune_trainer.train.gang import Gang
 from finetune_trainer.train.history import History
 from finetune_trainer.train.loss import nll_sum
+from finetune_trainer.train.reporting import Reporter, Told
 from finetune_trainer.train.schedule import learning_rate
 from finetune_trainer.train.watchdog import Watchdog
-
-TRAIN_SHARE = 0.9
-"""Share of the stage's percentage that the steps have; measuring base and tuned has the rest."""
 
 
 @dataclass(slots=True)
@@ -43,15 +42,6 @@ class Interval:
     def empty(cls, device: torch.device) -> Interval:
         nll, bad = torch.zeros((), dtype=torch.float64, device=device), torch.full((), -1, device=device)
         return cls(nll, bad, began=time.perf_counter())
-
-
-@dataclass(slots=True)
-class Seconds:
-    """What things took last, for the estimate of what is left. None: not known yet."""
-
-    step: float | None = None
-    validation: float = 0.0
-    save: float = 0.0
 
 
 class TrainLoop:
@@ -76,7 +66,6 @@ class TrainLoop:
         self._shards = shards
         self._plan = shards.plan()
         self._store = store
-        self._history = history
         self._watchdog = watchdog
         self._best_loss = best.eval_loss if best else None
         self._lengths = shards.train.lengths()
@@ -84,7 +73,11 @@ class TrainLoop:
         self._interval = Interval.empty(gang.device)
         self._log_every = max(1, min(10, self._plan.steps // 50))
         self._validate_every = shards.resolved["validate_every_steps"] if shards.validation.rows else None
-        self._checkpoint_every = shards.resolved["checkpoint_every_steps"]
+        # The spec's own word may have changed since the data was prepared.
+        self._checkpoint_every = context.config.spec.checkpoint.every_steps or shards.resolved["checkpoint_every_steps"]
+        self._reporter = Reporter(
+            context, shards, history, validate_every=self._validate_every, checkpoint_every=self._checkpoint_every
+        )
         self._schedule = functools.partial(
             learning_rate,
             steps=self._plan.steps,
@@ -92,7 +85,6 @@ class TrainLoop:
             schedule=self._training.schedule,
             warmup_ratio=self._training.warmup_ratio,
         )
-        self._seconds = Seconds()
         self._rate = 0.0
         self._norm: torch.Tensor | float = 0.0
 
@@ -111,14 +103,15 @@ class TrainLoop:
             self._step(step)
             done = step + 1
             stop = self._gang.stop_agreed()
-            if stop or done == 1 or done % self._log_every == 0 or done == self._plan.steps:
-                self._log(done)
+            validates, saves = self._validation_due(done), self._save_due(done)
+            if stop or validates or saves or done == 1 or done % self._log_every == 0:
+                self._tell(done)  # before anything is saved: what is not finite must not be
             if stop:
                 self._save(done, None)
                 raise self._stopped(done)
-            if self._validation_due(done):
+            if validates:
                 self._validate_and_save(done)
-            elif done % self._checkpoint_every == 0 or done == self._plan.steps:
+            elif saves:
                 self._save(done, None)
 
     def _step(self, step: int) -> None:
@@ -145,16 +138,16 @@ class TrainLoop:
         now.steps += 1
         self._watchdog.beat(seconds=time.perf_counter() - began)
 
-    def _micro_batches(self, rows: torch.Tensor) -> list[tuple]:
+    def _micro_batches(self, rows: np.ndarray) -> list[tuple[np.ndarray, bool]]:
         shares = batches.divide(rows, self._lengths, self._gang.world_size)
         groups = [batches.group(share, self._lengths, self._budget) for share in shares]
         count = max(len(each) for each in groups) if self._engine.even else 1
         shortest = int(rows[self._lengths[rows].argmin()])
         return batches.at_least(groups[self._gang.rank], count, filler=shortest)
 
-    def _log(self, done: int) -> None:
+    def _tell(self, done: int) -> None:
         """The one place where the host waits for the device, and ranks for each other, to learn what the loss was."""
-        now, self._interval = self._interval, Interval.empty(self._gang.device)
+        now = self._interval
         said = self._gang.gather((float(now.nll), int(now.bad_step)))
         seconds = time.perf_counter() - now.began - now.elsewhere
         bad = [(step, math.isfinite(nll), rank) for rank, (nll, step) in enumerate(said) if step >= 0]
@@ -166,55 +159,15 @@ class TrainLoop:
                 remedy="lower training.learningRate, raise training.warmupRatio, or look for broken rows in the data",
             )
         loss = sum(nll for nll, _ in said) / max(1, now.trained_tokens)
-        if done > 1:  # the first step also pays for whatever libraries put off until then
-            self._seconds.step = seconds / now.steps
-        speed = now.row_tokens / seconds
-        norm, epoch = float(self._norm), round(done / self._plan.steps_per_epoch, 4)
-        self._context.note(step=done)
-        self._metric(loss=loss, tokens_per_second=speed)
-        self._history.append(
-            step=done,
-            epoch=epoch,
-            loss=loss,
-            learning_rate=self._rate,
-            grad_norm=norm,
-            tokens_per_second=speed,
-            time=time.time(),
-        )
-        left = self._seconds_left(done)
-        self._context.progress.update(
-            stage="train",
-            step=done,
-            total_steps=self._plan.steps,
-            percent=100 * TRAIN_SHARE * done / self._plan.steps,
-            epoch=epoch,
-            loss=loss,
-            learning_rate=self._rate,
-            grad_norm=norm,
-            tokens_per_second=speed,
-            eta_seconds=left,
-        )
-        if self._gang.is_first:
-            print(
-                f"step {done}/{self._plan.steps}  loss {loss:.4f}  lr {self._rate:.2e}  grad {norm:.3f}  {speed:,.0f} tokens/s"
-                + (f"  {duration(left)} left" if left is not None else ""),
-                flush=True,
-            )
-
-    def _seconds_left(self, done: int) -> float | None:
-        """Until the stage is done: steps, validations, checkpoints, and the loss of base and tuned on the test split."""
-        if self._seconds.step is None:
-            return None
-        steps = self._plan.steps - done
-        validations = steps // self._validate_every if self._validate_every else 0
-        saves = steps // self._checkpoint_every
-        rows = self._shards.validation.rows
-        tests = 2 * self._shards.test.rows / rows if rows else 0
-        took = self._seconds
-        return steps * took.step + (validations + tests) * took.validation + saves * took.save
+        norm = float(self._norm)
+        self._interval = Interval.empty(self._gang.device)
+        self._reporter.steps(done, Told(loss, self._rate, norm, now.steps, now.row_tokens, seconds))
 
     def _validation_due(self, done: int) -> bool:
         return self._validate_every is not None and (done % self._validate_every == 0 or done == self._plan.steps)
+
+    def _save_due(self, done: int) -> bool:
+        return done % self._checkpoint_every == 0 or done == self._plan.steps
 
     def _validate_and_save(self, done: int) -> None:
         """Validation at a step that may become the best one. If a stop comes meanwhile, it is made up for on resuming."""
@@ -230,22 +183,15 @@ class TrainLoop:
         except Stopped:
             self._save(done, None)
             raise self._stopped(done) from None
-        self._seconds.validation = time.perf_counter() - began
-        self._interval.elsewhere += self._seconds.validation
+        seconds = time.perf_counter() - began
+        self._interval.elsewhere += seconds
         loss = measured.loss if math.isfinite(measured.loss) else None
         if loss is not None:
-            self._history.append(step=done, eval_loss=loss, time=time.time())
-            self._context.progress.update(eval_loss=loss)
-            self._metric(eval_loss=loss)
-            if self._gang.is_first:
-                print(
-                    f"step {done}/{self._plan.steps}  validation loss {loss:.4f} over {measured.tokens:,} tokens",
-                    flush=True,
-                )
+            self._reporter.validated(done, loss, tokens=measured.tokens, seconds=seconds)
         better = loss is not None and (self._best_loss is None or loss < self._best_loss)
         if better:
             self._best_loss = loss
-        if better or done % self._checkpoint_every == 0 or done == self._plan.steps:
+        if better or self._save_due(done):
             self._save(done, loss)
 
     def _save(self, done: int, eval_loss: float | None) -> None:
@@ -265,30 +211,14 @@ class TrainLoop:
         began = time.perf_counter()
         with self._watchdog.paused():
             checkpoint = saving.save(self._gang, self._engine, self._store, state, manifest)
-        self._seconds.save = time.perf_counter() - began
-        self._interval.elsewhere += self._seconds.save
-        self._context.note(step=done, last_checkpoint=checkpoint.status())
-        self._context.progress.update(last_checkpoint=checkpoint.status(), force=True)
-        if self._gang.is_first:
-            print(f"step {done}/{self._plan.steps}  checkpoint {checkpoint.folder.name} sealed", flush=True)
+        seconds = time.perf_counter() - began
+        self._interval.elsewhere += seconds
+        self._reporter.saved(done, checkpoint, seconds=seconds)
 
     def _stopped(self, done: int) -> Stopped:
         return Stopped(
             f"stopped on request at step {done} of {self._plan.steps}; a checkpoint was saved", code="Stopped"
         )
-
-    def _metric(self, **values: float) -> None:
-        self._context.note(metrics=self._context.known.get("metrics", {}) | values)
-
-
-def duration(seconds: float) -> str:
-    """For people: 42s, 3m12s, 2h05m."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
 
 
 def _mix(seed: int, step: int, rank: int) -> int:

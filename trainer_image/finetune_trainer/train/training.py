@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import time
 from typing import Any
 
@@ -23,8 +24,9 @@ from finetune_trainer.train.fence import Fence
 from finetune_trainer.train.gang import Gang, form
 from finetune_trainer.train.history import History
 from finetune_trainer.train.identity import config_hash
-from finetune_trainer.train.loop import TRAIN_SHARE, TrainLoop
+from finetune_trainer.train.loop import TrainLoop
 from finetune_trainer.train.optimizer import adamw
+from finetune_trainer.train.reporting import TRAIN_SHARE
 from finetune_trainer.train.watchdog import Watchdog
 
 
@@ -62,11 +64,13 @@ def run_training(context: StageContext) -> None:
         if spec.method.type == "full" and resumed is None:
             evaluation.base_before_training(engine.module)
         loop.run(resumed)
-        best = gang.on_first(lambda: store.best() if store else None)
+        best = gang.on_first(lambda: store.whole(store.best, _say) if store else None)
         if best is None:
             raise StageError("training ended, but its last checkpoint is gone from the workspace")
         if best.step != shards.plan().steps or resumed is not None:
             _load_weights(engine.module, best)
+        if gang.is_first and evaluation.measures:
+            _say(f"measuring on {shards.test.rows} test rows with the weights of step {best.step}")
         measured = evaluation.run(engine.module, tokenizer, share=(100 * TRAIN_SHARE, 99.0))
         with watchdog.paused():
             gang.on_first(lambda: _finish(context, store, engine.module, best, tokenizer, measured))
@@ -114,7 +118,9 @@ def _take_over(
         existing = [(path.name, manifest.get("attempt", 0)) for path, manifest in sealed_folders(layout.checkpoints)]
         fence = Fence.take(layout.fence, config.attempt, existing)
         store = CheckpointStore(layout.checkpoints, fence, run_hash, keep=config.spec.checkpoint.keep)
-        return store.newest_whole(lambda line: print(line, flush=True)), store.best()
+        for leftover in layout.root.glob(".*.tmp-*"):  # of an attempt that was killed while it sealed
+            shutil.rmtree(leftover, ignore_errors=True)
+        return store.whole(store.newest, _say), store.best()
 
     resumed, best = gang.on_first(act)
     if resumed is not None:
@@ -122,6 +128,10 @@ def _take_over(
         context.note(step=resumed.step, resumed_from_step=resumed.step, last_checkpoint=status)
         context.progress.update(step=resumed.step, resumed_from_step=resumed.step, last_checkpoint=status, force=True)
     return store, resumed, best
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 @torch.no_grad()
