@@ -68,7 +68,7 @@ def node_lost(pods: Sequence[PodView], now: float) -> bool:
 def judge(job: JobView, pods: Sequence[PodView], stage: Stage, pods_wanted: int, now: float) -> Verdict:
     """The verdict on a Job that failed. `pods` are all that are known of it, those of earlier resumes too."""
     failing = sorted((pod for pod in pods if _failed(pod)), key=_when)
-    step = max((m.step or 0 for pod in pods if (m := _message(pod)) is not None), default=None)
+    step = max((m.step for pod in pods if (m := _message(pod)) is not None and m.step is not None), default=None)
     for pod in failing:
         code = _known_cause(pod)
         if code is not None:

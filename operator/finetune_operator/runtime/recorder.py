@@ -7,7 +7,6 @@ import hashlib
 import logging
 import socket
 import time
-import uuid
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,7 +88,8 @@ class Recorder:
         return {
             "apiVersion": "events.k8s.io/v1",
             "kind": "Event",
-            "metadata": {"name": f"{metadata['name']}.{uuid.uuid4().hex[:16]}", "namespace": metadata["namespace"]},
+            # kubectl describe shows events in the order of their names.
+            "metadata": {"name": f"{metadata['name']}.{int(now * 1e9):016x}", "namespace": metadata["namespace"]},
             "eventTime": micro_stamp(now),
             "reportingController": REPORTER,
             "reportingInstance": self._instance,

@@ -1,0 +1,212 @@
+"""The objects that the operator asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from finetune_api.effective import resolve
+from finetune_api.finetunejob import Metadata
+from finetune_api.pods import PodSettings
+from finetune_api.spec import FineTuneJobSpec
+from finetune_operator.domain.builders.configmap import config_map
+from finetune_operator.domain.builders.job import digest, job
+from finetune_operator.domain.builders.service import service
+from finetune_operator.domain.names import STAGES
+
+META = Metadata(name="bot", namespace="team", uid="u-1", generation=1)
+
+
+def spec(**changes: Any) -> FineTuneJobSpec:
+    base = {
+        "model": {"uri": "pvc://models/base"},
+        "method": {"type": "lora"},
+        "data": {"train": [{"uri": "pvc://data/train.jsonl"}]},
+        "workspace": {"uri": "pvc://scratch/work"},
+        "output": {"uri": "pvc://models/out"},
+        "compute": {"nodes": 2, "gpusPerNode": 4},
+        "pods": {"common": {"image": "trainer:1"}},
+    }
+    return resolve(FineTuneJobSpec.model_validate(base | changes))
+
+
+def built(stage: Any, **changes: Any) -> dict[str, Any]:
+    return job(META, spec(**changes), "abcde", stage, 1)
+
+
+def pod(stage: Any = "train", **changes: Any) -> dict[str, Any]:
+    found: dict[str, Any] = built(stage, **changes)["spec"]["template"]["spec"]
+    return found
+
+
+def container(stage: Any = "train", **changes: Any) -> dict[str, Any]:
+    found: dict[str, Any] = pod(stage, **changes)["containers"][0]
+    return found
+
+
+def env(of: dict[str, Any]) -> dict[str, Any]:
+    return {variable["name"]: variable for variable in of["env"]}
+
+
+# Every field of PodSettings: what a user writes, and where it must be found.
+SETTINGS: dict[str, tuple[Any, Callable[[dict[str, Any]], Any], Any]] = {
+    "image": ("other:2", lambda t: t["spec"]["containers"][0]["image"], "other:2"),
+    "image_pull_policy": ("Always", lambda t: t["spec"]["containers"][0]["imagePullPolicy"], "Always"),
+    "image_pull_secrets": ([{"name": "reg"}], lambda t: t["spec"]["imagePullSecrets"], [{"name": "reg"}]),
+    "service_account_name": ("robot", lambda t: t["spec"]["serviceAccountName"], "robot"),
+    "labels": ({"cost": "42"}, lambda t: t["metadata"]["labels"]["cost"], "42"),
+    "annotations": ({"note": "x"}, lambda t: t["metadata"]["annotations"], {"note": "x"}),
+    "node_selector": ({"disk": "ssd"}, lambda t: t["spec"]["nodeSelector"], {"disk": "ssd"}),
+    "tolerations": ([{"operator": "Exists"}], lambda t: t["spec"]["tolerations"], [{"operator": "Exists"}]),
+    "affinity": ({"nodeAffinity": {}}, lambda t: t["spec"]["affinity"], {"nodeAffinity": {}}),
+    "env": ([{"name": "A", "value": "b"}], lambda t: env(t["spec"]["containers"][0])["A"]["value"], "b"),
+    "volumes": ([{"name": "v", "emptyDir": {}}], lambda t: t["spec"]["volumes"][-1], {"name": "v", "emptyDir": {}}),
+    "volume_mounts": (
+        [{"name": "v", "mountPath": "/v"}],
+        lambda t: t["spec"]["containers"][0]["volumeMounts"][-1],
+        {"name": "v", "mountPath": "/v"},
+    ),
+    "resources": (
+        {"requests": {"cpu": 3}, "limits": {"memory": "1Gi", "rdma/hca": 1}},
+        lambda t: t["spec"]["containers"][0]["resources"],
+        {"requests": {"cpu": 3}, "limits": {"memory": "1Gi", "rdma/hca": 1}},
+    ),
+    "runtime_class_name": ("gvisor", lambda t: t["spec"]["runtimeClassName"], "gvisor"),
+    "scheduler_name": ("other", lambda t: t["spec"]["schedulerName"], "other"),
+    "security_context": ({"runAsUser": 7}, lambda t: t["spec"]["securityContext"]["runAsUser"], 7),
+}
+
+
+def test_the_table_knows_every_setting() -> None:
+    assert SETTINGS.keys() == PodSettings.model_fields.keys()
+
+
+@pytest.mark.parametrize("where", ["common", "prepare"])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_pod_setting_reaches_its_pods_and_no_others(name: str, where: str) -> None:
+    value, find, expected = SETTINGS[name]
+    alias = PodSettings.model_fields[name].alias or name
+    pods = {"common": {"image": "trainer:1"}}
+    pods[where] = {**pods.get(where, {}), alias: value}
+    assert find(built("prepare", pods=pods)["spec"]["template"]) == expected
+    other = built("publish", pods=pods)["spec"]["template"]
+    if where == "common":
+        assert find(other) == expected
+    else:
+        with pytest.raises((KeyError, AssertionError)):
+            assert find(other) == expected
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_defaults_satisfy_the_restricted_pod_security_standard(stage: Any) -> None:
+    made = pod(stage)
+    assert made["securityContext"]["runAsNonRoot"] is True
+    assert made["securityContext"]["runAsUser"] == made["securityContext"]["fsGroup"] == 65532
+    assert made["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert made["containers"][0]["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert (made["automountServiceAccountToken"], made["enableServiceLinks"]) == (False, False)
+    assert {next(k for k in v if k != "name") for v in made["volumes"]} <= {
+        "configMap",
+        "emptyDir",
+        "persistentVolumeClaim",
+    }
+
+
+def test_the_fixed_fields_of_a_gang() -> None:
+    made = built("train")["spec"]
+    assert (made["completions"], made["parallelism"], made["completionMode"]) == (2, 2, "Indexed")
+    assert (made["backoffLimit"], made["podReplacementPolicy"], made["suspend"]) == (0, "Failed", True)
+    assert made["template"]["spec"]["restartPolicy"] == "Never"
+    rules = [
+        (r["action"], r["onExitCodes"]["values"], r["onExitCodes"]["containerName"])
+        for r in made["podFailurePolicy"]["rules"]
+    ]
+    assert rules == [("Ignore", [5], "trainer"), ("FailJob", [3, 4, 6], "trainer")]
+    assert made["template"]["spec"]["terminationGracePeriodSeconds"] == 120
+    assert "suspend" not in built("prepare")["spec"]
+    assert built("publish")["spec"]["completions"] == 1
+
+
+def test_gpus_and_shared_memory_only_where_they_are_used() -> None:
+    assert container("train")["resources"]["limits"] == {"nvidia.com/gpu": 4}
+    assert "limits" not in container("prepare")["resources"]
+    assert any(m["mountPath"] == "/dev/shm" for m in container("train")["volumeMounts"])
+    on_cpu = {"compute": {"device": "cpu", "processesPerNode": 2}}
+    assert not any(m["mountPath"] == "/dev/shm" for m in container("train", **on_cpu)["volumeMounts"])
+    assert container("train", **on_cpu)["resources"] == {"requests": {"cpu": "500m", "memory": "1024Mi"}}
+    amd = {"compute": {"gpusPerNode": 8, "gpuResource": "amd.com/gpu"}}
+    assert container("train", **amd)["resources"]["limits"] == {"amd.com/gpu": 8}
+
+
+def test_a_limit_of_the_user_is_not_below_our_request() -> None:
+    small = {"common": {"image": "i", "resources": {"limits": {"memory": "100Mi"}}}}
+    assert "memory" not in container("prepare", pods=small)["resources"]["requests"]
+
+
+def test_the_contract_of_the_environment() -> None:
+    name = "bot-abcde-train-1"
+    variables = env(container("train"))
+    assert variables["FINETUNE_MASTER_ADDR"]["value"] == f"{name}-0.{name}"
+    assert pod("train")["subdomain"] == name
+    assert "FINETUNE_MASTER_ADDR" not in env(container("prepare"))
+    assert container("publish")["command"] == [
+        "python", "-m", "finetune_trainer", "publish", "--config", "/etc/finetune/run.json",
+    ]  # fmt: skip
+    mine = [{"name": "FINETUNE_SCRATCH", "value": "/evil"}, {"name": "HOME", "value": "/home"}]
+    changed = env(container("train", pods={"common": {"image": "i", "env": mine}}))
+    assert (changed["FINETUNE_SCRATCH"]["value"], changed["HOME"]["value"]) == ("/scratch", "/home")
+
+
+def test_a_claim_is_mounted_once_and_read_only_where_nothing_is_written() -> None:
+    one = {name: {"uri": f"pvc://all/{name}"} for name in ("model", "workspace", "output")}
+    made = pod("prepare", **one)
+    claims = [v["persistentVolumeClaim"] for v in made["volumes"] if "persistentVolumeClaim" in v]
+    assert claims == [{"claimName": "all"}, {"claimName": "data", "readOnly": True}]
+    mounts = {m["mountPath"]: m.get("readOnly", False) for m in made["containers"][0]["volumeMounts"]}
+    assert mounts["/mnt/claims/all"] is False
+    assert mounts["/mnt/claims/data"] is True
+
+
+def test_priority_is_the_gangs() -> None:
+    ranked = {"scheduling": {"priorityClass": "high"}}
+    assert pod("train", **ranked)["priorityClassName"] == "high"
+    assert "priorityClassName" not in pod("prepare", **ranked)
+
+
+def test_children_are_owned_labelled_and_named_alike() -> None:
+    resolved = spec()
+    for stage in STAGES:
+        children = [job(META, resolved, "abcde", stage, 3), config_map(META, resolved, "abcde", stage, 3)]
+        if stage == "train":
+            children.append(service(META, "abcde", 3))
+        for child in children:
+            metadata = child["metadata"]
+            assert metadata["name"] == f"bot-abcde-{stage}-3"
+            (owner,) = metadata["ownerReferences"]
+            assert (owner["uid"], owner["controller"], owner["blockOwnerDeletion"]) == ("u-1", True, True)
+            assert metadata["labels"]["app.kubernetes.io/managed-by"] == "finetune-operator"
+            assert metadata["labels"]["finetune.dev/attempt"] == "3"
+        assert (
+            children[0]["spec"]["template"]["metadata"]["labels"].items() >= children[0]["metadata"]["labels"].items()
+        )
+    gang = service(META, "abcde", 3)["spec"]
+    assert (gang["clusterIP"], gang["publishNotReadyAddresses"]) == ("None", True)
+
+
+def test_no_secret_of_the_pods_reaches_the_run_config() -> None:
+    secret = {"common": {"image": "i", "env": [{"name": "PASSWORD", "value": "hunter2"}]}}
+    assert "hunter2" not in str(config_map(META, spec(pods=secret), "abcde", "train", 1))
+
+
+def test_the_digest_tells_settings_of_a_stage_from_switches() -> None:
+    base = spec()
+    assert digest(base, "train") == digest(spec(suspend=True, runToken="x", retry={"infra": 9}), "train")
+    assert digest(base, "train") != digest(spec(compute={"nodes": 3, "gpusPerNode": 4}), "train")
+    only_train = spec(pods={"common": {"image": "trainer:1"}, "train": {"nodeSelector": {"a": "b"}}})
+    assert digest(base, "train") != digest(only_train, "train")
+    assert digest(base, "publish") == digest(only_train, "publish")

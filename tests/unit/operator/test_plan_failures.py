@@ -1,0 +1,274 @@
+"""`plan` when something goes wrong: verdicts, budgets, and what is tried again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from finetune_operator.domain.observed import ClaimView, Refusal
+
+
+@pytest.mark.parametrize("stage", ["prepare", "train", "publish"])
+@pytest.mark.parametrize(
+    ("exit_code", "reason", "code"),
+    [
+        (3, "Error", "BadInput"),
+        (4, "Error", "OutOfMemory"),
+        (6, "Error", "Diverged"),
+        (137, "OOMKilled", "OutOfMemory"),
+    ],
+)
+def test_what_is_never_retried(make_world: Any, stage: str, exit_code: int, reason: str, code: str) -> None:
+    world = make_world()
+    world.through(*("prepare", "train", "publish")[: ("prepare", "train", "publish").index(stage)])
+    world.run(stage)
+    world.settle()
+    world.end(stage, exit_code, reason=reason)
+    world.fail(stage)
+    world.settle()
+    status = world.status
+    assert (status["phase"], status["failure"]["code"], status["failure"]["stage"]) == ("Failed", code, stage)
+    assert status["failure"]["remedy"]
+    assert status["failure"]["retriable"] is False
+    assert (world.condition("Stalled"), world.condition("Failed"), world.condition("Ready")) == (
+        "True",
+        "True",
+        "False",
+    )
+    jobs = set(world.jobs)
+    world.now += 10_000
+    world.settle()
+    assert set(world.jobs) == jobs
+
+
+def test_the_trainers_sentence_is_the_failure(make_world: Any, words: Any) -> None:
+    world = make_world()
+    world.settle()
+    cause = {"code": "InvalidData", "message": "train.jsonl line 7: no answer", "remedy": "Add one"}
+    world.end("prepare", 3, text=words("prepare", "failed", 3, cause=cause))
+    world.fail("prepare")
+    world.settle()
+    failure = world.status["failure"]
+    assert (failure["code"], failure["message"], failure["remedy"]) == (
+        "InvalidData",
+        cause["message"],
+        cause["remedy"],
+    )
+    assert (failure["rank"], failure["node"], failure["exitCode"]) == (0, "node-0", 3)
+    assert world.condition("DataValid") == "False"
+    assert world.status["message"] == "train.jsonl line 7: no answer. Add one"
+
+
+def test_the_budget_for_unknown_failures(make_world: Any) -> None:
+    world = make_world(retry={"infra": 2})
+    world.settle()
+    waits = []
+    for attempt in range(1, 4):
+        assert world.job("prepare").attempt == attempt
+        world.run("prepare")
+        world.settle()
+        world.end("prepare", 1, text="Traceback\nValueError: token=hf_abcdefghijk")
+        world.fail("prepare")
+        drawn = world.settle()
+        assert world.book[-1] == ("prepare", attempt, "Failed")
+        if attempt < 3:
+            waits.append(drawn.look_again)
+            assert world.status["reason"] == "Retrying"
+            world.now += drawn.look_again
+            world.settle()
+    assert waits == [10, 20]
+    failure = world.status["failure"]
+    assert (world.status["phase"], world.status["infraFailures"], failure["code"]) == ("Failed", 3, "Unknown")
+    assert "spec.retry.infra 2 is used up" in failure["message"]
+    assert "ValueError" in failure["message"]
+    assert "hf_" not in failure["message"]
+    previous = world.manifests["Job", world.job("prepare").name]["metadata"]["annotations"][
+        "finetune.dev/previous-attempt"
+    ]
+    assert '"attempt": 2' in previous
+
+
+def disrupted(world: Any) -> None:
+    world.end("train", 137, 1, disrupted="EvictionByEvictionAPI: drained")
+
+
+def evicted(world: Any) -> None:
+    world.end("train", 137, 1)
+    world.pod("train", 1)
+    pods = world.pods[world.job("train").uid]
+    for name, pod in pods.items():
+        if pod.index == 1 and pod.over:
+            pods[name] = replace(pod, reason="Evicted", text="The node was low on resource: memory")
+
+
+def deleted(world: Any) -> None:
+    world.end("train", 137, 1, deletion_asked=world.now - 5, deletion_due=world.now)
+
+
+def node_lost(world: Any) -> None:
+    world.pod("train", 1, deletion_asked=world.now, deletion_due=world.now + 120)
+    world.set("train", failing=world.now)
+    world.settle()
+    assert world.book[-1][2] == "Running", "its end is waited for"
+    world.now += 120 + 301
+
+
+def vanished(world: Any) -> None:
+    job = world.job("train")
+    world.pods[job.uid] = {name: pod for name, pod in world.pods[job.uid].items() if pod.index == 0}
+
+
+@pytest.mark.parametrize("happens", [disrupted, evicted, deleted, node_lost, vanished])
+def test_disruption_is_nobodys_error(make_world: Any, words: Any, happens: Any) -> None:
+    world = make_world(compute={"device": "cpu", "nodes": 2}, retry={"infra": 0})
+    world.claims["scratch"] = ClaimView("scratch", True, ("ReadWriteMany",))
+    world.through("prepare")
+    world.run("train", 2)
+    world.settle()
+    world.now += 60
+    # The other rank loses its peer, and says so.
+    world.end("train", 7, 0, words("train", "failed", 7, time=world.now, step=9, lastCheckpoint={"step": 8}))
+    happens(world)
+    if happens is not node_lost:
+        world.fail("train")
+    world.now += 6
+    drawn = world.settle()
+    assert world.book[-1] == ("train", 1, "Evicted")
+    assert world.status.get("infraFailures") is None
+    assert (world.status["phase"], world.status["reason"], world.condition("Ready")) == ("Queued", "Resuming", "True")
+    world.now += drawn.look_again
+    world.settle()
+    assert world.book[-1] == ("train", 2, "Running")
+    assert world.status["lastCheckpoint"]["step"] == 8
+    assert world.notes[-2].type == "Warning"
+    assert "goes on from step 8" in world.notes[-2].text
+
+
+def test_a_gang_that_the_job_controller_ended_is_not_taken_for_evicted(make_world: Any) -> None:
+    world = make_world(compute={"device": "cpu", "nodes": 2})
+    world.claims["scratch"] = ClaimView("scratch", True, ("ReadWriteMany",))
+    world.through("prepare")
+    world.run("train", 2)
+    world.settle()
+    world.end("train", 1, 1, "Segmentation fault")
+    # The controller deletes rank 0 in the same second.
+    world.end("train", 143, 0, deletion_asked=world.now, deletion_due=world.now + 120)
+    world.fail("train")
+    world.settle()
+    assert world.book[-1] == ("train", 1, "Failed")
+    assert world.status["infraFailures"] == 1
+
+
+def test_a_known_cause_is_believed_before_a_disruption(make_world: Any) -> None:
+    world = make_world()
+    world.settle()
+    world.end("prepare", 3, disrupted="EvictionByEvictionAPI: drained")
+    world.fail("prepare")
+    world.settle()
+    assert world.status["failure"]["code"] == "BadInput"
+
+
+def test_a_job_that_ran_and_is_gone_counts_as_evicted_and_one_that_never_ran_is_made_again(make_world: Any) -> None:
+    world = make_world()
+    world.settle()
+    del world.jobs[world.job("prepare").name]
+    world.settle()
+    assert world.book == [("prepare", 1, "Running")]
+    world.run("prepare")
+    world.settle()
+    del world.jobs[world.job("prepare").name]
+    drawn = world.settle()
+    assert world.book == [("prepare", 1, "Evicted")]
+    world.now += drawn.look_again
+    world.settle()
+    assert world.book == [("prepare", 1, "Evicted"), ("prepare", 2, "Running")]
+
+
+@pytest.mark.parametrize("queued", [False, True])
+def test_a_stop_with_a_checkpoint_goes_on_at_once(make_world: Any, words: Any, queued: bool) -> None:
+    """In a new Job, since the Job controller would hold a gang of seven back for ten minutes; in the same one if a queue owns it."""
+    world = make_world(compute={"device": "cpu", "nodes": 2})
+    world.claims["scratch"] = ClaimView("scratch", True, ("ReadWriteMany",))
+    world.queued_elsewhere = queued
+    world.through("prepare")
+    if queued:
+        world.set("train", suspended=False)
+    world.run("train", 2)
+    world.settle()
+    stop = words("train", "stopped", 5, step=7, lastCheckpoint={"step": 7})
+    world.end("train", 5, 0, stop, deletion_asked=world.now)
+    world.settle()
+    assert world.book[-1] == ("train", 1, "Running"), "the other rank is still stopping"
+    world.end("train", 5, 1, stop)
+    world.settle()
+    assert world.status["lastCheckpoint"]["step"] == 7
+    if queued:
+        assert (world.book[-1], world.status["reason"]) == (("train", 1, "Running"), "Resuming")
+    else:
+        assert world.book[-2:] == [("train", 1, "Stopped"), ("train", 2, "Running")]
+        assert [job.attempt for job in world.jobs.values() if job.stage == "train"] == [2]
+        # Over and over is not at once.
+        world.run("train", 2)
+        world.settle()
+        world.end("train", 5, 0, stop)
+        world.end("train", 5, 1, stop)
+        assert world.settle().look_again == 5
+    assert world.status.get("infraFailures") is None
+
+
+def test_the_book_forgets_disruptions_before_successes(make_world: Any) -> None:
+    world = make_world()
+    world.through("prepare")
+    for _ in range(25):
+        world.run("train")
+        world.settle()
+        world.end("train", 137, disrupted="drain")
+        world.fail("train")
+        world.settle()
+        world.now += 400
+        world.settle()
+    assert len(world.book) == 20
+    assert world.book[0] == ("prepare", 1, "Succeeded")
+    assert world.book[-1] == ("train", 26, "Running")
+    assert len(world.jobs) <= 4, "pods of old attempts are cleaned up"
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "phase", "reason"),
+    [
+        (422, "spec.template.spec.volumes[0].name: Duplicate value", "Failed", "InvalidSpec"),
+        (409, "", "Preparing", "NameTaken"),
+        (403, "exceeded quota: jobs", "Preparing", "QuotaExceeded"),
+        (403, "denied by policy", "Preparing", "NotAllowed"),
+    ],
+)
+def test_a_child_that_the_api_server_refuses(make_world: Any, code: int, message: str, phase: str, reason: str) -> None:
+    world = make_world()
+    drawn = world.plan()
+    name = drawn.create[0]["metadata"]["name"]
+    world.refusals["Job", name] = Refusal("Job", name, code, message)
+    world.step()
+    assert (world.status["phase"], world.status["reason"]) == (phase, reason)
+    if phase != "Failed":
+        assert world.notes[-1].type == "Warning"
+        world.refusals.clear()
+        world.settle()
+        assert world.status["reason"] == "Starting"
+
+
+def test_the_end_of_a_job_is_not_judged_before_the_ends_of_its_pods_are_known(make_world: Any) -> None:
+    world = make_world()
+    world.settle()
+    world.run("prepare")
+    world.settle()
+    world.set("prepare", complete=world.now)
+    drawn = world.settle()
+    assert drawn.look_again is not None
+    assert drawn.look_again <= 1
+    assert world.book == [("prepare", 1, "Running")]
+    world.end(
+        "prepare", 0, text='{"contract":1,"stage":"prepare","outcome":"succeeded","exitCode":0,"data":{"rows":3}}'
+    )
+    world.settle()
+    assert world.status["data"] == {"rows": 3}
