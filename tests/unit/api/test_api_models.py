@@ -70,7 +70,11 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         ("spec.data.split", {"train": 0.9}, "spec.data.split: train, validation and test must add up to 1"),
         ("spec.compute", {"device": "cuda", "gpusPerNode": 0}, "spec.compute.gpusPerNode must be at least 1"),
         ("spec.compute", {"device": "cpu", "gpusPerNode": 1}, "spec.compute.gpusPerNode must be 0 or absent"),
-        ("spec.training", {"epochs": 1, "maxSteps": 2}, "spec.training.epochs and training.maxSteps exclude each other"),
+        (
+            "spec.training",
+            {"epochs": 1, "maxSteps": 2},
+            "spec.training.epochs and training.maxSteps exclude each other",
+        ),
         ("spec.pods.train.imag", "x", "spec.pods.train.imag: unknown field; did you mean image?"),
     ],
 )
