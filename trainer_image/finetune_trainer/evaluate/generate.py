@@ -25,29 +25,41 @@ def answers(
     max_new_tokens: int,
     pad: int,
     stop: Sequence[int],
+    on_token: Callable[[], None],
     on_batch: Callable[[int], None],
 ) -> dict[int, list[int]]:
     """Token ids of the answer to each row's prompt, on every rank, without the token that ended it. Collective.
 
-    Batches are the same at every world size. Raises Stopped, on all ranks alike, when one of them was asked to stop.
+    Batches are the same at every world size. `on_token` is called for each position that a batch has generated,
+    `on_batch(rows)` with the rows done so far. Raises Stopped, on all ranks alike, when one of them was asked to stop.
     """
     groups = _groups(split, rows, max_new_tokens, _BATCH_TOKENS[gang.device.type])
     mine: dict[int, list[int]] = {}
     measured = 0
+
+    def go_on() -> bool:
+        on_token()
+        return not gang.asked_to_stop  # the rest of this batch would be thrown away
+
     training = module.training
     module.eval()
     try:
         for start in range(0, len(groups), gang.world_size):
-            if gang.should_stop():
-                raise Stopped("asked to stop while generating answers", code="Stopped")
+            _stop_if_agreed(gang)
             if start + gang.rank < len(groups):
                 group = groups[start + gang.rank]
-                mine |= _generate(module, split, group, max_new_tokens, pad, stop, gang.device)
+                mine |= _generate(module, split, group, max_new_tokens, pad, stop, gang.device, go_on)
             measured += sum(len(group) for group in groups[start : start + gang.world_size])
             on_batch(measured)
+        _stop_if_agreed(gang)  # else a batch that was cut short would count
     finally:
         module.train(training)
     return {row: ids for part in gang.gather(mine) for row, ids in part.items()}
+
+
+def _stop_if_agreed(gang: Gang) -> None:
+    if gang.should_stop():
+        raise Stopped("asked to stop while generating answers", code="Stopped")
 
 
 def _groups(split: Split, rows: Sequence[int], max_new_tokens: int, budget: int) -> list[list[int]]:
@@ -72,8 +84,12 @@ def _generate(
     pad: int,
     stop: Sequence[int],
     device: torch.device,
+    go_on: Callable[[], bool],
 ) -> dict[int, list[int]]:
-    from transformers import GenerationConfig
+    from transformers import GenerationConfig, StoppingCriteriaList
+
+    def ends(ids: torch.Tensor, _: torch.Tensor, **__: object) -> torch.Tensor:
+        return torch.full((len(ids),), not go_on(), device=ids.device)
 
     prompts = [split.tokens(row)[: split.prompt_length(row)] for row in rows]
     width = max(len(prompt) for prompt in prompts)
@@ -97,6 +113,7 @@ def _generate(
                 input_ids=torch.from_numpy(ids).to(device),
                 attention_mask=torch.from_numpy(mask).to(device),
                 generation_config=greedy,
+                stopping_criteria=StoppingCriteriaList([ends]),
             )
     finally:
         module.generation_config = own

@@ -70,8 +70,16 @@ def wanted(shards: Shards, spec: EvaluationSpec) -> Wanted:
     return Wanted(metrics, tuple(rows), tuple(samples), shards.resolved["max_new_tokens"])
 
 
-def measure(gang: Gang, module: nn.Module, shards: Shards, what: Wanted, *, on_rows: Callable[[int], None]) -> Measured:
-    """Collective. `on_rows(n)` is told of n more rows measured. Raises Stopped when a rank was asked to stop."""
+def measure(
+    gang: Gang,
+    module: nn.Module,
+    shards: Shards,
+    what: Wanted,
+    *,
+    on_rows: Callable[[int], None],
+    on_token: Callable[[], None],
+) -> Measured:
+    """Collective. `on_rows(n)` is told of n more rows measured, `on_token` of each step of a generation. Raises Stopped when a rank was asked to stop."""
     result = Measured()
     pad = shards.tokenizer["pad"]
     seen = _Increments(on_rows)
@@ -88,6 +96,7 @@ def measure(gang: Gang, module: nn.Module, shards: Shards, what: Wanted, *, on_r
             max_new_tokens=what.max_new_tokens,
             pad=pad,
             stop=shards.tokenizer["stop"],
+            on_token=on_token,
             on_batch=seen,
         )
     return result

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ class Evaluation:
         if not (self._spec.baseline and self.measures) or self._gang.on_first(self._kept_base) is not None:
             return
         self._context.progress.update(stage="evaluate", step=0, total_steps=self._rows_total // 2, force=True)
-        measured = measure(self._gang, module, self._shards, self._wanted, on_rows=self._count_before)
+        measured = self._measure(module, self._count_before)
         self._gang.on_first(lambda: _keep(self._base_folder, measured))
 
     def run(self, module: nn.Module, tokenizer: Any, *, share: tuple[float, float]) -> dict[str, Any] | None:
@@ -56,17 +57,20 @@ class Evaluation:
         self._rows_done = 0
         self._began = time.monotonic()
         self._context.progress.update(stage="evaluate", step=0, total_steps=self._rows_total, force=True)
-        tuned = measure(self._gang, module, self._shards, self._wanted, on_rows=self._count)
+        tuned = self._measure(module, self._count)
         base = None
         if self._spec.baseline:
             if hasattr(module, "disable_adapter"):
                 with module.disable_adapter():
-                    base = measure(self._gang, module, self._shards, self._wanted, on_rows=self._count)
+                    base = self._measure(module, self._count)
             else:
                 base = self._gang.on_first(self._kept_base)
         if not self._gang.is_first:
             return None
         return compare.evaluation(self._shards, tokenizer, self._wanted, tuned, base)
+
+    def _measure(self, module: nn.Module, count: Callable[[int], None]) -> Measured:
+        return measure(self._gang, module, self._shards, self._wanted, on_rows=count, on_token=self._watchdog.beat)
 
     def _count_before(self, rows: int) -> None:
         self._watchdog.beat()

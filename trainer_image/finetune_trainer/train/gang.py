@@ -63,6 +63,11 @@ class Gang:
     def is_first(self) -> bool:
         return self.rank == 0
 
+    @property
+    def asked_to_stop(self) -> bool:
+        """Whether this rank was: the others may not know yet."""
+        return self._stop.requested
+
     def gather(self, value: T) -> list[T]:
         """Everybody's value, by rank."""
         if self._group is None:

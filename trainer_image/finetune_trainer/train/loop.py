@@ -122,10 +122,7 @@ class TrainLoop:
         tokens = batches.trained_tokens(self._shards.train, rows)
         torch.manual_seed(_mix(self._training.seed, step, self._gang.rank))
         pad = self._shards.tokenizer["pad"]
-        makers = [
-            functools.partial(batches.build, self._shards.train, part, pad=pad, counted=counted)
-            for part, counted in parts
-        ]
+        makers = [functools.partial(self._batch, part, pad, counted) for part, counted in parts]
         nll = self._engine.accumulate(makers, nll_sum, 1.0 / max(1, tokens))
         self._rate = self._schedule(step)
         self._norm = self._engine.step(self._rate)
@@ -137,6 +134,10 @@ class TrainLoop:
         now.row_tokens += int(self._lengths[rows].sum())
         now.steps += 1
         self._watchdog.beat(seconds=time.perf_counter() - began)
+
+    def _batch(self, rows: np.ndarray, pad: int, counted: bool) -> batches.Batch:
+        self._watchdog.beat()
+        return batches.build(self._shards.train, rows, pad=pad, counted=counted)
 
     def _micro_batches(self, rows: np.ndarray) -> list[tuple[np.ndarray, bool]]:
         shares = batches.divide(rows, self._lengths, self._gang.world_size)

@@ -59,13 +59,14 @@ def adapt(model: nn.Module, spec: FineTuneJobSpec) -> nn.Module:
     lora = spec.method.lora or LoraSpec()
     if lora.target_modules is not None:
         _check_targets(model, lora.target_modules)
+    alpha = lora.alpha if lora.alpha is not None else 2 * lora.rank
     torch.manual_seed(spec.training.seed)
     return get_peft_model(
         model,
         LoraConfig(
             task_type=TaskType.CAUSAL_LM,
             r=lora.rank,
-            lora_alpha=lora.alpha if lora.alpha is not None else 2 * lora.rank,
+            lora_alpha=int(alpha) if alpha == int(alpha) else alpha,  # others read adapter_config.json as integers
             lora_dropout=lora.dropout,
             target_modules=lora.target_modules or "all-linear",
         ),

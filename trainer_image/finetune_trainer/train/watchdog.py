@@ -14,17 +14,21 @@ from pathlib import Path
 
 ENV_SECONDS = "FINETUNE_HANG_SECONDS"  # for tests, and for storage or networks that are slower than anybody thought
 _LEAST_SECONDS = 120.0
+_FIRST_SECONDS = 900.0
+"""Until a step is done: libraries compile, storage is cold, and nothing is known of how long a step takes."""
 _FACTOR = 10
 
 
 class Watchdog:
-    """Watches from its making to the end of its `with` block. `beat` after every unit of work (a step, a validation batch, a generated batch). Limit: the longer of 120 s and ten medians."""
+    """Watches from its making to the end of its `with` block. `beat` after every piece of work (a step, a micro-batch, a generated token). Limit: the longer of 120 s and ten medians of a step."""
 
     def __init__(self, stacks: Path, hang: Callable[[float], None]) -> None:
         """`stacks` gets every thread's stack; then `hang(seconds)` is called from the watchdog's thread."""
         self._stacks = stacks
         self._hang = hang
-        self._least = float(os.environ.get(ENV_SECONDS) or _LEAST_SECONDS)
+        own = os.environ.get(ENV_SECONDS)
+        self._least = float(own or _LEAST_SECONDS)
+        self._first = float(own or _FIRST_SECONDS)
         self._durations: deque[float] = deque(maxlen=64)
         self._last = time.monotonic()
         self._paused = 0
@@ -38,7 +42,7 @@ class Watchdog:
         self._closed.set()
 
     def beat(self, *, seconds: float | None = None) -> None:
-        """A unit is done; `seconds` is its duration if it counts for the median."""
+        """Something went on; `seconds` is how long a whole step took."""
         self._last = time.monotonic()
         if seconds is not None:
             self._durations.append(seconds)
@@ -55,7 +59,7 @@ class Watchdog:
 
     @property
     def limit_seconds(self) -> float:
-        return max(self._least, _FACTOR * statistics.median(self._durations) if self._durations else 0.0)
+        return max(self._least, _FACTOR * statistics.median(list(self._durations))) if self._durations else self._first
 
     def _watch(self) -> None:
         while not self._closed.wait(min(5.0, self._least / 4)):
