@@ -102,7 +102,7 @@ def _take_results(draft: Draft, message: TerminationMessage) -> None:
         progress.loss = numbers.shown(message.metrics.get("loss", progress.loss), 5)
         progress.eval_loss = numbers.shown(message.metrics.get("eval_loss", progress.eval_loss), 5)
         progress.step = message.step if message.step is not None else progress.step
-        progress.total_steps = progress.total_steps or (status.plan and status.plan.steps)
+        progress.total_steps = progress.total_steps or (None if status.plan is None else status.plan.steps)
 
 
 def _result(draft: Draft, stage: Stage) -> str:
