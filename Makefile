@@ -37,7 +37,7 @@ quickstart: .venv/.cli ## From nothing to a published adapter on this machine (C
 	@$(RUN) examples/quickstart/run.py
 
 test: lint types ## Everything that this machine can run: lint, types, unit, trainer, cluster, e2e
-	$(RUN) -m pytest tests/unit tests/trainer tests/cluster tests/e2e tests/gpu
+	$(RUN) -m pytest tests/unit tests/trainer tests/cluster tests/e2e
 
 # ---- parts of them
 
