@@ -20,13 +20,14 @@ help: ## Show this list
 $(CACHE)/uv/bin/uv:
 	$(PYTHON) -m venv $(CACHE)/uv && $(CACHE)/uv/bin/pip install --quiet uv
 
-# The command line and the local cluster: no torch. `--inexact` keeps what `make setup` put there.
+# The command line and the local cluster: no torch. `--inexact` keeps what `make setup` put there. Bytecode is compiled once,
+# since every training process would else compile torch for itself where Python may not write it.
 .venv/.cli: pyproject.toml uv.lock | $(UV)
-	$(UV) sync --frozen --inexact --quiet --extra cli --python $(PYTHON)
+	$(UV) sync --frozen --inexact --quiet --compile-bytecode --extra cli --python $(PYTHON)
 	@touch $@
 
 .venv/.all: pyproject.toml uv.lock | $(UV)
-	$(UV) sync --frozen --quiet --all-extras --python $(PYTHON)
+	$(UV) sync --frozen --quiet --compile-bytecode --all-extras --python $(PYTHON)
 	@touch .venv/.cli $@
 
 setup: .venv/.all ## Make .venv with everything that tests need (torch too)
