@@ -251,7 +251,7 @@ def start_operator(tmp_path_factory: pytest.TempPathFactory, progress_port: int)
             "FINETUNE_DEFAULTS": str(defaults),
             "FINETUNE_HTTP": f"127.0.0.1:{port}",
             "FINETUNE_RETRY_SECONDS": "0.2",
-            "FINETUNE_POLL_SECONDS": "1",
+            "FINETUNE_POLL_SECONDS": "0.3",
             "FINETUNE_PROGRESS_PORT": str(progress_port),
             **settings,
         }

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import subprocess
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ GOOD: dict[str, Any] = {
         "managedBy": "tests.example/nobody",
     },
 }
+NAMESPACE = f"api-rules-{uuid.uuid4().hex[:6]}"
 MISSING = object()
 
 
@@ -111,11 +114,10 @@ SAME_VERDICT: list[tuple[dict[str, Any], str | None]] = [
 
 
 @pytest.fixture(scope="module")
-def path(api: Any) -> str:
-    name = "api-rules"
-    if api.find(f"/api/v1/namespaces/{name}") is None:
-        api.post("/api/v1/namespaces", {"metadata": {"name": name}})
-    return f"/apis/finetune.dev/v1alpha1/namespaces/{name}/finetunejobs"
+def path(api: Any) -> Iterator[str]:
+    api.post("/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
+    yield f"/apis/finetune.dev/v1alpha1/namespaces/{NAMESPACE}/finetunejobs"
+    api.delete(f"/api/v1/namespaces/{NAMESPACE}")
 
 
 def refusal(api: Any, path: str, body: dict[str, Any]) -> str | None:
@@ -189,10 +191,8 @@ MAY_CHANGE: list[dict[str, Any]] = [
 
 @pytest.fixture(scope="module")
 def stored(api: Any, path: str) -> str:
-    name = f"{path}/job"
-    if api.find(name) is None:
-        api.post(path, GOOD)
-    return name
+    api.post(path, GOOD)
+    return f"{path}/job"
 
 
 @pytest.mark.parametrize(("field", "change"), FIXED, ids=[json.dumps(c) for _, c in FIXED])
@@ -222,7 +222,7 @@ def test_unknown_fields_are_refused_by_kubectl(api: Any, path: str, tmp_path: Pa
     file = tmp_path / "job.json"
     file.write_text(
         json.dumps(
-            laid_over({"spec.training": {"learningRat": 1}, "metadata.namespace": "api-rules", "metadata.name": "typo"})
+            laid_over({"spec.training": {"learningRat": 1}, "metadata.namespace": NAMESPACE, "metadata.name": "typo"})
         )
     )
     done = subprocess.run(
@@ -241,7 +241,7 @@ def test_kubectl_get_reads_well(api: Any, stored: str, kubectl: str) -> None:
         "progress": {"summary": "42% 120/288", "step": 120, "loss": 1.5, "eta": "3m12s"},
     }
     api.merge(f"{stored}/status", {"status": status})
-    command = [kubectl, "--kubeconfig", str(api.kubeconfig), "get", "ftj", "-n", "api-rules", "job"]
+    command = [kubectl, "--kubeconfig", str(api.kubeconfig), "get", "ftj", "-n", NAMESPACE, "job"]
     header, row = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     assert header.split() == ["NAME", "PHASE", "PROGRESS", "LOSS", "ETA", "GPUS", "AGE"]
     assert row.split()[:7] == ["job", "Training", "42%", "120/288", "1.5", "3m12s", "16"]

@@ -19,7 +19,7 @@ from finetune_operator.domain.times import human, seconds_of
 
 PHASES: dict[Stage, Phase] = {"prepare": "Preparing", "train": "Queued", "publish": "Publishing"}
 """Phase of a stage whose pods do not all run yet."""
-_REFUSED_LOOK_AGAIN_S = 10.0
+_REFUSED_LOOK_AGAIN_S = 5.0
 _GONE_LOOK_AGAIN_S = 5.0
 
 

@@ -84,10 +84,17 @@ def _data_and_plan(draft: Draft, said: dict[str, Said]) -> bool:
 
 
 def _progress(draft: Draft, said: dict[str, Said]) -> None:
+    """ProgressUnknown stands while the endpoint cannot be read, and until it was read again: a new operator knows nothing yet."""
     reading = draft.seen.progress
-    if draft.poll is None or reading is None or reading.pod_uid != draft.poll.uid or reading.problem is None:
+    if draft.poll is None:
         return
-    said["ProgressUnknown"] = ("True", Reason.POLL_FAILED, reading.problem)
+    if reading is not None and reading.pod_uid == draft.poll.uid:
+        if reading.problem is not None:
+            said["ProgressUnknown"] = ("True", Reason.POLL_FAILED, reading.problem)
+        return
+    before = next((c for c in draft.before.conditions or [] if c.type == "ProgressUnknown"), None)
+    if before is not None:
+        said["ProgressUnknown"] = (before.status, before.reason, before.message)
 
 
 def _condition(kind: str, said: Said, before: Condition | None, generation: int, now: float) -> Condition:

@@ -10,7 +10,7 @@ from finetune_operator.domain.observed import Read
 from finetune_operator.domain.reasons import Code
 from finetune_operator.domain.waiting import missing_claim
 
-_LOOK_AGAIN_S = 10.0
+_LOOK_AGAIN_S = 5.0
 
 
 def check_workspace(draft: Draft) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from finetune_operator.domain.observed import ClaimView, ProgressReading, Refusal
 
-FRESH_S = 5.0
+FRESH_S = 4.0
 """For how long an answer to a read counts."""
 
 

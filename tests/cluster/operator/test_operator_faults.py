@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 import ssl
@@ -121,8 +122,9 @@ class Proxy:
             await streamed.prepare(request)
             if "watch=true" in request.query_string:
                 self.watches.append(request.transport)
-            async for chunk in answer.content.iter_any():
-                await streamed.write(chunk)
+            with contextlib.suppress(ConnectionError):  # a watcher may go at any time
+                async for chunk in answer.content.iter_any():
+                    await streamed.write(chunk)
             return streamed
 
 
