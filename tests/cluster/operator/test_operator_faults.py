@@ -293,14 +293,15 @@ def test_a_job_is_looked_at_again_after_a_restart_without_a_write(
 ) -> None:
     """Restarting the operator, over a list of running and finished jobs, writes nothing."""
     kubelet.script = acts.hold_training
-    operator = start_operator(proxy.kubeconfig, FINETUNE_NAMESPACES=namespace)
+    settings = {"FINETUNE_NAMESPACES": namespace, "FINETUNE_POLL_SECONDS": "60"}
+    operator = start_operator(proxy.kubeconfig, **settings)
     for name in ("one", "two"):
         jobs.create(name, compute={"device": "cpu", "nodes": 2})
     for name in ("one", "two"):
         jobs.wait("Training", name)
     assert operator.terminate() == 0
     proxy.writes.clear()
-    operator = start_operator(proxy.kubeconfig, FINETUNE_NAMESPACES=namespace)
+    operator = start_operator(proxy.kubeconfig, **settings)
     time.sleep(2)
     assert proxy.writes == []
     assert [line["msg"] for line in operator.lines()] == ["started"]
