@@ -21,6 +21,7 @@ from finetune_api.finetunejob import FineTuneJob
 
 from finetune_operator.domain.names import ANNOTATION_DIGEST, ANNOTATION_HELD
 from finetune_operator.domain.times import seconds_of
+from finetune_operator.domain.untrusted import last_words
 
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
@@ -66,7 +67,6 @@ class JobView:
     held: bool = False
     managed_elsewhere: bool = False
     digest: str | None = None
-    active: int = 0
     complete: float | None = None
     failed: float | None = None
     failing: float | None = None
@@ -79,7 +79,7 @@ class JobView:
 
     @classmethod
     def of(cls, body: Object) -> JobView:
-        metadata, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
+        metadata, spec = body["metadata"], body.get("spec") or {}
         labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
         failed = _condition(body, "Failed") or _condition(body, "FailureTarget")
         number = labels.get(LABEL_ATTEMPT, "")
@@ -96,7 +96,6 @@ class JobView:
             held=ANNOTATION_HELD in annotations,
             managed_elsewhere=QUEUE_LABEL in labels or spec.get("managedBy") not in (None, JOB_CONTROLLER),
             digest=annotations.get(ANNOTATION_DIGEST),
-            active=status.get("active") or 0,
             complete=_since(body, "Complete"),
             failed=_since(body, "Failed"),
             failing=_since(body, "FailureTarget"),
@@ -116,7 +115,7 @@ class Ended:
 
     @property
     def message(self) -> TerminationMessage | None:
-        return TerminationMessage.decode(self.text) if self.text else None
+        return last_words(self.text) if self.text else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +140,6 @@ class PodView:
     unschedulable_since: float | None = None
     claims: tuple[str, ...] = ()
     """PersistentVolumeClaims that it mounts."""
-    gated: bool = False
     waiting: str | None = None
     waiting_text: str | None = None
     image: str | None = None
@@ -191,7 +189,6 @@ class PodView:
                 for volume in (body.get("spec") or {}).get("volumes") or ()
                 if "persistentVolumeClaim" in volume
             ),
-            gated=unplaced and place.get("reason") == "SchedulingGated",
             waiting=None if waiting is None else waiting.get("reason"),
             waiting_text=None if waiting is None else waiting.get("message"),
             image=image,

@@ -8,11 +8,13 @@ from typing import Any
 
 from finetune_operator.domain.draft import Delete, Patch, Plan
 from finetune_operator.domain.observed import ClaimView, Read, Refusal, controller_uid
+from finetune_operator.domain.times import seconds_of
 from finetune_operator.runtime.cache import Cache, HeldJob
 from finetune_operator.runtime.client import Client
 from finetune_operator.runtime.errors import ApiError
 from finetune_operator.runtime.queue import Key
 from finetune_operator.runtime.resources import BY_KIND, CLAIM, EVENT, JOB
+from finetune_operator.telemetry import metrics
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +77,12 @@ class Actions:
         held.facts.exists(kind, name)
         if kind == "Job":
             self._cache.observe("Job", made)
+            self._measure(held, made)
+
+    def _measure(self, held: HeldJob, made: Object) -> None:
+        if not held.status.get("attempts"):
+            asked, done = (seconds_of(body["metadata"]["creationTimestamp"]) for body in (held.body, made))
+            metrics.child_created_seconds.observe(max(0.0, (done or 0.0) - (asked or 0.0)))
 
     async def _exists_already(self, held: HeldJob, body: Object, for_new_job: bool) -> None:
         """Ours from before a crash or a lost answer, or somebody else's: only the controller's uid says which."""

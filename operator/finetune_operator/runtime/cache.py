@@ -165,6 +165,9 @@ class Cache:
         held = self._held.get((kind, namespace, name))
         return held.version if held is not None and held.uid == uid else -1
 
+    def holds(self, kind: str, namespace: str, name: str, uid: str) -> bool:
+        return uid not in self._tombs and self.version(kind, namespace, name, uid) >= 0
+
     def phases(self) -> Counter[str]:
         return Counter(job.status.get("phase") or "Pending" for job in self._finetunejobs.values())
 

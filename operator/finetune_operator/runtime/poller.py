@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import aiohttp
 from finetune_api.contract import PROGRESS_MAX_BYTES, PROGRESS_PATH, PROGRESS_PORT, Progress
-from pydantic import ValidationError
 
+from finetune_operator.domain import untrusted
 from finetune_operator.domain.observed import PodView, ProgressReading
 from finetune_operator.runtime.queue import Key
 from finetune_operator.telemetry import metrics
@@ -123,7 +123,5 @@ class Poller:
             return None, f"{where} cannot be read: {str(error) or type(error).__name__}"
         if len(content) > PROGRESS_MAX_BYTES:
             return None, f"{where} answers with more than {PROGRESS_MAX_BYTES} bytes"
-        try:
-            return Progress.model_validate_json(content), None
-        except ValidationError:
-            return None, f"{where} does not answer with a progress record"
+        progress = untrusted.progress(content)
+        return progress, None if progress is not None else f"{where} does not answer with a progress record"

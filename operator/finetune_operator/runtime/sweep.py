@@ -78,7 +78,7 @@ class Sweeper:
         gone = [
             place
             for place, (uid, _) in before.items()
-            if listed.get(place, ("", 0))[0] != uid and self._cache.version(kind, *place, uid) in range(2**63)
+            if listed.get(place, ("", 0))[0] != uid and self._cache.holds(kind, *place, uid)
         ]
         for place in [*newer, *gone]:
             await self._repair(resource, place, before.get(place))

@@ -47,7 +47,7 @@ child_created_seconds = Histogram(
     buckets=_LONG_SECONDS,
 )
 running_seconds = Histogram(
-    "finetune_time_to_running_seconds", "From a training's Job to all its pods running.", buckets=_LONG_SECONDS
+    "finetune_time_to_running_seconds", "From a training's first pod running to all of them.", buckets=_LONG_SECONDS
 )
 restarts = Counter("finetune_restarts_total", "Attempts that were begun again.", ["reason"])
 gpus_allocated = Gauge("finetune_gpus_allocated", "GPUs that trainings hold.")

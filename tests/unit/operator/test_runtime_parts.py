@@ -121,7 +121,7 @@ def test_an_object_only_moves_forward() -> None:
 def test_what_changes_nothing_wakes_nobody() -> None:
     cache = Cache()
     cache.observe("FineTuneJob", ftj(1))
-    assert cache.observe("Job", child("Job", 2, status={"active": 1})) == A
+    assert cache.observe("Job", child("Job", 2)) == A
     assert cache.observe("Job", child("Job", 3, status={"active": 1, "ready": 1})) is None
     pod = child("Pod", 4, owner="j", uid="p", status={"phase": "Pending"})
     assert cache.observe("Pod", pod) == A

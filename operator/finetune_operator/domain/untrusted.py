@@ -1,0 +1,66 @@
+"""What a pod tells us, made fit for a status. A pod's image is its user's: one number that the API server does not take would
+otherwise keep a job's whole status from being written, for ever."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from typing import Any
+
+from finetune_api.contract import Progress, TerminationMessage
+from pydantic import ValidationError
+
+from finetune_operator.domain.numbers import LIMIT
+from finetune_operator.domain.times import seconds_of
+
+_LONGEST_TEXT = 4096
+_DEEPEST = 6
+_MOST_ITEMS = 16
+_UNFIT = object()
+
+
+@functools.lru_cache(maxsize=1024)
+def last_words(text: str) -> TerminationMessage | None:
+    """A termination message; None when the text is none. The same text gives the same object: it must not be written to."""
+    fit = _load(text)
+    try:
+        return TerminationMessage.model_validate(fit) if isinstance(fit, dict) else None
+    except ValidationError:
+        return None
+
+
+def progress(content: bytes) -> Progress | None:
+    """A progress record; None when the answer is none."""
+    fit = _load(content)
+    try:
+        return Progress.model_validate(fit) if isinstance(fit, dict) else None
+    except ValidationError:
+        return None
+
+
+def _load(text: str | bytes) -> Any:
+    try:
+        return _fit(json.loads(text), _DEEPEST)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _fit(value: Any, depth: int, name: str = "") -> Any:
+    """The value without what a status cannot hold: NaN, numbers beyond 2^53, times that are none, endless texts and lists."""
+    match value:
+        case bool() | None:
+            return value
+        case int() | float():
+            return value if abs(value) <= LIMIT and math.isfinite(value) else _UNFIT
+        case str() if name == "time":
+            return value if seconds_of(value) is not None and value.endswith("Z") else _UNFIT
+        case str():
+            return value[:_LONGEST_TEXT]
+        case list() if depth > 0:
+            fit = (_fit(item, depth - 1) for item in value[:_MOST_ITEMS])
+            return [item for item in fit if item is not _UNFIT]
+        case dict() if depth > 0:
+            pairs = ((key, _fit(item, depth - 1, key)) for key, item in value.items())
+            return {key: item for key, item in pairs if item is not _UNFIT}
+    return _UNFIT

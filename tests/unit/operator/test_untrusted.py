@@ -1,0 +1,62 @@
+"""Nothing that a pod says can keep the status from being written."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+from finetune_operator.domain.untrusted import last_words, progress
+from hypothesis import given
+from hypothesis import strategies as st
+
+BASE = {"stage": "train", "outcome": "succeeded", "exitCode": 0}
+
+
+@pytest.mark.parametrize(
+    ("said", "left"),
+    [
+        ({"data": {"rows": 10**30, "tokens": 5}}, {"data": {"tokens": 5}}),
+        ({"metrics": {"loss": math.nan, "eval_loss": 0.5, "x": math.inf}}, {"metrics": {"eval_loss": 0.5}}),
+        (
+            {"evaluation": {"metrics": [{"metric": "loss", "base": math.nan, "tuned": 1.0}]}},
+            {"evaluation": {"metrics": [{"metric": "loss", "tuned": 1.0}]}},
+        ),
+        ({"lastCheckpoint": {"step": 3, "time": "yesterday"}}, {"lastCheckpoint": {"step": 3}}),
+        ({"artifacts": {"uri": "u" * 9000}}, {"artifacts": {"uri": "u" * 4096}}),
+        ({"evaluation": {"metrics": [{"metric": str(n)} for n in range(99)]}}, {"evaluation": {"metrics": [{"metric": str(n)} for n in range(16)]}}),
+    ],
+)  # fmt: skip
+def test_what_is_unfit_is_left_out(said: dict[str, Any], left: dict[str, Any]) -> None:
+    message = last_words(json.dumps({**BASE, **said}))
+    assert message is not None
+    assert {name: message.wire()[name] for name in left} == left
+
+
+@pytest.mark.parametrize("text", ["", "Traceback", "[]", "7", "{}", '{"stage":"cook"}', "[" * 100_000, '{"a":' * 5000])
+def test_what_is_no_message_is_none(text: str) -> None:
+    assert last_words(text) is None
+    assert progress(text.encode()) is None
+
+
+JSON: Any = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["step", "time", "loss", "rows"]), inner)
+    ),
+    max_leaves=8,
+)
+
+
+@given(data=JSON, metrics=JSON, checkpoint=JSON, percent=JSON, content=st.binary(max_size=50))
+def test_whatever_is_said_is_fit_or_nothing(
+    data: Any, metrics: Any, checkpoint: Any, percent: Any, content: bytes
+) -> None:
+    said = {**BASE, "data": data, "metrics": metrics, "lastCheckpoint": checkpoint}
+    message = last_words(json.dumps(said))
+    if message is not None:
+        json.dumps(message.wire(), allow_nan=False)
+    told = progress(json.dumps({"stage": "train", "percent": percent, "lastCheckpoint": checkpoint}).encode())
+    assert told is None or 0 <= told.percent <= 100
+    progress(content)
