@@ -69,7 +69,8 @@ def test_bad_data_fails_at_once_with_its_sentence(jobs: Any, kubelet: Any, acts:
     time.sleep(1)
     assert len(jobs.children()) == 1
     assert not kubelet.of("train")
-    assert [e["type"] for e in jobs.events()].count("Warning") == 1
+    # On a busy machine a pod that waits for its node is told about as well; the failure itself is told once.
+    assert [(e["type"], e["reason"]) for e in jobs.events()].count(("Warning", "Failed")) == 1
 
 
 @pytest.mark.parametrize("stage", ["prepare", "train"])
