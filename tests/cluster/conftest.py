@@ -158,20 +158,29 @@ def api(control_kubeconfig: Path) -> Api:
 
 @pytest.fixture
 def namespace(api: Api) -> Iterator[str]:
-    """A namespace of this test alone; it goes away behind the test's back."""
+    """A namespace of this test alone. Nodes have no kubelet, so its pods have to be taken away by force."""
     name = f"t-{uuid.uuid4().hex[:8]}"
     api.post("/api/v1/namespaces", {"metadata": {"name": name}})
     yield name
+    api.delete(f"{FTJ}/namespaces/{name}/finetunejobs")
+    api.delete(f"/apis/batch/v1/namespaces/{name}/jobs")
+    api.delete(f"/api/v1/namespaces/{name}/pods", gracePeriodSeconds=0)
     api.delete(f"/api/v1/namespaces/{name}")
 
 
 @pytest.fixture(scope="session")
-def kubectl() -> str:
-    """Path of kubectl, fetched if this machine has none."""
-    tools = subprocess.run(
+def tools() -> Path:
+    """Folder with kubectl and helm, fetched if this machine has none."""
+    found = subprocess.run(
         [sys.executable, "-m", "localcluster", "tools"], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, check=True
     )
-    return str(Path(tools.stdout.strip().splitlines()[-1]) / "kubectl")
+    return Path(found.stdout.strip().splitlines()[-1])
+
+
+@pytest.fixture(scope="session")
+def kubectl(tools: Path) -> str:
+    """Path of kubectl."""
+    return str(tools / "kubectl")
 
 
 IMAGE = "registry.example/trainer:1"

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 
 from finetune_operator.domain.draft import Config, Plan
+from finetune_operator.domain.finish import finished
 from finetune_operator.domain.plan import plan as draw_up
 from finetune_operator.domain.writing import can_wait
 from finetune_operator.runtime.actions import Actions, Done
@@ -73,8 +74,8 @@ class Reconciler:
                 continue
             if await self._actions.carry_out(key, held, plan, done):
                 continue
-            if await self._write_status(key, held, plan, now):
-                continue
+            if await self._write_status(key, held, plan, now) and finished(plan.status):
+                continue  # what follows an end is decided only when the end is on record
             self._poller.follow(key, plan.poll)
             return plan.look_again
         logger.warning("a look did not settle", extra={"rounds": _ROUNDS})
