@@ -23,7 +23,8 @@ def fail(draft: Draft, failure: FailureStatus) -> None:
     draft.status.failure = failure
     draft.status.completion_time = stamp(draft.now)
     stage = f"in stage {failure.stage}, " if failure.stage else ""
-    message = f"{failure.message}. {failure.remedy}" if failure.remedy else failure.message
+    advice = f". {failure.remedy[0].upper()}{failure.remedy[1:]}" if failure.remedy else ""
+    message = failure.message + advice
     draft.situation = Situation("Failed", failure.code, message)
     draft.say("Warning", Reason.FAILED, "Finish", f"Failed {stage}{failure.code}: {message}")
 
