@@ -11,14 +11,27 @@ ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1
 WORKDIR /app
 
-FROM base AS operator
+# What uv.lock says of each image, so that a change of anything else in these files rebuilds no dependencies.
+FROM base AS requirements
 ARG UV_CACHE_DIR=/root/.cache/uv
 COPY pyproject.toml uv.lock /build/
-RUN --mount=type=cache,target=/root/.cache/uv set -eu; cd /build; \
-    export UV_PROJECT_ENVIRONMENT=/opt/venv UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never UV_SYSTEM_CERTS=1; \
+RUN --mount=type=cache,target=/root/.cache/uv set -eu; cd /build; mkdir /requirements; \
     uv=$(command -v uv || { python3 -m venv /tmp/uv && /tmp/uv/bin/pip install -q --no-cache-dir uv && echo /tmp/uv/bin/uv; }); \
-    "$uv" sync --quiet --frozen --no-dev --no-install-project --compile-bytecode --python "$(command -v python3)" --extra operator; \
-    rm -rf /tmp/uv /build
+    for extra in operator trainer; do \
+        "$uv" export --quiet --frozen --no-dev --no-emit-project --no-header --no-annotate \
+            --python "$(command -v python3)" --extra $extra --output-file /requirements/$extra.txt; \
+    done; \
+    rm -rf /tmp/uv
+
+FROM base AS operator
+ARG UV_CACHE_DIR=/root/.cache/uv
+COPY --from=requirements /requirements/operator.txt /tmp/requirements.txt
+RUN --mount=type=cache,target=/root/.cache/uv set -eu; \
+    export VIRTUAL_ENV=/opt/venv UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never UV_SYSTEM_CERTS=1; \
+    uv=$(command -v uv || { python3 -m venv /tmp/uv && /tmp/uv/bin/pip install -q --no-cache-dir uv && echo /tmp/uv/bin/uv; }); \
+    "$uv" venv --quiet --python "$(command -v python3)" /opt/venv; \
+    "$uv" pip install --quiet --compile-bytecode --require-hashes --requirement /tmp/requirements.txt; \
+    rm -rf /tmp/uv /tmp/requirements.txt
 COPY LICENSE /licenses/LICENSE
 COPY crds/finetune_api /app/finetune_api
 COPY operator/finetune_operator /app/finetune_operator
@@ -28,12 +41,13 @@ ENTRYPOINT ["python", "-m", "finetune_operator"]
 
 FROM base AS trainer
 ARG UV_CACHE_DIR=/root/.cache/uv
-COPY pyproject.toml uv.lock /build/
-RUN --mount=type=cache,target=/root/.cache/uv set -eu; cd /build; \
-    export UV_PROJECT_ENVIRONMENT=/opt/venv UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never UV_SYSTEM_CERTS=1; \
+COPY --from=requirements /requirements/trainer.txt /tmp/requirements.txt
+RUN --mount=type=cache,target=/root/.cache/uv set -eu; \
+    export VIRTUAL_ENV=/opt/venv UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never UV_SYSTEM_CERTS=1; \
     uv=$(command -v uv || { python3 -m venv /tmp/uv && /tmp/uv/bin/pip install -q --no-cache-dir uv && echo /tmp/uv/bin/uv; }); \
-    "$uv" sync --quiet --frozen --no-dev --no-install-project --compile-bytecode --python "$(command -v python3)" --extra trainer; \
-    rm -rf /tmp/uv /build
+    "$uv" venv --quiet --python "$(command -v python3)" /opt/venv; \
+    "$uv" pip install --quiet --compile-bytecode --require-hashes --requirement /tmp/requirements.txt; \
+    rm -rf /tmp/uv /tmp/requirements.txt
 COPY LICENSE /licenses/LICENSE
 COPY crds/finetune_api /app/finetune_api
 COPY trainer_image/finetune_trainer /app/finetune_trainer

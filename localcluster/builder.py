@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 from localcluster import debian, pypi
@@ -62,13 +61,12 @@ class Builder:
             self._call("rmi", name)
         self._call("rmi", "--prune")
 
-    def run(self, verb: str, *arguments: str, show: bool = False) -> str:
-        """Run one buildah command; with SHOW its output goes to the person."""
-        done = self._call(verb, f"--signature-policy={self._policy}", *arguments, show=show)
+    def run(self, verb: str, *arguments: str) -> str:
+        """Run one buildah command."""
+        done = self._call(verb, f"--signature-policy={self._policy}", *arguments)
         if done.returncode != 0:
-            said = f": {done.stderr.strip()[-800:]}" if done.stderr else "; its output is above"
-            raise ClusterError(f"buildah {verb} failed{said}")
-        return (done.stdout or "").strip()
+            raise ClusterError(f"buildah {verb} failed: {done.stderr.strip()[-2000:]}")
+        return done.stdout.strip()
 
     def base_image(self) -> str:
         """The image that both of the project's images start from, for people without access to a public registry."""
@@ -103,7 +101,7 @@ class Builder:
         self.run("commit", "--rm", container, BASE_IMAGE)
         archive.unlink()
 
-    def _call(self, verb: str, *arguments: str, show: bool = False) -> subprocess.CompletedProcess[str]:
+    def _call(self, verb: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         storage = [
             f"--root={self.folder / 'storage'}",
             f"--runroot={self.folder / 'run'}",
@@ -113,8 +111,7 @@ class Builder:
             [debian.program("buildah"), *storage, verb, *arguments],
             # Large layers and cache mounts are written there; /tmp may be a small file system in memory.
             env={**os.environ, "TMPDIR": str(self._scratch)},
-            stdout=sys.stderr if show else subprocess.PIPE,
-            stderr=None if show else subprocess.PIPE,
+            capture_output=True,
             text=True,
             check=False,
         )

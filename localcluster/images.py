@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from localcluster.builder import Builder, uv_program
-from localcluster.console import say
+from localcluster.console import progress, say
 from localcluster.errors import NotReadyToStart
 from localcluster.paths import REPOSITORY
 from localcluster.readiness import registry_answers
@@ -54,30 +54,29 @@ def build(request: Build) -> str:
     arguments = list(request.build_args)
     if not any(argument.startswith("BASE_IMAGE=") for argument in arguments):
         arguments.append(f"BASE_IMAGE={builder.base_image()}")
-    started = time.monotonic()
-    builder.run(
-        "bud",
-        # Without namespaces of its own a build works inside containers too.
-        "--isolation=chroot",
-        "--network=host",
-        "--layers",
-        "--pull=false",
-        *(f"--volume={volume}" for volume in _volumes()),
-        f"--build-arg=UV_CACHE_DIR={_UV_CACHE_INSIDE}",
-        *(f"--build-arg={argument}" for argument in arguments),
-        f"--target={request.target}",
-        f"--file={request.file}",
-        f"--tag={image}",
-        f"--iidfile={identity}",
-        str(request.context),
-        show=True,
-    )
+    with progress(f"Building the image {request.target} (minutes the first time)"):
+        builder.run(
+            "bud",
+            # Without namespaces of its own a build works inside containers too.
+            "--isolation=chroot",
+            "--network=host",
+            "--layers",
+            "--pull=false",
+            *(f"--volume={volume}" for volume in _volumes()),
+            f"--build-arg=UV_CACHE_DIR={_UV_CACHE_INSIDE}",
+            *(f"--build-arg={argument}" for argument in arguments),
+            f"--target={request.target}",
+            f"--file={request.file}",
+            f"--tag={image}",
+            f"--iidfile={identity}",
+            str(request.context),
+        )
     if request.tag is None:
         named = f"{image}:{identity.read_text().removeprefix('sha256:')[:12]}"
         builder.tag(image, named)
         builder.prune(image, keep={image, named})
         image = named
-    say(f"Built {image} in {time.monotonic() - started:.1f} s.")
+    say(f"Built {image}.")
     return image
 
 
