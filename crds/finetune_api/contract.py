@@ -98,7 +98,9 @@ class RunConfig(ApiModel):
         return location.parsed.on_disk(self.claims_root)
 
     def encode(self) -> str:
-        return json.dumps(self.wire(), sort_keys=True, separators=(",", ":"))
+        """Without what is as by default, so that a trainer image of an earlier version can read it."""
+        wire = self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
+        return json.dumps(wire | {"contract": self.contract}, sort_keys=True, separators=(",", ":"))
 
     @classmethod
     def read(cls, path: str | Path) -> RunConfig:

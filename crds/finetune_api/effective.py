@@ -11,8 +11,19 @@ from typing import Any
 from pydantic import Field
 
 from finetune_api.base import ApiModel
+from finetune_api.compute import ComputeSpec, OffloadSpec, Strategy
+from finetune_api.method import (
+    LOW_RANK,
+    PROMPT_LEARNING,
+    LoraSpec,
+    MethodSpec,
+    MethodType,
+    PromptTuningSpec,
+    QuantizationSpec,
+)
 from finetune_api.pods import Pods, PodSettings, merge
-from finetune_api.spec import ComputeSpec, FineTuneJobSpec, LoraSpec
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.training import OptimizerName
 
 
 class PlatformDefaults(ApiModel):
@@ -21,27 +32,34 @@ class PlatformDefaults(ApiModel):
     pods: PodSettings = Field(default_factory=PodSettings)
 
 
+LEARNING_RATES: dict[MethodType, float] = {
+    "lora": 2e-4, "qlora": 2e-4, "dora": 2e-4, "full": 2e-5, "prefix": 1e-2, "prompt": 1e-2
+}  # fmt: skip
+
+
 def resolve(spec: FineTuneJobSpec, defaults: PlatformDefaults | None = None) -> FineTuneJobSpec:
     """The spec with every field decided that can be decided without reading data. Pure; resolving twice changes nothing."""
     # Copied as far as it changes: a whole deep copy costs more than everything else that the operator does in a look.
     out = spec.model_copy(
         update={
-            "compute": compute(spec.compute),
+            "compute": compute(spec.compute, spec.training.optimizer or "adamw"),
             "method": spec.method.model_copy(),
             "training": spec.training.model_copy(),
             "data": spec.data.model_copy(),
         }
     )
-    if out.method.type == "lora":
-        out.method.lora = out.method.lora.model_copy() if out.method.lora is not None else LoraSpec()
-        out.method.lora.alpha = out.method.lora.alpha or 2.0 * out.method.lora.rank
+    _decide_method(out.method)
     training = out.training
     if training.max_steps is None and training.epochs is None:
         training.epochs = 3
     training.global_batch_size = training.global_batch_size or 16
-    training.learning_rate = training.learning_rate or (2e-4 if out.method.type == "lora" else 2e-5)
+    training.learning_rate = training.learning_rate or LEARNING_RATES[out.method.type]
     training.schedule = training.schedule or "cosine"
     training.warmup_ratio = 0.03 if training.warmup_ratio is None else training.warmup_ratio
+    if training.schedule == "wsd":
+        training.decay_ratio = training.decay_ratio or 0.2
+    training.optimizer = training.optimizer or "adamw"
+    training.activation_checkpointing = training.activation_checkpointing or "none"
     training.precision = training.precision or ("bf16" if out.compute.device == "cuda" else "fp32")
     out.data.overlong = out.data.overlong or "truncate"
     if defaults is not None:
@@ -50,15 +68,38 @@ def resolve(spec: FineTuneJobSpec, defaults: PlatformDefaults | None = None) -> 
     return out
 
 
-def compute(spec: ComputeSpec) -> ComputeSpec:
+def _decide_method(method: MethodSpec) -> None:
+    """An adapter to go on from brings its own settings."""
+    if method.type in LOW_RANK and method.init_from is None:
+        method.lora = method.lora.model_copy() if method.lora is not None else LoraSpec()
+        method.lora.alpha = method.lora.alpha or 2.0 * method.lora.rank
+    if method.type == "qlora":
+        quantization = method.quantization.model_copy() if method.quantization is not None else QuantizationSpec()
+        if quantization.bits == 4:
+            quantization.type = quantization.type or "nf4"
+            quantization.double_quant = True if quantization.double_quant is None else quantization.double_quant
+        method.quantization = quantization
+    if method.type in PROMPT_LEARNING and method.init_from is None:
+        method.prompt_tuning = method.prompt_tuning or PromptTuningSpec()
+
+
+def compute(spec: ComputeSpec, optimizer: OptimizerName = "adamw") -> ComputeSpec:
     """Device, processes and strategy of a gang."""
     device = spec.device or ("cpu" if spec.gpus_per_node == 0 else "cuda")
     gpus = 0 if device == "cpu" else spec.gpus_per_node or 1
     processes = spec.processes_per_node or max(gpus, 1)
-    strategy = spec.strategy or ("zero2" if spec.nodes * processes > 1 else "ddp")
+    strategy = spec.strategy or _strategy(spec.offload or OffloadSpec(), spec.nodes * processes, optimizer)
     return spec.model_copy(
         update={"device": device, "gpus_per_node": gpus, "processes_per_node": processes, "strategy": strategy}
     )
+
+
+def _strategy(offload: OffloadSpec, processes: int, optimizer: OptimizerName) -> Strategy:
+    if offload.parameters not in (None, "none") or offload.optimizer == "nvme":
+        return "zero3"
+    if offload.optimizer == "cpu":
+        return "zero2"
+    return "zero2" if processes > 1 and optimizer == "adamw" else "ddp"  # the others' states cannot be sharded
 
 
 def shown(spec: FineTuneJobSpec) -> dict[str, Any]:

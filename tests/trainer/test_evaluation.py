@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from finetune_api.spec import EvaluationSpec
+from finetune_api.evaluation import EvaluationSpec
 from finetune_trainer.data.shards import Shards
 from finetune_trainer.evaluate import compare, measure
 

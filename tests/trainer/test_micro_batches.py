@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 from finetune_trainer.errors import Stopped
-from finetune_trainer.train import batches, zero2
+from finetune_trainer.train import micro_batches
+from finetune_trainer.train.engines import zero
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def deepspeed_rank(monkeypatch: pytest.MonkeyPatch, free_port: int) -> Iterator[
 @pytest.fixture
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two or three rows fit a micro-batch, so that a step takes several."""
-    monkeypatch.setitem(batches.TOKEN_BUDGET, "cpu", 48)
+    monkeypatch.setitem(micro_batches.TOKEN_BUDGET, "cpu", 48)
 
 
 def same_training(job: Any, single: Any, strategy: str) -> None:
@@ -55,5 +56,5 @@ def test_zero2(
     make_job, single: Any, narrow: None, deepspeed_rank: None, monkeypatch: pytest.MonkeyPatch, held: bool
 ) -> None:
     if not held:
-        monkeypatch.setattr(zero2, "_HELD_GRADIENT_BYTES", 0)
+        monkeypatch.setattr(zero, "_HELD_GRADIENT_BYTES", 0)
     same_training(make_job(f"narrow-zero2-{held}".lower()), single, "zero2")

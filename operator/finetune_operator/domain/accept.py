@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from finetune_api.combinations import refused
 from finetune_api.effective import shown
 from finetune_api.status import FailureStatus
 
@@ -36,6 +37,14 @@ def accept(draft: Draft) -> None:
     status.effective = shown(draft.spec)
     if latest(draft.attempts, "train") is None:
         status.gpus = draft.spec.compute.nodes * (draft.spec.compute.gpus_per_node or 0)
+
+
+def refuse_impossible(draft: Draft) -> None:
+    """What only shows once absent fields are decided, or was changed after acceptance."""
+    combination = next(refused(draft.spec), None)
+    if combination is not None:
+        remedy = "Correct the manifest and create the job again"
+        fail(draft, FailureStatus(code=Code.INVALID_SPEC, message=f"spec: {combination.message}", remedy=remedy))
 
 
 def refuse_without_image(draft: Draft) -> None:

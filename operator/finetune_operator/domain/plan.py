@@ -20,6 +20,7 @@ POLICIES: tuple[Callable[[Draft], None], ...] = (
     finish.stay_finished,  # terminal is terminal
     accept.refuse_unreadable,  # what the schema could not know
     accept.accept,  # name the run, freeze the platform's defaults, decide absent fields
+    accept.refuse_impossible,  # combinations of fields that cannot work
     accept.refuse_without_image,
     preflight.check_workspace,  # several nodes need a claim that several nodes can mount
     follow.follow,  # the stages: watch the attempt under way, judge it, begin the next

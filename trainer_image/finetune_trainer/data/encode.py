@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from finetune_api.spec import DataFormat
+from finetune_api.data import DataFormat
 
 from finetune_trainer.data.chat import ChatRenderer, Rendered, TemplateRefused, common_prefix
 from finetune_trainer.data.formats import Example

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from finetune_api.spec import DataFormat
+from finetune_api.data import DataFormat
 
 from finetune_trainer.data.chat import Message
 

@@ -8,12 +8,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-from finetune_api.spec import EvaluationSpec
+from finetune_api.evaluation import EvaluationSpec
 from torch import nn
 
 from finetune_trainer.data.shards import Shards
 from finetune_trainer.evaluate.generate import answers
 from finetune_trainer.evaluate.nll import split_loss
+from finetune_trainer.tasks.base import Task
 from finetune_trainer.train.gang import Gang
 
 ROW_CAP = 512
@@ -74,6 +75,7 @@ def measure(
     gang: Gang,
     module: nn.Module,
     shards: Shards,
+    task: Task,
     what: Wanted,
     *,
     on_rows: Callable[[int], None],
@@ -84,7 +86,7 @@ def measure(
     pad = shards.tokenizer["pad"]
     seen = _Increments(on_rows)
     if what.loss:
-        loss = split_loss(gang, module, shards.test, pad=pad, on_batch=seen).loss
+        loss = split_loss(gang, module, task, shards.test, on_batch=seen).loss
         result.loss = loss if math.isfinite(loss) else None
     if what.rows:
         seen.reset()

@@ -11,7 +11,8 @@ from torch import nn
 
 from finetune_trainer.data.shards import Split
 from finetune_trainer.errors import Stopped
-from finetune_trainer.train import batches, loss
+from finetune_trainer.tasks.base import Task
+from finetune_trainer.train import micro_batches
 from finetune_trainer.train.gang import Gang
 
 
@@ -23,14 +24,16 @@ class SplitLoss:
     tokens: int
 
 
-def split_loss(gang: Gang, module: nn.Module, split: Split, *, pad: int, on_batch: Callable[[int], None]) -> SplitLoss:
+def split_loss(
+    gang: Gang, module: nn.Module, task: Task, split: Split, *, on_batch: Callable[[int], None]
+) -> SplitLoss:
     """Mean loss over all rows of `split`. Collective. `on_batch(rows)` is called after each batch with the rows measured so far.
 
     Raises Stopped, on all ranks alike, when one of them was asked to stop.
     """
     lengths = split.lengths()
     order = np.lexsort((np.arange(split.rows), -lengths))
-    groups = batches.group(order, lengths, batches.TOKEN_BUDGET[gang.device.type])
+    groups = micro_batches.group(order, lengths, micro_batches.TOKEN_BUDGET[gang.device.type])
     total = torch.zeros((), dtype=torch.float64, device=gang.device)
     tokens = measured = 0
     training = module.training
@@ -42,8 +45,8 @@ def split_loss(gang: Gang, module: nn.Module, split: Split, *, pad: int, on_batc
             mine = start + gang.rank
             if mine < len(groups):
                 with torch.no_grad():
-                    total += loss.nll_sum(module, batches.build(split, groups[mine], pad=pad).to(gang.device)).double()
-                tokens += batches.trained_tokens(split, groups[mine])
+                    total += task.loss(module, task.collate(split, groups[mine]).to(gang.device)).double()
+                tokens += task.weight(split, groups[mine])
             measured += sum(len(part) for part in groups[start : start + gang.world_size])
             on_batch(measured)
     finally:

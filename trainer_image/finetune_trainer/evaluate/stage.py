@@ -16,6 +16,7 @@ from finetune_trainer.data.shards import Shards
 from finetune_trainer.evaluate import compare
 from finetune_trainer.evaluate.measure import Measured, measure, wanted
 from finetune_trainer.stage import StageContext
+from finetune_trainer.tasks.base import Task
 from finetune_trainer.train.gang import Gang
 from finetune_trainer.train.watchdog import Watchdog
 
@@ -26,10 +27,11 @@ _BASE_FILE = "measured.json"
 class Evaluation:
     """Measures the base where it still exists: under a disabled adapter, or, for full fine-tuning, before step 1."""
 
-    def __init__(self, context: StageContext, gang: Gang, shards: Shards, watchdog: Watchdog) -> None:
+    def __init__(self, context: StageContext, gang: Gang, shards: Shards, task: Task, watchdog: Watchdog) -> None:
         self._context = context
         self._gang = gang
         self._shards = shards
+        self._task = task
         self._watchdog = watchdog
         self._spec = context.config.spec.evaluation
         self._wanted = wanted(shards, self._spec)
@@ -70,7 +72,9 @@ class Evaluation:
         return compare.evaluation(self._shards, tokenizer, self._wanted, tuned, base)
 
     def _measure(self, module: nn.Module, count: Callable[[int], None]) -> Measured:
-        return measure(self._gang, module, self._shards, self._wanted, on_rows=count, on_token=self._watchdog.beat)
+        return measure(
+            self._gang, module, self._shards, self._task, self._wanted, on_rows=count, on_token=self._watchdog.beat
+        )
 
     def _count_before(self, rows: int) -> None:
         self._watchdog.beat()

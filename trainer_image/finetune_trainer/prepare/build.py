@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from finetune_api.spec import DataSpec
+from finetune_api.data import DataSpec
 
 from finetune_trainer.data import split as splitting
 from finetune_trainer.data.encode import Encoded, Encoder, shortened

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from finetune_api.data import DataFormat
 from finetune_api.planner.steps import plan_steps
-from finetune_api.spec import DataFormat
 from finetune_api.status import DataStatus, PlanStatus
 
 from finetune_trainer import sealed

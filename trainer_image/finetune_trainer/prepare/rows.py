@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from finetune_api.contract import RunConfig
+from finetune_api.data import DataFormat
 from finetune_api.location import Location
-from finetune_api.spec import DataFormat
 
 from finetune_trainer import source
 from finetune_trainer.data import formats

@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 
 from finetune_trainer import sealed
 from finetune_trainer.errors import StageError
-from finetune_trainer.train.engine import Named
+from finetune_trainer.train.engines.engine import Named
 from finetune_trainer.train.fence import Fence
 
 KIND = "checkpoint"

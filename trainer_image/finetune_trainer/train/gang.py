@@ -21,7 +21,7 @@ from finetune_trainer.environment import is_loopback
 from finetune_trainer.errors import PeerLost, StageError
 from finetune_trainer.stage import StageContext
 from finetune_trainer.termination import classify
-from finetune_trainer.train import zero2
+from finetune_trainer.train.engines import zero
 
 T = TypeVar("T")
 
@@ -139,7 +139,7 @@ def form(context: StageContext, *, deepspeed: dict[str, Any] | None) -> tuple[Ac
     plugin = None
     group: dict[str, Any] = {"timeout": JOIN_TIMEOUT}
     if deepspeed is not None:
-        zero2.compile_nothing()
+        zero.compile_nothing()
         plugin = DeepSpeedPlugin(hf_ds_config=deepspeed)
         if compute.device == "cpu":
             group["backend"] = "gloo"  # accelerate forms a DeepSpeed gang on CPUs only if it is told the backend

@@ -13,8 +13,8 @@ _MAY_CHANGE = ("secretRef", "endpoint")  # of locations: a rotated Secret, a mov
 
 
 def config_hash(spec: FineTuneJobSpec) -> str:
-    """sha256 (hex) over the fixed groups. Compute, pods, retries and credentials do not enter."""
-    wire = spec.wire()
+    """sha256 (hex) over the fixed groups. Compute, pods, retries and credentials do not enter, nor fields that are as by default: a new field changes no run under way."""
+    wire = spec.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
     return json_digest({name: _strip(wire.get(name)) for name in FIXED})
 
 

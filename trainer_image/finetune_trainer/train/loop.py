@@ -14,12 +14,12 @@ from finetune_trainer.data.shards import Shards
 from finetune_trainer.errors import Diverged, Stopped
 from finetune_trainer.evaluate.nll import split_loss
 from finetune_trainer.stage import StageContext
-from finetune_trainer.train import batches, saving
+from finetune_trainer.tasks.base import Batch, Task
+from finetune_trainer.train import micro_batches, saving
 from finetune_trainer.train.checkpoint import Checkpoint, CheckpointStore
-from finetune_trainer.train.engine import Engine
+from finetune_trainer.train.engines.engine import Engine
 from finetune_trainer.train.gang import Gang
 from finetune_trainer.train.history import History
-from finetune_trainer.train.loss import nll_sum
 from finetune_trainer.train.reporting import Reporter, Told
 from finetune_trainer.train.schedule import learning_rate
 from finetune_trainer.train.watchdog import Watchdog
@@ -53,6 +53,7 @@ class TrainLoop:
         gang: Gang,
         engine: Engine,
         shards: Shards,
+        task: Task,
         store: CheckpointStore | None,
         history: History,
         watchdog: Watchdog,
@@ -64,12 +65,13 @@ class TrainLoop:
         self._gang = gang
         self._engine = engine
         self._shards = shards
+        self._task = task
         self._plan = shards.plan()
         self._store = store
         self._watchdog = watchdog
         self._best_loss = best.eval_loss if best else None
         self._lengths = shards.train.lengths()
-        self._budget = batches.TOKEN_BUDGET[gang.device.type]
+        self._budget = micro_batches.TOKEN_BUDGET[gang.device.type]
         self._interval = Interval.empty(gang.device)
         self._log_every = max(1, min(10, self._plan.steps // 50))
         self._validate_every = shards.resolved["validate_every_steps"] if shards.validation.rows else None
@@ -85,12 +87,15 @@ class TrainLoop:
             schedule=self._training.schedule,
             warmup_ratio=self._training.warmup_ratio,
         )
+        self._loss = functools.partial(task.loss, label_smoothing=self._training.label_smoothing)
         self._rate = 0.0
         self._norm: torch.Tensor | float = 0.0
 
     def first_rows(self, step: int) -> list[int]:
         """The rows that this rank takes in `step`."""
-        return batches.divide(self._plan.rows(step), self._lengths, self._gang.world_size)[self._gang.rank].tolist()
+        return micro_batches.divide(self._plan.rows(step), self._lengths, self._gang.world_size)[
+            self._gang.rank
+        ].tolist()
 
     def run(self, resumed: Checkpoint | None) -> None:
         """Train to the end. Raises Stopped after a checkpoint was sealed, Diverged when the loss is no number any more."""
@@ -119,11 +124,10 @@ class TrainLoop:
         self._gang.propose_stop()
         rows = self._plan.rows(step)
         parts = self._micro_batches(rows)
-        tokens = batches.trained_tokens(self._shards.train, rows)
+        tokens = self._task.weight(self._shards.train, rows)
         torch.manual_seed(_mix(self._training.seed, step, self._gang.rank))
-        pad = self._shards.tokenizer["pad"]
-        makers = [functools.partial(self._batch, part, pad, counted) for part, counted in parts]
-        nll = self._engine.accumulate(makers, nll_sum, 1.0 / max(1, tokens))
+        makers = [functools.partial(self._batch, part, counted) for part, counted in parts]
+        nll = self._engine.accumulate(makers, self._loss, 1.0 / max(1, tokens))
         self._rate = self._schedule(step)
         self._norm = self._engine.step(self._rate)
         now = self._interval
@@ -135,16 +139,16 @@ class TrainLoop:
         now.steps += 1
         self._watchdog.beat(seconds=time.perf_counter() - began)
 
-    def _batch(self, rows: np.ndarray, pad: int, counted: bool) -> batches.Batch:
+    def _batch(self, rows: np.ndarray, counted: bool) -> Batch:
         self._watchdog.beat()
-        return batches.build(self._shards.train, rows, pad=pad, counted=counted)
+        return self._task.collate(self._shards.train, rows, counted=counted)
 
     def _micro_batches(self, rows: np.ndarray) -> list[tuple[np.ndarray, bool]]:
-        shares = batches.divide(rows, self._lengths, self._gang.world_size)
-        groups = [batches.group(share, self._lengths, self._budget) for share in shares]
+        shares = micro_batches.divide(rows, self._lengths, self._gang.world_size)
+        groups = [micro_batches.group(share, self._lengths, self._budget) for share in shares]
         count = max(len(each) for each in groups) if self._engine.even else 1
         shortest = int(rows[self._lengths[rows].argmin()])
-        return batches.at_least(groups[self._gang.rank], count, filler=shortest)
+        return micro_batches.at_least(groups[self._gang.rank], count, filler=shortest)
 
     def _tell(self, done: int) -> None:
         """The one place where the host waits for the device, and ranks for each other, to learn what the loss was."""
@@ -177,8 +181,8 @@ class TrainLoop:
             measured = split_loss(
                 self._gang,
                 self._engine.module,
+                self._task,
                 self._shards.validation,
-                pad=self._shards.tokenizer["pad"],
                 on_batch=lambda _: self._watchdog.beat(),
             )
         except Stopped:

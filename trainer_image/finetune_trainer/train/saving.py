@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from finetune_trainer.train.checkpoint import Checkpoint, CheckpointStore
-from finetune_trainer.train.engine import Engine
+from finetune_trainer.train.engines.engine import Engine
 from finetune_trainer.train.gang import Gang
 
 

@@ -16,16 +16,19 @@ from finetune_trainer.data.digests import template_digest, tokenizer_digest
 from finetune_trainer.data.shards import Shards
 from finetune_trainer.errors import PeerLost, StageError
 from finetune_trainer.evaluate.stage import Evaluation
+from finetune_trainer.model import load as model
 from finetune_trainer.stage import StageContext
-from finetune_trainer.train import ddp, handshake, model, result, zero2
+from finetune_trainer.tasks.choose import task_of
+from finetune_trainer.train import handshake, result
 from finetune_trainer.train.checkpoint import Checkpoint, CheckpointReader, CheckpointStore, sealed_folders
-from finetune_trainer.train.engine import Engine
+from finetune_trainer.train.engines import ddp, zero
+from finetune_trainer.train.engines.engine import Engine
 from finetune_trainer.train.fence import Fence
 from finetune_trainer.train.gang import Gang, form
 from finetune_trainer.train.history import History
 from finetune_trainer.train.identity import config_hash
 from finetune_trainer.train.loop import TrainLoop
-from finetune_trainer.train.optimizer import adamw
+from finetune_trainer.train.optimizers.adamw import adamw
 from finetune_trainer.train.reporting import TRAIN_SHARE
 from finetune_trainer.train.watchdog import Watchdog
 
@@ -52,8 +55,9 @@ def run_training(context: StageContext) -> None:
     stacks = attempt / f"stacks-rank-{gang.rank}.txt"
     with Watchdog(stacks, lambda seconds: _hung(context, seconds)) as watchdog:
         history = History(attempt if gang.is_first else None)
-        loop = TrainLoop(context, gang, engine, shards, store, history, watchdog, best=best)
-        evaluation = Evaluation(context, gang, shards, watchdog)
+        task = task_of(shards)
+        loop = TrainLoop(context, gang, engine, shards, task, store, history, watchdog, best=best)
+        evaluation = Evaluation(context, gang, shards, task, watchdog)
         _greet(context, gang, engine, shards, loop, resumed, run_hash)
         if gang.is_first:
             _introduce(context, engine, gang, shards, trainable, total, resumed)
@@ -145,21 +149,21 @@ def _load_weights(module: torch.nn.Module, best: Checkpoint) -> None:
 def _engine(context: StageContext, net: torch.nn.Module, trainable: int) -> tuple[Gang, Engine]:
     """Meet the gang, and wrap the model in the engine of the strategy."""
     training, compute = context.config.spec.training, context.config.spec.compute
-    zero = compute.strategy == "zero2"
-    plan = zero2.config(
+    sharded = compute.strategy == "zero2"
+    plan = zero.config(
         trainable=trainable,
         max_grad_norm=training.max_grad_norm,
         bf16=training.precision == "bf16",
         cuda=compute.device == "cuda",
     )
-    accelerator, gang = form(context, deepspeed=plan if zero else None)
+    accelerator, gang = form(context, deepspeed=plan if sharded else None)
     optimizer = adamw(
         ((name, p) for name, p in net.named_parameters() if p.requires_grad),
         learning_rate=training.learning_rate or 0.0,
         weight_decay=training.weight_decay,
     )
-    if zero:
-        return gang, zero2.Zero2Engine(accelerator, net, optimizer)
+    if sharded:
+        return gang, zero.Zero2Engine(accelerator, net, optimizer)
     return gang, ddp.DdpEngine(accelerator, net, optimizer, max_grad_norm=training.max_grad_norm)
 
 

@@ -7,16 +7,8 @@ size of a micro-batch; it never changes which rows a step takes, nor the loss.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
-
-if TYPE_CHECKING:
-    import torch
-
-    from finetune_trainer.data.shards import Split
 
 TOKEN_BUDGET = {"cpu": 4096, "cuda": 16384}
 """Padded tokens in one micro-batch, by device type."""
@@ -60,48 +52,3 @@ def at_least(groups: list[np.ndarray], count: int, filler: int) -> list[tuple[np
         parts[largest : largest + 1] = [parts[largest][:half], parts[largest][half:]]
     real = [(part, True) for part in parts]
     return real + [(np.array([filler], dtype=np.int64), False)] * (count - len(real))
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Rows padded on the right. Causal models need no mask for that: no token sees the padding that follows it.
-
-    `input_ids` [rows, width]; `keep` [k], the positions (the same for all rows) whose logits are needed; `labels`
-    [rows, k], the token that follows each, or -100 where the loss does not count it.
-    """
-
-    input_ids: torch.Tensor
-    keep: torch.Tensor
-    labels: torch.Tensor
-
-    def to(self, device: torch.device) -> Batch:
-        if device.type == "cpu":
-            return self
-        return Batch(*(t.pin_memory().to(device, non_blocking=True) for t in (self.input_ids, self.keep, self.labels)))
-
-
-IGNORED = -100
-
-
-def build(split: Split, rows: Sequence[int] | np.ndarray, *, pad: int, counted: bool = True) -> Batch:
-    """The batch of some rows of a split. With `counted` False no token counts, but the forward runs all the same."""
-    import torch
-
-    tokens = [split.tokens(int(row)) for row in rows]
-    masks = [split.mask(int(row)) for row in rows]
-    width = max(len(row) for row in tokens)
-    ids = np.full((len(tokens), width), pad, dtype=np.int64)
-    labels = np.full((len(tokens), width), IGNORED, dtype=np.int64)  # column j holds the token at j + 1
-    for i, (row, mask) in enumerate(zip(tokens, masks, strict=True)):
-        ids[i, : len(row)] = row
-        if counted:
-            labels[i, : len(row) - 1][mask[1:]] = row[1:][mask[1:]]
-    keep = np.flatnonzero((labels != IGNORED).any(axis=0))
-    if not len(keep):
-        keep = np.zeros(1, dtype=np.int64)
-    return Batch(torch.from_numpy(ids), torch.from_numpy(keep), torch.from_numpy(np.ascontiguousarray(labels[:, keep])))
-
-
-def trained_tokens(split: Split, rows: Sequence[int] | np.ndarray) -> int:
-    """How many predictions the loss counts in these rows."""
-    return sum(int(np.count_nonzero(split.mask(int(row))[1:])) for row in rows)

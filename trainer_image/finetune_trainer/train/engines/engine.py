@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from finetune_trainer.train.batches import Batch
+from finetune_trainer.tasks.base import Batch
 
 Loss = Callable[[nn.Module, Batch], torch.Tensor]
 Named = tuple[str, str, torch.Tensor]

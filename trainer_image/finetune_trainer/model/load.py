@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from finetune_api.spec import FineTuneJobSpec, LoraSpec
+from finetune_api.method import LoraSpec
+from finetune_api.spec import FineTuneJobSpec
 from torch import nn
 
 from finetune_trainer.errors import BadInput

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
-from finetune_trainer.train.batches import at_least, divide, group
+from finetune_trainer.train.micro_batches import at_least, divide, group
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -12,9 +12,9 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from finetune_trainer.train.batches import Batch
-from finetune_trainer.train.engine import Loss, Named
-from finetune_trainer.train.optimizer import MOMENTS
+from finetune_trainer.tasks.base import Batch
+from finetune_trainer.train.engines.engine import Loss, Named
+from finetune_trainer.train.optimizers.adamw import MOMENTS
 
 _LARGEST_BUCKET_ELEMENTS = 200_000_000
 _HELD_GRADIENT_BYTES = 2 << 30

@@ -1,0 +1,77 @@
+"""`spec.compute`: where training runs, and how the work is shared."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from finetune_api.base import ApiModel
+from finetune_api.rules import Rule, Ruled
+
+Strategy = Literal["ddp", "zero1", "zero2", "zero3", "fsdp2"]
+OffloadTarget = Literal["none", "cpu", "nvme"]
+
+
+class OffloadSpec(ApiModel, Ruled):
+    """What lies outside GPU memory between uses. Slower, but larger models fit."""
+
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "has(self.nvmePath) == ((has(self.optimizer) && self.optimizer == 'nvme') || (has(self.parameters) && self.parameters == 'nvme'))",
+            "compute.offload: nvmePath and nvme go together: give both, or neither",
+            lambda self: (self.nvme_path is not None) == ("nvme" in (self.optimizer, self.parameters)),
+        ),
+    )
+
+    optimizer: OffloadTarget | None = Field(default=None, description="Optimizer states. Absent: none.")
+    parameters: OffloadTarget | None = Field(default=None, description="Weights. Absent: none.")
+    nvme_path: Annotated[str, Field(pattern=r"^/.+", max_length=255)] | None = Field(
+        default=None, description="Folder on a fast local disk, mounted by pods.train.volumes."
+    )
+
+
+class ComputeSpec(ApiModel, Ruled):
+    """Where training runs: `nodes` pods, each with `processesPerNode` processes."""
+
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "!has(self.device) || self.device != 'cpu' || !has(self.gpusPerNode) || self.gpusPerNode == 0",
+            "compute.gpusPerNode must be 0 or absent when compute.device is cpu",
+            lambda self: self.device != "cpu" or not self.gpus_per_node,
+        ),
+        Rule(
+            "!has(self.device) || self.device != 'cuda' || !has(self.gpusPerNode) || self.gpusPerNode > 0",
+            "compute.gpusPerNode must be at least 1 when compute.device is cuda; for training on CPUs set device: cpu",
+            lambda self: self.device != "cuda" or self.gpus_per_node != 0,
+        ),
+        Rule(
+            "!has(self.processesPerNode) || !has(self.gpusPerNode) || self.gpusPerNode == 0 || self.processesPerNode <= self.gpusPerNode",
+            "compute.processesPerNode cannot be more than compute.gpusPerNode: each process needs a GPU of its own",
+            lambda self: (
+                not self.processes_per_node or not self.gpus_per_node or self.processes_per_node <= self.gpus_per_node
+            ),
+        ),
+    )
+
+    nodes: int = Field(default=1, ge=1, le=1024, description="Training pods.")
+    gpus_per_node: Annotated[int, Field(ge=0, le=64)] | None = Field(
+        default=None, description="GPUs of each training pod. Absent: 1 on cuda, 0 on cpu."
+    )
+    gpu_resource: str = Field(
+        default="nvidia.com/gpu",
+        max_length=128,
+        pattern=r"^[a-z0-9.-]+/[A-Za-z0-9_.-]+$",
+        description="Resource name of a GPU.",
+    )
+    device: Literal["cuda", "cpu"] | None = Field(
+        default=None, description="Absent: cpu if gpusPerNode is 0, else cuda."
+    )
+    processes_per_node: Annotated[int, Field(ge=1, le=64)] | None = Field(
+        default=None, description="Absent: one a GPU, or one on cpu."
+    )
+    strategy: Strategy | None = Field(
+        default=None,
+        description="ddp keeps everything on each process; DeepSpeed's zero1 shards optimizer states, zero2 gradients too, zero3 weights too; fsdp2 is PyTorch's own full sharding. Absent: zero2 if there are several processes, zero3 to offload parameters.",
+    )
+    offload: OffloadSpec | None = None

@@ -1,0 +1,86 @@
+"""`spec.data`: the examples."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from finetune_api.base import ApiModel
+from finetune_api.location import Location
+from finetune_api.rules import Rule, Ruled
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+DataFormat = Literal["messages", "prompt-completion", "instruction", "text", "classification"]
+LossOn = Literal["completion", "assistant", "all"]
+
+
+class SplitSpec(ApiModel, Ruled):
+    """How `data.train` is divided when no validation or test data is named. A list that is named replaces its fraction."""
+
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "self.train + self.validation + self.test > 0.999 && self.train + self.validation + self.test < 1.001",
+            "data.split: train, validation and test must add up to 1",
+            lambda self: 0.999 < self.train + self.validation + self.test < 1.001,
+        ),
+    )
+
+    train: float = Field(default=0.8, gt=0, le=1)
+    validation: Fraction = 0.1
+    test: Fraction = 0.1
+    seed: int = Field(
+        default=42, ge=0, le=2**31 - 1, description="Which rows go where depends on the rows and this seed alone."
+    )
+
+
+class ChecksSpec(ApiModel):
+    """What the data must satisfy before anything is trained."""
+
+    min_examples: int = Field(default=1, ge=1, le=2**31 - 1, description="Fewest valid training examples.")
+    max_invalid_fraction: Fraction = Field(
+        default=0.0, description="Share of rows that may be invalid; these are left out and listed in the report."
+    )
+
+
+class DataSpec(ApiModel, Ruled):
+    """The examples: JSON Lines or JSON arrays."""
+
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "!has(self.lossOn) || self.lossOn == 'all' || !has(self.format) || self.format != 'text'",
+            "data.lossOn must be all (or absent) for data.format text: plain text has no answers to tell apart",
+            lambda self: self.loss_on in (None, "all") or self.format != "text",
+        ),
+        Rule(
+            "!has(self.lossOn) || !has(self.format) || self.format != 'classification'",
+            "data.lossOn has no meaning for data.format classification: remove it",
+            lambda self: self.loss_on is None or self.format != "classification",
+        ),
+    )
+
+    train: list[Location] = Field(
+        min_length=1, max_length=32, description="Files with training examples, or folders of them."
+    )
+    validation: list[Location] | None = Field(default=None, min_length=1, max_length=32)
+    test: list[Location] | None = Field(default=None, min_length=1, max_length=32)
+    split: SplitSpec = Field(default_factory=SplitSpec)
+    format: DataFormat | None = Field(default=None, description="Absent: recognised from the rows' fields.")
+    template: Annotated[str, Field(min_length=1, max_length=32768)] | None = Field(
+        default=None, description="A chat template (Jinja) instead of the model's own. It is saved with the result."
+    )
+    loss_on: LossOn | None = Field(
+        default=None,
+        description="Which tokens are learnt: the last answer (completion), every assistant turn (assistant), or everything (all). Absent: assistant for messages, all for text, else completion.",
+    )
+    max_length: Annotated[int, Field(ge=8, le=2**20)] | None = Field(
+        default=None, description="Longest row in tokens. Absent: the longest row, up to the model's context and 4096."
+    )
+    overlong: Literal["truncate", "drop"] | None = Field(
+        default=None, description="What happens to longer rows; they are counted. Absent: truncate."
+    )
+    packing: bool | None = Field(
+        default=None,
+        description="Lay rows end to end without padding; none sees another. Absent: where the model proves at start that it can, and it pays.",
+    )
+    checks: ChecksSpec = Field(default_factory=ChecksSpec)

@@ -1,0 +1,1 @@
+"""Strategies: one engine each, behind the protocol in `engine`."""

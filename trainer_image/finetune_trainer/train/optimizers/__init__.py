@@ -1,0 +1,1 @@
+"""Optimizers by name, each with the states that a checkpoint holds of it."""
