@@ -47,25 +47,6 @@ class Is:
         return any(item in self.values for item in value) if isinstance(value, list) else value in self.values
 
 
-@dataclass(frozen=True, slots=True)
-class Set:
-    """The field at `path` is there."""
-
-    path: str
-
-    def cel(self) -> str:
-        parts = self.path.split(".")
-        return " && ".join(f"has(self.{'.'.join(parts[: i + 1])})" for i in range(1, len(parts)))
-
-    def holds(self, spec: Any) -> bool:
-        value = spec
-        for part in self.path.split("."):
-            value = getattr(value, to_snake(part))
-            if value is None:
-                return False
-        return True
-
-
 _LISTS = ("evaluation.metrics",)
 _ALWAYS = ("has(self.method.type)", "has(self.training.deterministic)", "has(self.training.compile)")
 """Required fields, and fields with a default."""
@@ -79,7 +60,7 @@ def _literal(value: Value) -> str:
 class Combination:
     """Refused when all of `when` hold. `why` and `instead` end the sentence that names the fields."""
 
-    when: tuple[Is | Set, ...]
+    when: tuple[Is, ...]
     why: str
     instead: str
 
@@ -89,10 +70,7 @@ class Combination:
 
     def fields(self) -> str:
         """Such as `method.type qlora and compute.strategy zero3 or fsdp2`."""
-        return " and ".join(
-            f"{one.path} {' or '.join(map(_shown, one.values))}" if isinstance(one, Is) else one.path
-            for one in self.when
-        )
+        return " and ".join(f"{one.path} {' or '.join(map(_shown, one.values))}" for one in self.when)
 
     def refuses(self, spec: Any) -> bool:
         return all(one.holds(spec) for one in self.when)

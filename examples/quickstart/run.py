@@ -240,7 +240,8 @@ def quickstart(namespace: str) -> None:
   here             {out}
   report           {out / "report.html"}
 
-[bold]What to try next[/bold]"""
+[bold]What to try next[/bold]""",
+        soft_wrap=True,
     )
     for line in filter(
         None,

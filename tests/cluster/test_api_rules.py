@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from finetune_api.combinations import COMBINATIONS, Combination
 from finetune_api.finetunejob import FineTuneJob
 from pydantic import ValidationError
 
@@ -34,6 +35,7 @@ GOOD: dict[str, Any] = {
         "managedBy": "tests.example/nobody",
     },
 }
+NVME = {"compute.offload.nvmePath": "/nvme"}
 NAMESPACE = f"api-rules-{uuid.uuid4().hex[:6]}"
 MISSING = object()
 
@@ -85,11 +87,33 @@ SAME_VERDICT: list[tuple[dict[str, Any], str | None]] = [
     ({"spec.data.format": "text", "spec.data.lossOn": "all"}, None),
     ({"spec.data.format": "csv"}, "format"),
     ({"spec.data.maxLength": 7}, "maxLength"),
-    ({"spec.method.type": "prefix"}, "type"),
+    ({"spec.method.type": "prefixes"}, "type"),
     ({"spec.method": {"type": "full", "lora": {"rank": 8}}}, "method.lora"),
     ({"spec.method.lora": {"rank": 0}}, "rank"),
     ({"spec.method.lora": {"dropout": 1}}, "dropout"),
     ({"spec.method.lora": {"rank": 8, "alpha": 0.5, "dropout": 0.1, "targetModules": ["q_proj"]}}, None),
+    ({"spec.method": {"type": "dora", "lora": {"rank": 8, "rslora": True, "plusRatio": 16}}}, None),
+    ({"spec.method": {"type": "prefix", "lora": {"rank": 8}}}, "belongs to method.type lora, qlora or dora"),
+    ({"spec.method": {"type": "lora", "quantization": {"bits": 4}}}, "method.quantization belongs"),
+    ({"spec.method": {"type": "qlora", "quantization": {"bits": 8, "type": "nf4"}}}, "belong to bits 4"),
+    ({"spec.method": {"type": "qlora", "quantization": {"bits": 4, "type": "fp4", "doubleQuant": False}}}, None),
+    ({"spec.method": {"type": "qlora", "quantization": {"bits": 3}}}, "bits"),
+    ({"spec.method": {"type": "prompt", "promptTuning": {"virtualTokens": 8, "initText": "Answer:"}}}, None),
+    ({"spec.method": {"type": "prefix", "promptTuning": {"initText": "Answer:"}}}, "initText belongs"),
+    ({"spec.method": {"type": "full", "freeze": {"allButLast": 2}}}, None),
+    ({"spec.method": {"type": "full", "freeze": {"allButLast": 2, "layers": [0]}}}, "either layers or allButLast"),
+    ({"spec.method": {"type": "full", "freeze": {}}}, "either layers or allButLast"),
+    ({"spec.method": {"type": "lora", "freeze": {"layers": [0]}}}, "method.freeze belongs"),
+    ({"spec.method": {"type": "lora", "initFrom": {"uri": "pvc://models/adapter"}}}, None),
+    ({"spec.method": {"type": "full", "initFrom": {"uri": "pvc://models/adapter"}}}, "name the model in spec.model"),
+    ({"spec.method": {"type": "lora", "initFrom": {"uri": "pvc://models/adapter"}, "lora": {"rank": 8}}}, "brings the adapter's own"),
+    ({"spec.data.format": "classification", "spec.data.lossOn": "all"}, "no meaning"),
+    ({"spec.training": {"decayRatio": 0.1}}, "belongs to training.schedule wsd"),
+    ({"spec.training": {"decayRatio": 0.1, "schedule": "wsd", "earlyStopping": {"metric": "loss", "patience": 3}}}, None),
+    ({"spec.training": {"ema": 1}}, "ema"),
+    ({"spec.compute": {"offload": {"optimizer": "nvme"}}}, "nvmePath and nvme go together"),
+    ({"spec.compute": {"offload": {"nvmePath": "/nvme"}}}, "nvmePath and nvme go together"),
+    ({"spec.compute": {"strategy": "zero3", "offload": {"parameters": "nvme", "nvmePath": "/nvme"}}}, None),
     ({"spec.training": {"epochs": 1, "maxSteps": 5}}, "training.epochs and training.maxSteps"),
     ({"spec.training": {"learningRate": 0}}, "learningRate"),
     ({"spec.training": {"learningRate": 2e-4, "maxSteps": 1, "seed": 0}}, None),
@@ -102,7 +126,8 @@ SAME_VERDICT: list[tuple[dict[str, Any], str | None]] = [
     ({"spec.compute": {"gpuResource": "gpu"}}, "gpuResource"),
     ({"spec.compute": {"strategy": "zero9"}}, "strategy"),
     ({"spec.checkpoint": {"keep": 0}}, "keep"),
-    ({"spec.evaluation": {"metrics": ["accuracy"]}}, "metrics"),
+    ({"spec.evaluation": {"metrics": ["beauty"]}}, "metrics"),
+    ({"spec.evaluation": {"metrics": ["accuracy", "f1"]}, "spec.model.task": "sequence-classification"}, None),
     ({"spec.retry": {"infra": -1}}, "infra"),
     ({"spec.readyWhen": "Never"}, "readyWhen"),
     ({"spec.ttlSecondsAfterFinished": -1}, "ttlSecondsAfterFinished"),
@@ -111,6 +136,20 @@ SAME_VERDICT: list[tuple[dict[str, Any], str | None]] = [
     ({"spec.pods": {"common": {"image": ""}}}, "image"),
     ({"spec.output": MISSING}, "output"),
 ]  # fmt: skip
+
+
+def _cell(combination: Combination) -> dict[str, Any]:
+    """The first of each row's values."""
+    chosen = {one.path: one.values[0] for one in combination.when}
+    if "nvme" in chosen.values():
+        chosen |= NVME
+    lists = ("evaluation.metrics",)
+    return {f"spec.{path}": [value] if path in lists else value for path, value in chosen.items()} | {
+        "spec.compute.gpusPerNode": MISSING if chosen.get("compute.device") == "cpu" else 8
+    }
+
+
+SAME_VERDICT += [(_cell(combination), combination.why) for combination in COMBINATIONS]
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +206,10 @@ FIXED: list[tuple[str, dict[str, Any]]] = [
     ("spec.data", {"data": {"split": {"seed": 1}}}),
     ("spec.data", {"data": {"format": "messages"}}),
     ("spec.data", {"data": {"maxLength": 512}}),
+    ("spec.data", {"data": {"packing": True}}),
+    ("spec.data", {"data": {"template": "{{ messages }}"}}),
+    ("spec.model", {"model": {"task": "causal-lm"}}),
+    ("spec.model", {"model": {"trustRemoteCode": True}}),
     ("spec.data", {"data": {"checks": {"minExamples": 5}}}),
     ("spec.training", {"training": {"epochs": 2}}),
     ("spec.evaluation", {"evaluation": {"baseline": False}}),

@@ -94,11 +94,11 @@ def worker_environment(config: RunConfig, place: Place, local: int, folder: Path
         "MASTER_PORT": str(place.master_port),
     }
     compute = config.spec.compute
-    zero = config.stage == "train" and compute.strategy == "zero2"
+    zero = config.stage == "train" and (compute.strategy or "").startswith("zero")
     fixed["ACCELERATE_USE_DEEPSPEED"] = "true" if zero else "false"
     if compute.device == "cpu":
         fixed |= {"DS_ACCELERATOR": "cpu", "ACCELERATE_TORCH_DEVICE": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-        # With this flag accelerate forms a gang of CPU processes, but silently leaves DeepSpeed out: see train.zero2.
+        # With this flag accelerate forms a gang of CPU processes, but silently leaves DeepSpeed out: see train.engines.zero.
         fixed["ACCELERATE_USE_CPU"] = "false" if zero else "true"
     return {**defaults, **os.environ, **fixed}
 
@@ -139,7 +139,8 @@ def free_port() -> int:
 
 def _locations(config: RunConfig) -> list:
     spec = config.spec
-    return [spec.model, *spec.data.train, *(spec.data.validation or ()), *(spec.data.test or ())]
+    adapter = [spec.method.init_from] if spec.method.init_from else []
+    return [spec.model, *adapter, *spec.data.train, *(spec.data.validation or ()), *(spec.data.test or ())]
 
 
 def _quota_v2() -> float | None:

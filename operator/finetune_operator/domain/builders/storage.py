@@ -18,15 +18,16 @@ def locations(spec: FineTuneJobSpec, stage: Stage) -> list[tuple[Location, bool]
     Prepare writes a trial file to the output, so that a job does not find out after its training that it cannot write.
     Train evaluates on prepared shards and needs no raw data.
     """
-    model, workspace, output = (spec.model, False), (spec.workspace, True), (spec.output, True)
+    models = [(location, False) for location in (spec.model, spec.method.init_from) if location is not None]
+    workspace, output = (spec.workspace, True), (spec.output, True)
     match stage:
         case "prepare":
             data = spec.data.train + (spec.data.validation or []) + (spec.data.test or [])
-            return [model, *((location, False) for location in data), workspace, output]
+            return [*models, *((location, False) for location in data), workspace, output]
         case "train":
-            return [model, workspace]
+            return [*models, workspace]
         case "publish":
-            return [model, workspace, output]
+            return [*models, workspace, output]
 
 
 def claims(spec: FineTuneJobSpec, stage: Stage) -> dict[str, bool]:
