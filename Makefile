@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup lint types unit trainer cluster-test e2e test crds images quickstart quickstart-data cluster-up cluster-down cluster-status clean
+.PHONY: help setup lint types unit trainer processes cluster-test e2e test crds images quickstart quickstart-data cluster-up cluster-down cluster-status clean bench-trainer bench-quality bench-gpu
 
 CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/finetune-operator
 SIZE ?= node
@@ -37,8 +37,12 @@ setup: .venv/.all ## Make .venv with everything that tests need (torch too)
 quickstart: .venv/.cli ## From nothing to a published adapter on this machine (CLUSTER=current: on your cluster)
 	@$(RUN) examples/quickstart/run.py
 
+# The operator's tests wait most of their time, the trainer's compute: they run side by side, each one's output in one piece.
 test: lint types ## Everything that this machine can run: lint, types, unit, trainer, cluster, e2e
-	$(RUN) -m pytest tests/unit tests/trainer tests/cluster tests/e2e
+	@status=0; \
+	$(MAKE) --no-print-directory --keep-going --jobs=2 --output-sync=target processes cluster-test || status=1; \
+	$(MAKE) --no-print-directory e2e || status=1; \
+	exit $$status
 
 # ---- parts of them
 
@@ -59,6 +63,9 @@ unit: .venv/.all ## Tests that need no cluster, under 60 s
 
 trainer: .venv/.all ## Training gangs as processes on this machine
 	$(RUN) -m pytest tests/trainer
+
+processes: .venv/.all
+	nice $(RUN) -m pytest tests/unit tests/trainer
 
 cluster-test: .venv/.all ## The operator against a real API server and controllers
 	$(RUN) -m pytest tests/cluster
@@ -81,6 +88,24 @@ cluster-down: .venv/.cli ## Stop it
 
 cluster-status: .venv/.cli ## What runs
 	@$(RUN) -m localcluster status
+
+# ---- measurements; rivals live in an environment of their own
+
+BENCH := $(CACHE)/bench
+BENCH_RUN := PYTHONPATH=$(CURDIR) $(BENCH)/bin/python -m
+
+$(BENCH)/.made: pyproject.toml uv.lock | $(UV)
+	UV_PROJECT_ENVIRONMENT=$(BENCH) $(UV) sync --frozen --quiet --no-default-groups --group bench --extra trainer --python $(PYTHON)
+	@touch $@
+
+bench-trainer: $(BENCH)/.made ## The trainer against TRL and transformers.Trainer: DATA=rows.jsonl METHOD=full|lora
+	$(BENCH_RUN) benchmarks.trainer.run $(if $(DATA),--data $(DATA)) --method $(or $(METHOD),full)
+
+bench-quality: $(BENCH)/.made ## What tuning brings on held-out rows, beside transformers.Trainer: DATA=rows.jsonl
+	$(BENCH_RUN) benchmarks.trainer.quality $(if $(DATA),--data $(DATA))
+
+bench-gpu: $(BENCH)/.made ## Throughput on one GPU: CASE=lora-8b|qlora-8b|full-3b RIVAL=trl|trl-tuned|none
+	$(BENCH_RUN) benchmarks.gpu.run --case $(or $(CASE),lora-8b) --rival $(or $(RIVAL),none)
 
 clean: ## Remove what this folder holds of builds (not the caches)
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache benchmarks/out out

@@ -73,7 +73,13 @@ class Ftj:
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-u", "-m", "finetune_cli", *arguments, "-n", self.namespace]
         process = subprocess.Popen(
-            command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # Where these tests run in the background, an interrupt is ignored by everything that they start.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # type: ignore[arg-type,return-value]
         )
         self.started.append(process)
         return process
