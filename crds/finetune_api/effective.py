@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import Field
 
 from finetune_api.base import ApiModel
+from finetune_api.combinations import refused
 from finetune_api.compute import ComputeSpec, OffloadSpec, Strategy
 from finetune_api.method import (
     LOW_RANK,
@@ -23,7 +24,6 @@ from finetune_api.method import (
 )
 from finetune_api.pods import Pods, PodSettings, merge
 from finetune_api.spec import FineTuneJobSpec
-from finetune_api.training import OptimizerName
 
 
 class PlatformDefaults(ApiModel):
@@ -42,7 +42,7 @@ def resolve(spec: FineTuneJobSpec, defaults: PlatformDefaults | None = None) -> 
     # Copied as far as it changes: a whole deep copy costs more than everything else that the operator does in a look.
     out = spec.model_copy(
         update={
-            "compute": compute(spec.compute, spec.training.optimizer or "adamw"),
+            "compute": compute(spec.compute),
             "method": spec.method.model_copy(),
             "training": spec.training.model_copy(),
             "data": spec.data.model_copy(),
@@ -62,6 +62,7 @@ def resolve(spec: FineTuneJobSpec, defaults: PlatformDefaults | None = None) -> 
     training.activation_checkpointing = training.activation_checkpointing or "none"
     training.precision = training.precision or ("bf16" if out.compute.device == "cuda" else "fp32")
     out.data.overlong = out.data.overlong or "truncate"
+    out.compute.strategy = out.compute.strategy or _strategy(out)
     if defaults is not None:
         pods = out.pods or Pods()
         out.pods = pods.model_copy(update={"common": merge(defaults.pods, pods.common)})
@@ -83,23 +84,31 @@ def _decide_method(method: MethodSpec) -> None:
         method.prompt_tuning = method.prompt_tuning or PromptTuningSpec()
 
 
-def compute(spec: ComputeSpec, optimizer: OptimizerName = "adamw") -> ComputeSpec:
-    """Device, processes and strategy of a gang."""
+def compute(spec: ComputeSpec) -> ComputeSpec:
+    """Device and processes of a gang."""
     device = spec.device or ("cpu" if spec.gpus_per_node == 0 else "cuda")
     gpus = 0 if device == "cpu" else spec.gpus_per_node or 1
-    processes = spec.processes_per_node or max(gpus, 1)
-    strategy = spec.strategy or _strategy(spec.offload or OffloadSpec(), spec.nodes * processes, optimizer)
     return spec.model_copy(
-        update={"device": device, "gpus_per_node": gpus, "processes_per_node": processes, "strategy": strategy}
+        update={"device": device, "gpus_per_node": gpus, "processes_per_node": spec.processes_per_node or max(gpus, 1)}
     )
 
 
-def _strategy(offload: OffloadSpec, processes: int, optimizer: OptimizerName) -> Strategy:
+def _strategy(spec: FineTuneJobSpec) -> Strategy:
+    """The first that serves and that nothing else in the spec rules out."""
+    offload = spec.compute.offload or OffloadSpec()
     if offload.parameters not in (None, "none") or offload.optimizer == "nvme":
-        return "zero3"
-    if offload.optimizer == "cpu":
-        return "zero2"
-    return "zero2" if processes > 1 and optimizer == "adamw" else "ddp"  # the others' states cannot be sharded
+        preferred: tuple[Strategy, ...] = ("zero3", "fsdp2")
+    elif offload.optimizer == "cpu":
+        preferred = ("zero2", "zero3", "fsdp2")
+    elif spec.compute.nodes * (spec.compute.processes_per_node or 1) > 1:
+        preferred = ("zero2", "ddp", "fsdp2")
+    else:
+        preferred = ("ddp", "zero2", "fsdp2")
+    for strategy in preferred:
+        compute = spec.compute.model_copy(update={"strategy": strategy})
+        if not any(refused(spec.model_copy(update={"compute": compute}))):
+            return strategy
+    return preferred[0]
 
 
 def shown(spec: FineTuneJobSpec) -> dict[str, Any]:

@@ -60,7 +60,11 @@ def changed(path: str, value: Any) -> dict[str, Any]:
     [
         ("spec.training.learningRat", 1, "spec.training.learningRat: unknown field; did you mean learningRate?"),
         ("spec.training.learningRate", -1, "spec.training.learningRate: input should be greater than 0, not -1"),
-        ("spec.method.type", "lroa", "spec.method.type: 'lroa' is not one of 'lora' or 'full'"),
+        (
+            "spec.method.type",
+            "lroa",
+            "spec.method.type: 'lroa' is not one of 'lora', 'qlora', 'dora', 'prefix', 'prompt' or 'full'",
+        ),
         ("spec.training.seed", -3, "spec.training.seed: input should be greater than or equal to 0, not -3"),
         ("metadata.name", "Support_Bot", "metadata.name must be 1 to 40 lower-case letters"),
         ("spec.data.train.0.uri", "datasets/x", "spec.data.train[0]: uri must be pvc://CLAIM/PATH"),
