@@ -275,7 +275,7 @@ BROKEN_MODELS = {
     "no config": (_spoil("config.json", lambda path: path.unlink()), "holds no config.json: it is not a model folder", "InvalidModel"),
     "bad config": (_spoil("config.json", lambda path: path.write_text("{")), "config.json is not JSON", "InvalidModel"),
     "unknown type": (_edit("config.json", model_type="foo"), "knows no model_type 'foo'", "InvalidModel"),
-    "not causal": (_edit("config.json", model_type="t5"), "a t5 model is not a causal language model", "InvalidModel"),
+    "not causal": (_edit("config.json", model_type="vit"), "a vit model is neither a language model nor a classifier", "InvalidModel"),
     "bad value": (_edit("config.json", num_attention_heads="four"), "config.json: ", "InvalidModel"),
     "no weights": (_spoil("model.safetensors", lambda path: path.rename(path.with_name("pytorch_model.bin"))), "holds no model.safetensors, only pytorch_model.bin", "InvalidModel"),
     "cut weights": (_spoil("model.safetensors", lambda path: path.write_bytes(path.read_bytes()[:-10])), "it was cut, copy it again", "InvalidModel"),
@@ -313,12 +313,11 @@ def test_a_length_beyond_the_model_is_refused(job):
     assert caught.value.cause.code == "InvalidSpec"
 
 
-def test_target_modules_must_exist(job, monkeypatch):
-    monkeypatch.setattr("finetune_trainer.prepare.model._linear_modules", lambda folder: ())
+def test_target_modules_must_exist(job):
     uri = job.write("rows.jsonl", ROWS)
     with pytest.raises(
         BadInput,
-        match=r"spec\.method\.lora\.targetModules: the model has no layer named 'query'; its layers are down_proj, gate_proj, k_proj",
+        match=r"spec\.method\.lora\.targetModules\[1\]: 'query' is no linear layer of this model; it has down_proj, gate_proj, k_proj",
     ):
         job.prepare(uri, method={"type": "lora", "lora": {"targetModules": ["q_proj", "query"]}})
     job.prepare(uri, method={"type": "lora", "lora": {"targetModules": ["q_proj", "mlp.up_proj"]}})

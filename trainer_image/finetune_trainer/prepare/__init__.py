@@ -24,7 +24,7 @@ from finetune_trainer.data.chat import load_tokenizer, template_of
 from finetune_trainer.errors import BadInput
 from finetune_trainer.prepare import places
 from finetune_trainer.prepare.inputs import Inputs
-from finetune_trainer.prepare.model import check_targets, inspect
+from finetune_trainer.prepare.model import check_method, inspect, task_of
 from finetune_trainer.prepare.rows import locate
 from finetune_trainer.prepare.shards import write_shards
 from finetune_trainer.publish import output
@@ -67,9 +67,12 @@ def _prepare(config: RunConfig, report: Callable[[int, float], None]) -> tuple[D
     spec, layout = config.spec, config.layout
     places.check_workspace(config)
     output.check(config)
-    folder = source.fetch(spec.model, config, field="spec.model.uri", files=source.MODEL_FILES)
-    model = inspect(folder, spec.model.uri)
-    check_targets(model, spec.method.lora.target_modules if spec.method.lora else None)
+    code = ("*.py",) if spec.model.trust_remote_code else ()
+    folder = source.fetch(spec.model, config, field="spec.model.uri", files=(*source.MODEL_FILES, *code))
+    model = inspect(folder, spec.model.uri, trust_remote_code=spec.model.trust_remote_code)
+    earlier = spec.method.init_from
+    adapter = earlier and source.fetch(earlier, config, field="spec.method.initFrom.uri", files=source.MODEL_FILES)
+    check_method(model, spec, task_of(model, spec, spec.data.format), adapter)
     tokenizer = load_tokenizer(folder, field="spec.model.uri")
     files = locate(config)
     inputs = Inputs(

@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune_trainer.errors import BadInput
+from finetune_api.data import DataFormat
+from finetune_api.method import LOW_RANK, Task
+from finetune_api.spec import FineTuneJobSpec
+
+from finetune_trainer.errors import BadInput, StageError
+from finetune_trainer.model import architecture
+from finetune_trainer.model.purpose import Purpose
+from finetune_trainer.model.sentences import first_line, named
 
 _FIELD = "spec.model.uri"
 _LFS_POINTER = b"version https://git-lfs"
+_RELATIVE = ("t5", "mt5", "umt5", "longt5", "switch_transformers", "udop", "pop2piano")
+"""Model types whose positions are not bounded, though their configurations carry a length that they were trained with."""
 _CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """`matrices` are the names of all modules with a two-dimensional weight; `weight_bytes` counts the tensors' data."""
+    """`matrices` are the names of all modules with a two-dimensional weight; `weight_bytes` counts the tensors' data.
+
+    `tasks` are those that the model can be tuned for, the one that it is made for first. `config` is transformers' own.
+    """
 
     folder: Path
     model_type: str
@@ -28,24 +39,32 @@ class ModelFacts:
     parameters: int
     weight_bytes: int
     matrices: tuple[str, ...]
+    tasks: tuple[Task, ...]
+    config: Any
 
 
-def inspect(folder: Path, uri: str) -> ModelFacts:
+def inspect(folder: Path, uri: str, *, trust_remote_code: bool = False) -> ModelFacts:
     """Raises BadInput (InvalidModel) with one sentence that names the file at fault."""
     if not folder.is_dir():
         raise _invalid(f"{uri} is a file: name the folder that holds config.json")
-    config = _json(folder / "config.json", uri)
-    model_type = config.get("model_type")
+    raw = _json(folder / "config.json", uri)
+    model_type = raw.get("model_type")
     if not isinstance(model_type, str):
         raise _invalid(f"{uri}: config.json names no model_type")
-    text = _text_config(folder, config, model_type, uri)
+    config = _config(folder, raw, model_type, uri, trust_remote_code)
+    tasks = architecture.tasks(config)
+    if not tasks:
+        raise _invalid(
+            f"{uri}: a {model_type} model is neither a language model nor a classifier of text, and only those can be tuned"
+        )
+    text = config.get_text_config()
     vocab = getattr(text, "vocab_size", None)
     if not isinstance(vocab, int):
         raise _invalid(f"{uri}: config.json names no vocab_size")
     tensors = {name: facts for file in _weight_files(folder, uri) for name, facts in _header(file, uri).items()}
     if not tensors:
         raise _invalid(f"{uri}: its .safetensors files hold no tensor")
-    contexts = [getattr(text, name, None) for name in _CONTEXT_NAMES]
+    contexts = [getattr(text, name, None) for name in _CONTEXT_NAMES if model_type not in _RELATIVE]
     context = next((value for value in contexts if isinstance(value, int)), None)
     return ModelFacts(
         folder=folder,
@@ -61,66 +80,97 @@ def inspect(folder: Path, uri: str) -> ModelFacts:
                 if name.endswith(".weight") and len(facts["shape"]) == 2
             )
         ),
+        tasks=tasks,
+        config=config,
     )
 
 
-def check_targets(facts: ModelFacts, targets: list[str] | None) -> None:
-    """Every name in method.lora.targetModules must be a layer of the model. Raises BadInput (InvalidSpec) that lists those that are."""
-    unknown = [name for name in targets or () if not _matches(name, facts.matrices)]
-    if not unknown:
-        return
-    linear = (
-        _linear_modules(facts.folder) or facts.matrices
-    )  # the loaded model may name layers otherwise than its files
-    if unknown := [name for name in unknown if not _matches(name, linear)]:
-        names = sorted({name.rsplit(".", 1)[-1] for name in linear if not re.search(r"embed|wte|wpe", name)})
-        raise BadInput(
-            f"spec.method.lora.targetModules: the model has no layer named {unknown[0]!r}; its layers are {', '.join(names[:24])}",
-            code="InvalidSpec",
-            remedy="use names of this list, or leave targetModules out: every linear layer but the output head gets an adapter",
-        )
+def task_of(facts: ModelFacts, spec: FineTuneJobSpec, form: DataFormat | None) -> Task:
+    """`spec.model.task`, or what the data's format (None: not known yet) and the model are made for.
+
+    Raises BadInput (InvalidSpec) when the model cannot be tuned for it, with the task that it can.
+    """
+    wanted = spec.model.task
+    if wanted is None:
+        wanted = "sequence-classification" if form == "classification" else facts.tasks[0]
+    if wanted in facts.tasks:
+        return wanted
+    right = facts.tasks[0]
+    raise BadInput(
+        f"spec.model.task: a {facts.model_type} model is {architecture.NAMES[right]} and cannot be tuned for {wanted}",
+        code="InvalidSpec",
+        remedy=f"set model.task: {right}, with data for it" if spec.model.task else f"use data for {right}",
+    )
 
 
-def _matches(target: str, modules: tuple[str, ...]) -> bool:
-    return any(module == target or module.endswith(f".{target}") for module in modules)
+def check_method(facts: ModelFacts, spec: FineTuneJobSpec, task: Task, adapter: Path | None) -> None:
+    """Whether `spec.method` can be done with this model; `adapter` is the folder of the adapter to go on from.
+
+    What is named in the spec is looked for in the files. Only where that is not certain, or where GPUs would be held by
+    a model that cannot be loaded, a process with torch builds the model without its weights.
+    Raises BadInput (InvalidSpec, InvalidModel) in one sentence that names the field and what there is instead.
+    """
+    architecture.check_virtual_tokens(spec.method.type, task, facts.config)
+    if spec.compute.device == "cuda" or not _plain(facts, spec, adapter):
+        _probe(facts.folder, spec, Purpose(task), adapter)
 
 
-def _linear_modules(folder: Path) -> tuple[str, ...]:
-    """Names of the linear layers as transformers builds the model; empty when that fails. Costs the import of torch."""
-    program = (
-        "import json, sys, torch\n"
-        "from transformers import AutoConfig, AutoModelForCausalLM\n"
-        "with torch.device('meta'):\n"
-        "    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(sys.argv[1]))\n"
-        "print(json.dumps([n for n, m in model.named_modules() if getattr(m, 'weight', None) is not None and m.weight.dim() == 2]))\n"
+def _plain(facts: ModelFacts, spec: FineTuneJobSpec, adapter: Path | None) -> bool:
+    """Whether nothing in `spec.method` depends on names or numbers that only the built model knows."""
+    method = spec.method
+    if adapter is not None or method.freeze is not None or hasattr(facts.config, "quantization_config"):
+        return False
+    lora = method.lora
+    if method.type not in LOW_RANK or lora is None:
+        return True
+    if lora.modules_to_save or lora.target_parameters:
+        return False
+    return all(name == "all-linear" or named(name, facts.matrices) for name in lora.target_modules or ())
+
+
+def _probe(folder: Path, spec: FineTuneJobSpec, purpose: Purpose, adapter: Path | None) -> None:
+    """See model.probe, which this runs."""
+    question = {
+        "folder": str(folder),
+        "spec": spec.wire(),
+        "purpose": {"task": purpose.task},
+        "adapter": str(adapter) if adapter else None,
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "finetune_trainer.model.probe"],
+        input=json.dumps(question),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", program, str(folder)], capture_output=True, timeout=300, check=True, text=True
-        )
-        return tuple(json.loads(done.stdout.splitlines()[-1]))
-    except (subprocess.SubprocessError, OSError, ValueError, IndexError):
-        return ()
+        answer = json.loads(done.stdout.splitlines()[-1])
+    except (ValueError, IndexError):
+        said = done.stderr.strip().splitlines()
+        raise StageError(
+            f"spec.model: {spec.model.uri} could not be built: {said[-1][:400] if said else f'exit code {done.returncode}'}"
+        ) from None
+    if answer:
+        raise BadInput(answer["message"], code=answer["code"], remedy=answer["remedy"])
 
 
-def _text_config(folder: Path, config: dict[str, Any], model_type: str, uri: str) -> Any:
-    """transformers' configuration of the language model, which knows the defaults of its type."""
+def _config(folder: Path, raw: dict[str, Any], model_type: str, uri: str, trust_remote_code: bool) -> Any:
+    """transformers' configuration, which knows the defaults of its type."""
     from transformers import AutoConfig, __version__
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    if model_type not in CONFIG_MAPPING_NAMES:
-        own_code = "auto_map" in config
-        raise _invalid(
-            f"{uri}: transformers {__version__} knows no model_type {model_type!r}"
-            + (" (it brings Python code of its own, which is not run)" if own_code else "")
+    own_code = "auto_map" in raw
+    if model_type not in CONFIG_MAPPING_NAMES and not (own_code and trust_remote_code):
+        raise BadInput(
+            f"{_FIELD}: {uri}: transformers {__version__} knows no model_type {model_type!r}"
+            + (", and the Python code that the model brings is not run" if own_code else ""),
+            code="InvalidModel",
+            remedy="read that code, and set model.trustRemoteCode: true if you trust it" if own_code else None,
         )
-    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise _invalid(f"{uri}: a {model_type} model is not a causal language model, and only those can be tuned")
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
     except Exception as error:  # whatever a configuration class raises for values it does not like
-        raise _invalid(f"{uri}: config.json: {str(error).strip().splitlines()[0][:300]}") from error
+        raise _invalid(f"{uri}: config.json: {first_line(error)[:300]}") from error
 
 
 def _weight_files(folder: Path, uri: str) -> list[Path]:

@@ -6,6 +6,7 @@ import gc
 import os
 import shutil
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from finetune_trainer.data.shards import Shards
 from finetune_trainer.errors import PeerLost, StageError
 from finetune_trainer.evaluate.stage import Evaluation
 from finetune_trainer.model import load as model
+from finetune_trainer.model.adapt import adapt
+from finetune_trainer.model.purpose import Purpose
 from finetune_trainer.stage import StageContext
 from finetune_trainer.tasks.choose import task_of
 from finetune_trainer.train import handshake, result
@@ -45,7 +48,7 @@ def run_training(context: StageContext) -> None:
         template_digest=template_digest(template_of(tokenizer)),
     )
     context.progress.update(total_steps=shards.plan().steps, force=True)
-    net = model.adapt(model.load(folder, spec), spec)
+    net = _net(context, folder, shards, tokenizer)
     trainable, total = model.count(net)
     gang, engine = _engine(context, net, trainable)
     store, resumed, best = _take_over(context, gang, run_hash)
@@ -79,6 +82,17 @@ def run_training(context: StageContext) -> None:
         with watchdog.paused():
             gang.on_first(lambda: _finish(context, store, engine.module, best, tokenizer, measured))
             gang.barrier()
+
+
+def _net(context: StageContext, folder: Path, shards: Shards, tokenizer: Any) -> torch.nn.Module:
+    """The model in `folder`, with what `spec.method` says trainable."""
+    config, spec = context.config, context.config.spec
+    earlier = spec.method.init_from
+    adapter = source.local(earlier, config, field="spec.method.initFrom.uri") if earlier else None
+    device = "cpu" if spec.compute.device == "cpu" else f"cuda:{context.local_rank}"
+    purpose = Purpose.of(shards.resolved, pad=shards.tokenizer["pad"])
+    base = model.load(folder, spec, purpose, device=device, adapter=adapter)
+    return adapt(base, spec, tokenizer=tokenizer, adapter=adapter)
 
 
 def _finish(

@@ -1,0 +1,36 @@
+"""Any model: adapters train on it, and what is saved is the same model for everybody else."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from .conftest import CAUSAL, CLASSES, FAMILIES, PAIRS, batch_of, logits, made, plain, saved, spec_of, train
+
+PURPOSES = {"t5": PAIRS, "bert": CLASSES}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_lora_trains_and_reloads_in_plain_peft(family, folder_of, tmp_path):
+    base, purpose = folder_of(family), PURPOSES.get(family, CAUSAL)
+    spec = spec_of({"type": "lora", "lora": {"rank": 4}})
+    net = made(base, spec, purpose)
+    batch = batch_of(purpose)
+    losses = train(net, batch)
+    assert losses[-1] < 0.95 * losses[0]
+    expected = logits(net, batch)
+    result = saved(net, spec, tmp_path / "result")
+    torch.testing.assert_close(logits(plain(base, result, purpose), batch), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["gemma3", "gpt2", "mixtral", "t5", "bert"])
+def test_full_reloads_in_plain_transformers(family, folder_of, tmp_path):
+    base, purpose = folder_of(family), PURPOSES.get(family, CAUSAL)
+    spec = spec_of({"type": "full"})
+    net = made(base, spec, purpose)
+    batch = batch_of(purpose)
+    losses = train(net, batch, steps=6, rate=0.01)
+    assert losses[-1] < 0.95 * losses[0]
+    expected = logits(net, batch)
+    result = saved(net, spec, tmp_path / "result")
+    torch.testing.assert_close(logits(plain(base, result, purpose), batch), expected, atol=1e-5, rtol=1e-4)

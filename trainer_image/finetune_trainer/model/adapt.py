@@ -1,0 +1,56 @@
+"""From a model to one in which the right things are trainable."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from finetune_api.spec import FineTuneJobSpec
+from torch import nn
+
+from finetune_trainer.model import earlier, load
+from finetune_trainer.model.methods import full, lora, prompt
+
+
+def adapt(
+    model: nn.Module,
+    spec: FineTuneJobSpec,
+    *,
+    tokenizer: Any = None,
+    adapter: Path | None = None,
+) -> nn.Module:
+    """Make trainable what `spec.method` says, in fp32. `model` comes from `load`. First weights depend on the seed alone, or are those in `adapter`.
+
+    `tokenizer` reads a prompt's first text; without one the text is not looked at.
+    Raises BadInput (InvalidSpec) when the spec names what the model does not have, (InvalidModel) when the adapter is for another one.
+    """
+    if spec.method.type == "full":
+        return full.thaw(model, spec.method.freeze)
+    torch.manual_seed(spec.training.seed)
+    net = _wrap(model, spec, adapter)
+    if spec.method.type == "dora" and adapter is None:
+        lora.measure_magnitudes(net)
+    for parameter in net.parameters():
+        if parameter.requires_grad and parameter.is_floating_point():
+            parameter.data = parameter.data.float()
+    if adapter is not None:
+        earlier.take_weights(net, adapter, spec)
+    asked = spec.method.prompt_tuning
+    if asked is not None and asked.init_text and tokenizer is not None:
+        prompt.begin_with(net, asked.init_text, tokenizer)
+    return net
+
+
+def _wrap(model: nn.Module, spec: FineTuneJobSpec, adapter: Path | None) -> Any:
+    from peft import get_peft_model
+
+    purpose = load.of(model).purpose
+    if adapter is None:
+        family = prompt if spec.method.type in ("prefix", "prompt") else lora
+        return get_peft_model(model, family.settings(model, spec, purpose))
+    settings = earlier.settings(adapter, spec, purpose)
+    try:
+        return get_peft_model(model, settings)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:  # what peft raises for a model of other names
+        raise earlier.foreign(adapter, spec, error) from error

@@ -1,0 +1,1 @@
+"""Ways of making a model trainable: one family a module, chosen by `model.adapt`."""

@@ -1,0 +1,77 @@
+"""Whether a model can be loaded and adapted as the spec says, found out without its weights.
+
+`prepare` runs this as a process of its own, since it does without torch. Only the files' headers are read, so that it
+takes seconds for a model of any size, and what would be refused in training is refused before a GPU is held.
+
+    python -m finetune_trainer.model.probe < {"folder", "spec", "purpose", "adapter"}  > {} or {"code", "message", "remedy"}
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from finetune_api.spec import FineTuneJobSpec
+from safetensors import safe_open
+from torch import nn
+
+from finetune_trainer.errors import BadInput
+from finetune_trainer.model import heads, load
+from finetune_trainer.model.adapt import adapt
+from finetune_trainer.model.purpose import Purpose
+from finetune_trainer.model.sentences import first_line
+
+
+def probe(folder: Path, spec: FineTuneJobSpec, purpose: Purpose, adapter: Path | None = None) -> nn.Module:
+    """The adapted model, without weights. Raises the BadInput that training would raise."""
+    try:
+        model, report = _without_weights(folder, spec, purpose)
+    except BadInput:
+        raise
+    except Exception as error:  # configurations and models' own code raise many kinds
+        raise BadInput(
+            f"spec.model: {spec.model.uri} cannot be loaded: {first_line(error)}", code="InvalidModel"
+        ) from error
+    missing = load.check_report(model, report, spec.model.uri, purpose)
+    head = tuple(heads.modules(model, missing)) if purpose.classifies else ()
+    model.finetune_loaded = load.Loaded(folder, purpose, load.written_in(folder), head)
+    return adapt(model, spec, adapter=adapter)
+
+
+def _without_weights(folder: Path, spec: FineTuneJobSpec, purpose: Purpose) -> tuple[Any, dict[str, Any]]:
+    config = load.configuration(folder, spec, purpose)
+    empty = load.skeleton(config, load.auto_class(purpose.task), spec)
+    shapes: dict[str, torch.Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (it is no dictionary)
+                shapes[name] = torch.empty(file.get_slice(name).get_shape(), device="meta")
+    if getattr(config, "quantization_config", None) is not None:
+        return empty, {"missing_keys": (), "mismatched_keys": (), "unexpected_keys": ()}
+    return type(empty).from_pretrained(
+        None,
+        config=config,
+        state_dict=shapes,
+        device_map={"": "meta"},
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+    )
+
+
+def main() -> None:
+    asked = json.load(sys.stdin)
+    spec = FineTuneJobSpec.model_validate(asked["spec"])
+    purpose = Purpose(**asked["purpose"])
+    try:
+        probe(Path(asked["folder"]), spec, purpose, Path(asked["adapter"]) if asked["adapter"] else None)
+        answer = {}
+    except BadInput as bad:
+        answer = {"code": bad.cause.code, "message": bad.cause.message, "remedy": bad.cause.remedy}
+    print(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main()

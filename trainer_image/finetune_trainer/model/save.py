@@ -1,0 +1,91 @@
+"""Back to a plain Hugging Face folder: an adapter in peft's layout, or a whole model in transformers'.
+
+The weights come by name, as checkpoints hold them: whatever engine trained them, and wherever the model's own lie.
+"""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from finetune_api.spec import FineTuneJobSpec
+from safetensors.torch import save_file
+from torch import nn
+
+from finetune_trainer.model import load
+from finetune_trainer.model.methods.kinds import ADAPTER
+
+WEIGHTS = "adapter_model.safetensors"
+
+Named = Iterable[tuple[str, torch.Tensor]]
+
+
+def save(net: nn.Module, trained: Named, spec: FineTuneJobSpec, folder: Path) -> None:
+    """Write what `adapt` made of the model, with the `trained` weights (parameter name, tensor) of all that was trainable."""
+    if spec.method.type == "full":
+        _save_whole(load.of(net), trained, spec, folder)
+    else:
+        _save_adapter(net, trained, spec, folder)
+
+
+def adapter_tensors(net: Any, trained: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The content of an adapter's file: by the names that peft gives there, from parameters by their own names."""
+    from peft import get_peft_model_state_dict
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    by_identity = {id(parameter): name for name, parameter in net.named_parameters()}
+    state = {
+        name: trained[known]
+        for name, parameter in net.named_parameters(remove_duplicate=False)  # tied ones have several names
+        if (known := by_identity[id(parameter)]) in trained
+    } | dict(net.named_buffers())
+    if not net.peft_config[ADAPTER].is_prompt_learning:
+        return get_peft_model_state_dict(net, state_dict=state, save_embedding_layers=False)
+    tensors = {"prompt_embeddings": state[f"prompt_encoder.{ADAPTER}.embedding.weight"]}
+    for name, module in net.named_modules():
+        if isinstance(module, AuxiliaryTrainingWrapper):
+            own = {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
+            tensors |= {f"{name}.{key}": value for key, value in module.adapter_state_dict(ADAPTER, own).items()}
+    return tensors
+
+
+def _save_adapter(net: Any, trained: Named, spec: FineTuneJobSpec, folder: Path) -> None:
+    """In fp32, as it was trained. It names its base by the spec's location, not by this machine's folder."""
+    tensors = adapter_tensors(net, dict(trained))
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {name: tensor.detach().float().cpu().contiguous().clone() for name, tensor in tensors.items()},
+        folder / WEIGHTS,
+        metadata={"format": "pt"},
+    )
+    settings = copy.deepcopy(net.peft_config[ADAPTER])
+    settings.inference_mode = True
+    settings.base_model_name_or_path = spec.model.uri.removeprefix("hf://")
+    settings.revision = spec.model.revision
+    settings.save_pretrained(str(folder))
+    if load.of(net).purpose.classifies:  # the labels' names belong to the head, which the adapter holds
+        config = copy.deepcopy(net.config)
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+        config.save_pretrained(folder)
+
+
+def _save_whole(base: load.Loaded, trained: Named, spec: FineTuneJobSpec, folder: Path) -> None:
+    """In the precision of the base's files. It is read anew, since an engine may hold only parts of what was not trained."""
+    model = load.load(base.folder, spec, base.purpose, dtype=base.written_in)
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, tensor in trained:
+            parameters[name].copy_(tensor)
+    config = model.config
+    config.dtype = base.written_in
+    output, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    if output is not None and output.weight is not embeddings.weight:
+        config.get_text_config().tie_word_embeddings = config.tie_word_embeddings = False
+    model.save_pretrained(folder)
+    for code in base.folder.glob("*.py") if spec.model.trust_remote_code else ():
+        shutil.copy2(code, folder / code.name)
