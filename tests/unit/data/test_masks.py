@@ -162,3 +162,17 @@ def test_a_prompt_that_no_conversation_has_is_not_learnt_from(make_tokenizer, te
     [row] = Encoder(tokenizer, "messages", "completion").encode([TWO])
     assert learnt(tokenizer, row) == ["lazy dog<|im_end|>"]
     assert tokenizer.decode(row.ids[: row.prompt_length]).endswith("<|im_start|>assistant\n")
+
+
+@pytest.mark.parametrize("adds_bos", [False, True])
+@pytest.mark.parametrize("name", ["llama2", "none", "chatml"])
+def test_a_conversation_begins_with_what_its_template_writes_and_no_second_begin_token(
+    make_tokenizer, templates, name, adds_bos
+):
+    """Whether or not the tokenizer would add one to plain text."""
+    tokenizer = make_tokenizer(templates[name], adds_bos=adds_bos)
+    one = chat(("user", "hello"), ("assistant", "the fox"))
+    [row] = Encoder(tokenizer, "messages", "assistant").encode([one])
+    begins = row.ids.tolist().count(tokenizer.bos_token_id)
+    assert begins == (0 if name == "chatml" else 1)
+    assert (row.ids[0] == tokenizer.bos_token_id) == (begins == 1)

@@ -275,7 +275,7 @@ BROKEN_MODELS = {
     "no config": (_spoil("config.json", lambda path: path.unlink()), "holds no config.json: it is not a model folder", "InvalidModel"),
     "bad config": (_spoil("config.json", lambda path: path.write_text("{")), "config.json is not JSON", "InvalidModel"),
     "unknown type": (_edit("config.json", model_type="foo"), "knows no model_type 'foo'", "InvalidModel"),
-    "not causal": (_edit("config.json", model_type="vit"), "a vit model is neither a language model nor a classifier", "InvalidModel"),
+    "not of text": (_edit("config.json", model_type="vit"), "a vit model is neither a language model nor a classifier of text", "InvalidModel"),
     "bad value": (_edit("config.json", num_attention_heads="four"), "config.json: ", "InvalidModel"),
     "no weights": (_spoil("model.safetensors", lambda path: path.rename(path.with_name("pytorch_model.bin"))), "holds no model.safetensors, only pytorch_model.bin", "InvalidModel"),
     "cut weights": (_spoil("model.safetensors", lambda path: path.write_bytes(path.read_bytes()[:-10])), "it was cut, copy it again", "InvalidModel"),
@@ -313,14 +313,39 @@ def test_a_length_beyond_the_model_is_refused(job):
     assert caught.value.cause.code == "InvalidSpec"
 
 
-def test_target_modules_must_exist(job):
+def test_the_model_is_built_only_where_its_files_leave_a_name_in_doubt(job, monkeypatch):
+    asked = []
+    monkeypatch.setattr("finetune_trainer.prepare.model._probe", lambda *question: asked.append(question))
     uri = job.write("rows.jsonl", ROWS)
-    with pytest.raises(
-        BadInput,
-        match=r"spec\.method\.lora\.targetModules\[1\]: 'query' is no linear layer of this model; it has down_proj, gate_proj, k_proj",
-    ):
-        job.prepare(uri, method={"type": "lora", "lora": {"targetModules": ["q_proj", "query"]}})
     job.prepare(uri, method={"type": "lora", "lora": {"targetModules": ["q_proj", "mlp.up_proj"]}})
+    assert not asked
+    job.prepare(uri, method={"type": "lora", "lora": {"targetModules": ["q_proj", "query"]}})
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("method", ["prompt", "prefix"])
+def test_virtual_tokens_take_their_place_in_the_context(job, method):
+    uri = job.write("rows.jsonl", [*ROWS, talk("hello", "fox " * 600)])
+    data, _, _ = job.prepare(uri, method={"type": method, "promptTuning": {"virtualTokens": 56}})
+    assert data.max_length == 200
+    with pytest.raises(
+        BadInput, match="201 is more than the 200 tokens that the model can read beside 56 virtual ones"
+    ):
+        job.prepare(uri, method={"type": method, "promptTuning": {"virtualTokens": 56}}, data={"maxLength": 201})
+    with pytest.raises(BadInput, match=r"spec\.method\.promptTuning\.virtualTokens: 250 leave no room") as caught:
+        job.prepare(uri, method={"type": method, "promptTuning": {"virtualTokens": 250}})
+    assert caught.value.cause.code == "InvalidSpec"
+
+
+def test_positions_that_are_counted_from_the_pad_token_on_are_fewer(job):
+    """RoBERTa's kin: of 40 positions the ids up to pad (2) and the next are never a token's."""
+    config = {"model_type": "roberta", "architectures": ["RobertaForMaskedLM"], "vocab_size": 400, "hidden_size": 8,
+              "num_attention_heads": 2, "num_hidden_layers": 1, "max_position_embeddings": 40, "pad_token_id": 2}  # fmt: skip
+    (job.model / "config.json").write_text(json.dumps(config))
+    rows = [{"text": "fox " * (number + 1), "label": number % 2} for number in range(60)]
+    data, _, shards = job.prepare(job.write("rows.jsonl", rows))
+    assert shards.tokenizer["pad"] == 2
+    assert data.max_length == 40 - 3
 
 
 def test_a_model_without_a_chat_template_gets_a_plain_one_and_says_so(job):

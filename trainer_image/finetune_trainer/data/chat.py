@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finetune_api.method import Task
+
 from finetune_trainer.errors import BadInput
 
 Message = dict[str, str]
@@ -33,10 +35,11 @@ class TemplateRefused(ValueError):
     """A chat template cannot render these messages; the message is the template's own."""
 
 
-def load_tokenizer(folder: Path, *, field: str = "spec.model") -> Any:
+def load_tokenizer(folder: Path, *, field: str = "spec.model", template: str | None = None) -> Any:
     """The tokenizer of a model folder, with the chat template in force set on it (so that saving it saves the template).
 
-    `tokenizer.finetune_template_is_default` tells whether the model had none. Raises BadInput (InvalidModel).
+    The template in force is `template` where one is given, else the model's own, else a plain one, which
+    `tokenizer.finetune_template_is_default` tells. Raises BadInput (InvalidModel; InvalidSpec for `template`).
     """
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import AutoTokenizer
@@ -56,16 +59,55 @@ def load_tokenizer(folder: Path, *, field: str = "spec.model") -> Any:
             code="InvalidModel",
             remedy="save the tokenizer once with transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...)",
         )
+    if template is not None:
+        _check_template(template)
+        tokenizer.chat_template = template
+    tokenizer.finetune_template_is_default = not tokenizer.chat_template
+    if tokenizer.finetune_template_is_default:
+        tokenizer.chat_template = DEFAULT_TEMPLATE
+    return tokenizer
+
+
+def check_end_token(tokenizer: Any, *, field: str) -> None:
+    """Raises BadInput (InvalidModel) when a language model's tokenizer names no token that ends an answer."""
     if tokenizer.eos_token_id is None:
         raise BadInput(
             f"{field}: its tokenizer names no eos_token, so a model could never learn where an answer ends",
             code="InvalidModel",
             remedy="set eos_token in tokenizer_config.json",
         )
-    tokenizer.finetune_template_is_default = not tokenizer.chat_template
-    if tokenizer.finetune_template_is_default:
-        tokenizer.chat_template = DEFAULT_TEMPLATE
-    return tokenizer
+
+
+def pad_id(tokenizer: Any) -> int:
+    """What fills up short rows: the pad token, or the end token where there is none. Masks say what is learnt, so that neither does harm."""
+    known = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id, 0)
+    return next(token for token in known if token is not None)
+
+
+def settle(tokenizer: Any, task: Task) -> None:
+    """Make a tokenizer what is saved with the result of a task. Its digests change: compare them before.
+
+    A classifier's names its pad token: a decoder that classifies finds the end of a row by it, and refuses batches
+    without. The plain default template belongs to models that hold conversations.
+    """
+    if task == "sequence-classification" and tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_id(tokenizer))
+    if task != "causal-lm" and tokenizer.finetune_template_is_default:
+        tokenizer.chat_template = None
+
+
+def _check_template(template: str) -> None:
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    try:
+        _compile_jinja_template(template)
+    except Exception as error:  # jinja2.TemplateError, and whatever a lexer raises beside it
+        line = getattr(error, "lineno", None)
+        raise BadInput(
+            f"spec.data.template: is no Jinja template{f' from its line {line} on' if line else ''}: {_first_line(error)}",
+            code="InvalidSpec",
+            remedy="correct it, or leave data.template out to use the model's own",
+        ) from error
 
 
 def template_of(tokenizer: Any) -> str:

@@ -1,24 +1,27 @@
-"""From examples to token ids, with the tokens that the loss counts and the place where the last answer begins."""
+"""From examples to token ids, with the tokens that the loss counts and the place where the last answer begins.
+
+What every task's encoder does is said by `RowEncoder`; the one here is that of causal language models.
+"""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
-from finetune_api.data import DataFormat
+from finetune_api.data import DataFormat, LossOn
 
 from finetune_trainer.data.chat import ChatRenderer, Rendered, TemplateRefused, common_prefix
 from finetune_trainer.data.formats import Example
 
-LossOn = Literal["completion", "assistant", "all"]
 RENDERER_VERSION = 1
 """Changes when the same rows would give other tokens or masks."""
 
 
 def default_loss_on(form: DataFormat) -> LossOn:
+    """What the loss counts where the user does not say. Of no meaning for classification."""
     return {"messages": "assistant", "text": "all"}.get(form, "completion")  # type: ignore[return-value]
 
 
@@ -35,8 +38,33 @@ class Encoded:
     """Earlier answers that should be learnt, but were not found in the rendered conversation."""
 
 
+class RowEncoder(Protocol):
+    """Encodes batches of examples of one format for one task."""
+
+    learns_tokens: bool
+    """Whether a row without a trained token teaches nothing."""
+
+    def encode(self, examples: Sequence[Example]) -> list[Encoded | str]:
+        """One result an example, in order: what was encoded, or why it could not be."""
+        ...
+
+    def length(self, row: Encoded) -> int:
+        """Tokens of a row that the model reads as one sequence: what maxLength bounds."""
+        ...
+
+    def shortened(self, example: Example, row: Encoded, max_length: int) -> Encoded:
+        """A row that is too long, cut to `max_length`."""
+        ...
+
+    def stop_ids(self) -> list[int]:
+        """Ids that end generation; empty for a task that generates nothing."""
+        ...
+
+
 class Encoder:
-    """Encodes batches of examples of one format; the tokenizer works on all cores."""
+    """See `RowEncoder`. For causal language models; the tokenizer works on all cores."""
+
+    learns_tokens = True
 
     def __init__(self, tokenizer: Any, form: DataFormat, loss_on: LossOn) -> None:
         self._backend = tokenizer.backend_tokenizer
@@ -49,7 +77,6 @@ class Encoder:
         self._chat = ChatRenderer(tokenizer) if form in ("messages", "instruction") else None
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded | str]:
-        """One result an example, in order: what was encoded, or why it could not be."""
         return self._conversations(examples) if self._chat else self._texts(examples)
 
     def stop_ids(self) -> list[int]:
@@ -60,6 +87,18 @@ class Encoder:
             with contextlib.suppress(TemplateRefused):
                 stops.add(self._backend.encode(self._chat.render(turns).text, add_special_tokens=False).ids[-1])
         return sorted(stops)
+
+    def length(self, row: Encoded) -> int:
+        return len(row.ids)
+
+    def shortened(self, example: Example, row: Encoded, max_length: int) -> Encoded:
+        """Its first tokens: of an answer that is cut, the end is not learnt."""
+        return replace(
+            row,
+            ids=row.ids[:max_length],
+            mask=row.mask[:max_length],
+            prompt_length=min(row.prompt_length, max_length),
+        )
 
     def _conversations(self, examples: Sequence[Example]) -> list[Encoded | str]:
         assert self._chat
@@ -88,7 +127,7 @@ class Encoder:
             spans = np.array(text.offsets, dtype=np.int64)
             for start, end in row.answers[:-1]:  # a token that straddles the start of an answer belongs to it
                 mask |= (spans[:, 1] > start) & (spans[:, 0] < end) & (spans[:, 0] < spans[:, 1])
-        special = any(self._holds_special(message["content"]) for message in example.messages or ())
+        special = any(holds_any(self._special, message["content"]) for message in example.messages or ())
         lost = 0
         if self._loss_on == "assistant":
             lost = sum(message["role"] == "assistant" for message in example.messages or ()) - len(row.answers)
@@ -109,21 +148,22 @@ class Encoder:
         mask = np.ones(len(ids), dtype=bool)
         if self._loss_on != "all" and not plain:
             mask[:prompt_length] = False
-        special = self._holds_special((example.prompt or "") + example.completion)
+        special = holds_any(self._special, (example.prompt or "") + example.completion)
         return Encoded(np.array(ids, dtype=np.int32), mask, prompt_length, special)
 
     def _once(self, ids: list[int]) -> list[int]:
-        """Without a begin or end token that both the text and the tokenizer wrote."""
-        if len(ids) > 1 and ids[0] == ids[1] == self._bos:
-            ids = ids[1:]
-        while len(ids) > 1 and ids[-1] == ids[-2] == self._eos:
-            ids = ids[:-1]
-        return ids
-
-    def _holds_special(self, text: str) -> bool:
-        return any(token in text for token in self._special)
+        return once(ids, self._bos, self._eos)
 
 
-def shortened(row: Encoded, max_length: int) -> Encoded:
-    """The first `max_length` tokens of a row."""
-    return Encoded(row.ids[:max_length], row.mask[:max_length], min(row.prompt_length, max_length), row.special_text)
+def once(ids: list[int], begin: int | None, end: int) -> list[int]:
+    """Without a begin or end token that both the text and the tokenizer wrote."""
+    if len(ids) > 1 and ids[0] == ids[1] == begin:
+        ids = ids[1:]
+    while len(ids) > 1 and ids[-1] == ids[-2] == end:
+        ids = ids[:-1]
+    return ids
+
+
+def holds_any(special: Sequence[str], text: str) -> bool:
+    """Whether a text holds one of these special tokens."""
+    return any(token in text for token in special)

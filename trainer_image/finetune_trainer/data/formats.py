@@ -1,4 +1,4 @@
-"""The four forms in which people write examples, and what is wrong with a row that is in none of them."""
+"""The five forms in which people write examples, and what is wrong with a row that is in none of them."""
 
 from __future__ import annotations
 
@@ -16,35 +16,49 @@ class InvalidRow(ValueError):
     """Why a row cannot be used, as the end of a sentence that begins with its file and line."""
 
 
+Label = str | int | bool
+
+
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One row. Conversations (formats messages, instruction) have `messages`; the others a `prompt` (None: plain text) and a `completion`."""
+    """One row. Conversations (formats messages, instruction) have `messages`; pairs and plain text a `prompt` (None: plain text) and a `completion`.
+
+    Rows for a classifier have their `text`, perhaps a second one (`pair`), and one `label` or a tuple of them.
+    """
 
     messages: tuple[Message, ...] | None = None
     prompt: str | None = None
     completion: str = ""
+    text: str = ""
+    pair: str | None = None
+    label: Label | tuple[Label, ...] | None = None
 
     def canonical(self) -> bytes:
-        """The content alone: equal for rows that say the same, whatever other fields they carry."""
+        """The content alone: equal for rows that say the same, whatever other fields they carry.
+
+        A label is no content: one text under two labels must not be learnt and tested on.
+        """
         content = self.messages if self.messages is not None else [self.prompt, self.completion]
+        if self.label is not None:
+            content = [self.text, self.pair]
         return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
 
 
 @dataclass(frozen=True, slots=True)
 class _Form:
     needs: tuple[str, ...]
-    """Fields that a row of this form has; the first one is what it is recognised by."""
+    """Fields that a row of this form has; the first one is what it is recognised by. `a or b` needs one of two."""
     read: Callable[[dict[str, Any]], Example]
 
 
 def detect(row: dict[str, Any]) -> DataFormat:
     """The form whose fields the row has. Raises InvalidRow when it has none's, or only half of one's."""
     for name, form in FORMS.items():
-        if all(field in row for field in form.needs):
+        if not _missing(row, form):
             return name
     for name, form in FORMS.items():
         if form.needs[0] in row:
-            missing = next(field for field in form.needs if field not in row)
+            missing = _missing(row, form)[0]
             raise InvalidRow(f"has a field {form.needs[0]!r} but no {missing!r}, which format {name} needs")
     fields = ", ".join(sorted(map(str, row))[:8]) or "no fields at all"
     raise InvalidRow(f"is in no known format (it has {fields}): rename the fields to {_KNOWN}")
@@ -52,8 +66,7 @@ def detect(row: dict[str, Any]) -> DataFormat:
 
 def read(row: dict[str, Any], form: DataFormat) -> Example:
     """Raises InvalidRow with one clause that says what is wrong."""
-    missing = [field for field in FORMS[form].needs if field not in row]
-    if missing:
+    if missing := _missing(row, FORMS[form]):
         try:
             other = detect(row)
         except InvalidRow:
@@ -61,6 +74,15 @@ def read(row: dict[str, Any], form: DataFormat) -> Example:
         seems = f": it looks like {other}; keep each format in its own job, or convert these rows" if other else ""
         raise InvalidRow(f"has no field {missing[0]!r}, which format {form} needs{seems}")
     return FORMS[form].read(row)
+
+
+def evidence(row: dict[str, Any], form: DataFormat) -> str:
+    """The fields by which the row is of that form, for people: `text and label`."""
+    return " and ".join(next(name for name in needed.split(" or ") if name in row) for needed in FORMS[form].needs)
+
+
+def _missing(row: dict[str, Any], form: _Form) -> list[str]:
+    return [needed for needed in form.needs if not any(name in row for name in needed.split(" or "))]
 
 
 def _messages(row: dict[str, Any]) -> Example:
@@ -130,6 +152,34 @@ def _plain(row: dict[str, Any]) -> Example:
     return Example(completion=_text(row["text"], "text"))
 
 
+def _classified(row: dict[str, Any]) -> Example:
+    if "label" in row and "labels" in row:
+        raise InvalidRow("has both label and labels: keep label for one label a row, labels for lists of them")
+    text = _text(row["text"], "text")
+    pair = row.get("text_pair")
+    pair = None if pair is None else _text(pair, "text_pair")
+    if "label" in row:
+        if isinstance(row["label"], list):
+            raise InvalidRow("label is a list: name the field labels where rows may have several")
+        return Example(text=text, pair=pair, label=_label(row["label"], "label"))
+    if not isinstance(row["labels"], list):
+        raise InvalidRow("labels is not a list: name the field label where every row has one")
+    labels = tuple(_label(value, f"labels[{number}]") for number, value in enumerate(row["labels"]))
+    return Example(text=text, pair=pair, label=labels)
+
+
+def _label(value: Any, where: str) -> Label:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        if value < 0:
+            raise InvalidRow(f"{where} is {value}: numbers of labels begin at 0, and less often marks rows without one")
+        return value
+    if isinstance(value, str):
+        return _text(value, where)
+    raise InvalidRow(f"{where} is {json.dumps(value)[:40]}: a label is a text, a whole number, or true or false")
+
+
 def _text(value: Any, where: str, *, may_be_empty: bool = False) -> str:
     if isinstance(value, list):
         raise InvalidRow(f"{where} is a list of parts: only text is supported, write it as one string")
@@ -150,6 +200,9 @@ FORMS: dict[DataFormat, _Form] = {
     "messages": _Form(("messages",), _messages),
     "prompt-completion": _Form(("prompt", "completion"), _pair),
     "instruction": _Form(("instruction", "output"), _instruction),
+    "classification": _Form(("text", "label or labels"), _classified),
     "text": _Form(("text",), _plain),
 }
-_KNOWN = "messages; or prompt and completion; or instruction (with input) and output; or text"
+_KNOWN = (
+    "messages; or prompt and completion; or instruction (with input) and output; or text and label (or labels); or text"
+)

@@ -8,9 +8,15 @@ Of each split (train, validation, test), little-endian:
     SPLIT.prompt.i32    of each row, how many tokens precede the last answer: generation starts there
     SPLIT.source.i64    of each row: index into the manifest's `sources`, line (from 1), byte offset and length of the raw row
 
+and of a classifier's data one of these, whose labels are those of the manifest's `resolved.labels`, by their place there:
+
+    SPLIT.labels.i32    of each row the one label it has
+    SPLIT.labels.bits   of each row one bit a label, lowest bit first, each row filled up to a byte: 1 where it has the label
+
 Rows are stored unpacked; packing is a plan of the training loop. The manifest holds the digests of data, tokenizer,
 template, renderer and code, the counts, and the values that prepare resolved. The first token of a row is never trained:
-nothing predicts it.
+nothing predicts it. What a row of an encoder-decoder model is (source, then target) and of a classifier (text, then its
+pair) is told by their encoders: see `encode_pairs` and `encode_classes`.
 """
 
 from __future__ import annotations
@@ -20,21 +26,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
+from finetune_api.method import Task
 
 from finetune_trainer import sealed
 from finetune_trainer.data import stepplan
 from finetune_trainer.data.stepplan import StepPlan
 from finetune_trainer.errors import BadInput
 
+ONE_LABEL, SEVERAL_LABELS = "labels.i32", "labels.bits"
+LABEL = np.dtype("<i4")
 KIND = "shards"
 FORMAT = 1
 SPLITS = ("train", "validation", "test")
 
 TOKENS, OFFSETS, PROMPT, SOURCE = np.dtype("<i4"), np.dtype("<i8"), np.dtype("<i4"), np.dtype("<i8")
 _FLUSH_TOKENS = 1 << 18
+_COUNTED_ROWS = 1 << 14
 
 
 class Source(NamedTuple):
@@ -56,11 +66,14 @@ class SplitCounts:
 class SplitWriter:
     """Writes one split, row by row, in bounded memory. Use as a context manager; `counts` is final after it."""
 
-    def __init__(self, folder: Path, split: str) -> None:
-        self._files: dict[str, BinaryIO] = {
-            name: (folder / f"{split}.{name}").open("wb")
-            for name in ("tokens.i32", "mask.bits", "offsets.i64", "prompt.i32", "source.i64")
-        }
+    def __init__(self, folder: Path, split: str, *, labels: Literal["one", "several"] | None = None) -> None:
+        """`labels` says how many each row has, None that the rows are no classifier's."""
+        names = ["tokens.i32", "mask.bits", "offsets.i64", "prompt.i32", "source.i64"]
+        if labels:
+            self._labels_file = ONE_LABEL if labels == "one" else SEVERAL_LABELS
+            names.append(self._labels_file)
+        self._labels = labels
+        self._files: dict[str, BinaryIO] = {name: (folder / f"{split}.{name}").open("wb") for name in names}
         self._pending: list[tuple[np.ndarray, np.ndarray, int, tuple[int, int, int, int]]] = []
         self._pending_tokens = 0
         self._offset = 0
@@ -75,16 +88,25 @@ class SplitWriter:
         *,
         prompt_length: int,
         source: tuple[int, int, int, int],
+        label: int | np.ndarray | None = None,
     ) -> None:
         """Add a row. `mask` has one entry a token; `source` is (file index, line, byte offset, byte length).
 
+        `label` is its number where rows have one label, bool of shape [labels] where they have several.
         Raises ValueError for an empty row, for lengths that differ, or a prompt longer than the row.
         """
+        if (label is None) != (self._labels is None):
+            raise ValueError(f"a row with label {label} where labels is {self._labels}")
         ids = np.asarray(tokens, dtype=TOKENS)
         bits = np.array(mask, dtype=bool)
         if not len(ids) or len(ids) != len(bits) or not 0 <= prompt_length <= len(ids):
             raise ValueError(f"a row of {len(ids)} tokens, {len(bits)} mask bits and a prompt of {prompt_length}")
         bits[0] = False
+        if label is not None:
+            one = self._labels == "one"
+            self._write(
+                self._labels_file, np.array([label], dtype=LABEL) if one else np.packbits(label, bitorder="little")
+            )
         self._pending.append((ids, bits, prompt_length, source))
         self._pending_tokens += len(ids)
         if self._pending_tokens >= _FLUSH_TOKENS:
@@ -138,8 +160,10 @@ class SplitWriter:
 class Split:
     """One split, read-only and memory-mapped. Rows are numbered from 0."""
 
-    def __init__(self, folder: Path, name: str, sources: Sequence[str]) -> None:
+    def __init__(self, folder: Path, name: str, sources: Sequence[str], *, labels: int = 0) -> None:
+        """`labels` is how many there are in all; 0 where the rows are no classifier's."""
         self.name = name
+        self.label_count = labels
         self._sources = sources
         self._offsets = _map(folder / f"{name}.offsets.i64", OFFSETS)
         self._tokens = _map(folder / f"{name}.tokens.i32", TOKENS)
@@ -155,6 +179,19 @@ class Split:
             or {self.rows} != {len(self._prompt), len(self._source)}
         ):
             raise sealed.Torn(f"{folder}: the arrays of split {name} do not fit each other")
+        self._label, self._label_bits = self._map_labels(folder) if labels else (None, None)
+
+    def _map_labels(self, folder: Path) -> tuple[np.ndarray | None, np.ndarray | None]:
+        one, several = folder / f"{self.name}.{ONE_LABEL}", folder / f"{self.name}.{SEVERAL_LABELS}"
+        width = -(-self.label_count // 8)
+        label = _map(one, LABEL) if one.is_file() else None
+        bits = _map(several, np.dtype("u1")) if several.is_file() else None
+        have = len(label) if label is not None else len(bits) / width if bits is not None else -1
+        if have != self.rows:
+            raise sealed.Torn(f"{folder}: split {self.name} has no label for each of its rows")
+        if label is not None and self.rows and not 0 <= label.min() <= label.max() < self.label_count:
+            raise sealed.Torn(f"{folder}: split {self.name} has a label that is none of {self.label_count}")
+        return label, bits.reshape(-1, width) if bits is not None else None
 
     def tokens(self, row: int) -> np.ndarray:
         """int32 ids of a row, a read-only view of shape [length]."""
@@ -175,6 +212,25 @@ class Split:
     def prompt_length(self, row: int) -> int:
         """Tokens before the last answer of the row; equal to the row's length when it has none (plain text)."""
         return int(self._prompt[row])
+
+    def labels(self, row: int) -> tuple[int, ...]:
+        """Numbers of the labels that a row of a classifier's data has, sorted: one, or where it may have several any number of them."""
+        if self._label is not None:
+            return (int(self._label[row]),)
+        assert self._label_bits is not None, "rows with labels"
+        bits = np.unpackbits(self._label_bits[row], count=self.label_count, bitorder="little")
+        return tuple(np.flatnonzero(bits).tolist())
+
+    def label_counts(self) -> np.ndarray:
+        """int64 of shape [labels]: how many rows have each."""
+        if self._label is not None:
+            return np.bincount(self._label, minlength=self.label_count)
+        assert self._label_bits is not None, "rows with labels"
+        counts = np.zeros(self.label_count, dtype=np.int64)
+        for start in range(0, self.rows, _COUNTED_ROWS):
+            bits = self._label_bits[start : start + _COUNTED_ROWS]
+            counts += np.unpackbits(bits, axis=1, count=self.label_count, bitorder="little").sum(axis=0, dtype=np.int64)
+        return counts
 
     def source(self, row: int) -> Source:
         file, line, _, _ = self._source[row]
@@ -202,7 +258,10 @@ class Shards:
     def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
         self.folder = folder
         self.manifest = manifest
-        self.train, self.validation, self.test = (Split(folder, name, manifest["sources"]) for name in SPLITS)
+        labels = len(manifest.get("resolved", {}).get("labels") or ())
+        self.train, self.validation, self.test = (
+            Split(folder, name, manifest["sources"], labels=labels) for name in SPLITS
+        )
 
     @classmethod
     def open(
@@ -236,12 +295,31 @@ class Shards:
 
     @property
     def resolved(self) -> dict[str, Any]:
-        """What prepare decided: max_length, global_batch_size, steps, epochs, checkpoint_every_steps, validate_every_steps, max_new_tokens, loss_on, format."""
+        """What prepare decided: task, max_length, global_batch_size, steps, epochs, checkpoint_every_steps, validate_every_steps, max_new_tokens, loss_on, format.
+
+        Of a classifier also `labels` (their names, in the order of their numbers) and `multi_label`. Shards of an
+        earlier version have no task: `task` knows.
+        """
         return self.manifest["resolved"]
 
     @property
+    def task(self) -> Task:
+        """What the rows are made for."""
+        return self.resolved.get("task", "causal-lm")
+
+    @property
+    def labels(self) -> list[str]:
+        """Names of a classifier's labels, in the order of their numbers; empty for other tasks."""
+        return self.resolved.get("labels") or []
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether a row may have several labels, or none."""
+        return bool(self.resolved.get("multi_label"))
+
+    @property
     def tokenizer(self) -> dict[str, Any]:
-        """Ids: `pad` (int, only ever a filler), `eos` (int or None), `stop` (list of ints that end generation); and `vocab_size`."""
+        """Ids: `pad` (int, only ever a filler), `eos` (int or None), `stop` (list of ints that end generation); `vocab_size`; `segments` (whether the model tells a text from its pair by token_type_ids)."""
         return self.manifest["tokenizer"]
 
     def plan(self) -> StepPlan:

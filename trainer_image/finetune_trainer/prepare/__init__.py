@@ -73,7 +73,7 @@ def _prepare(config: RunConfig, report: Callable[[int, float], None]) -> tuple[D
     earlier = spec.method.init_from
     adapter = earlier and source.fetch(earlier, config, field="spec.method.initFrom.uri", files=source.MODEL_FILES)
     check_method(model, spec, task_of(model, spec, spec.data.format), adapter)
-    tokenizer = load_tokenizer(folder, field="spec.model.uri")
+    tokenizer = load_tokenizer(folder, field="spec.model.uri", template=spec.data.template)
     files = locate(config)
     inputs = Inputs(
         config=config,
@@ -83,6 +83,7 @@ def _prepare(config: RunConfig, report: Callable[[int, float], None]) -> tuple[D
         data_digest=digests.files_digest(file.path for file in files),
         tokenizer_digest=digests.tokenizer_digest(tokenizer),
         template_digest=digests.template_digest(template_of(tokenizer)),
+        adapter=adapter,
     )
     inputs.check_lengths()
     if (known := _already(layout.prepared, inputs.digest())) is not None:

@@ -7,12 +7,15 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from finetune_api.data import DataSpec
 
 from finetune_trainer.data import split as splitting
-from finetune_trainer.data.encode import Encoded, Encoder, shortened
+from finetune_trainer.data.encode import Encoded, RowEncoder
+from finetune_trainer.data.formats import Example, InvalidRow
+from finetune_trainer.data.labels import LabelSet
 from finetune_trainer.data.lengths import bin_start
 from finetune_trainer.data.shards import SPLITS, Split, SplitCounts, SplitWriter
 from finetune_trainer.prepare.rows import Invalid, Row
@@ -36,15 +39,29 @@ class Found:
 
 
 class Part:
-    """Rows of one list of data files (train, validation or test), written unsplit with the key of each row's content."""
+    """Rows of one list of data files (train, validation or test), written unsplit with the key of each row's content.
+
+    Labels are kept by the numbers that `labels` gave them so far; `divide` writes their last ones.
+    """
 
     def __init__(
-        self, folder: Path, name: str, *, seed: int, encoder: Encoder, max_length: int, drop: bool, found: Found
+        self,
+        folder: Path,
+        name: str,
+        *,
+        seed: int,
+        encoder: RowEncoder,
+        labels: LabelSet | None,
+        max_length: int,
+        drop: bool,
+        found: Found,
     ) -> None:
         folder.mkdir(exist_ok=True)
         self.folder, self.name = folder, name
         self._writer = SplitWriter(folder, name)
         self._keys: list[int] = []
+        self._label_set = labels
+        self.labels: list[tuple[int, ...]] = []
         self._seed, self._encoder, self._max_length, self._drop, self._found = seed, encoder, max_length, drop, found
         self.largest_id = -1
 
@@ -53,10 +70,16 @@ class Part:
             if isinstance(result, str):
                 invalid.add(names[row.source[0]], row.source[1], result)
                 continue
-            fitting = self._fitted(result)
+            fitting = self._fitted(row.example, result)
             if fitting is None:
                 self._found.dropped += 1
                 continue
+            if self._label_set is not None and row.example.label is not None:
+                try:
+                    self.labels.append(self._label_set.add(row.example.label, learn=self.name == "train"))
+                except InvalidRow as error:
+                    invalid.add(names[row.source[0]], row.source[1], str(error))
+                    continue
             self._found.special_text += result.special_text
             self._found.lost_answers += result.lost_answers
             self._found.lengths[bin_start(len(fitting.ids))] += 1
@@ -64,20 +87,19 @@ class Part:
             self._writer.append(fitting.ids, fitting.mask, prompt_length=fitting.prompt_length, source=row.source)
             self._keys.append(splitting.content_key(self._seed, row.example.canonical()))
 
-    def _fitted(self, row: Encoded) -> Encoded | None:
+    def _fitted(self, example: Example, row: Encoded) -> Encoded | None:
         """None: the row is left out, because it is too long or nothing of it would be learnt."""
-        self._found.longest_seen = max(self._found.longest_seen, len(row.ids))
-        if len(row.ids) > self._max_length:
-            if self._drop:
-                return None
-            row = shortened(row, self._max_length)
-            if not row.mask[1:].any():
-                self._found.trained_nothing += 1
-                return None
-            self._found.truncated += 1
-        elif not row.mask[1:].any():
+        length = self._encoder.length(row)
+        self._found.longest_seen = max(self._found.longest_seen, length)
+        too_long = length > self._max_length
+        if too_long and self._drop:
+            return None
+        if too_long:
+            row = self._encoder.shortened(example, row, self._max_length)
+        if self._encoder.learns_tokens and not row.mask[1:].any():
             self._found.trained_nothing += 1
             return None
+        self._found.truncated += too_long
         return row
 
     def close(self) -> Split:
@@ -89,7 +111,9 @@ class Part:
         return np.array(self._keys, dtype=np.uint64)
 
 
-def divide(parts: dict[str, Part], data: DataSpec, target: Path, found: Found) -> dict[str, SplitCounts]:
+def divide(
+    parts: dict[str, Part], data: DataSpec, target: Path, found: Found, labels: LabelSet | None
+) -> dict[str, SplitCounts]:
     """Write the three splits into `target` and say how large they became. A list that is named replaces its fraction."""
     keys = parts["train"].keys
     assignment = splitting.assign(
@@ -100,14 +124,16 @@ def divide(parts: dict[str, Part], data: DataSpec, target: Path, found: Found) -
     found.notes += assignment.notes
     counts = {}
     train = parts["train"].close()
+    order = labels.order() if labels else None
+    kind: Literal["one", "several"] | None = None if labels is None else "several" if labels.multi_label else "one"
     for code, name in enumerate(SPLITS):
-        with SplitWriter(target, name) as writer:
+        with SplitWriter(target, name, labels=kind) as writer:
             for row in np.flatnonzero(assignment.split == code):
-                _copy(train, int(row), writer)
+                _copy(train, int(row), writer, _label(parts["train"], int(row), order, kind))
             if name != "train" and name in parts:
                 own = parts[name].close()
                 for row in range(own.rows):
-                    _copy(own, row, writer)
+                    _copy(own, row, writer, _label(parts[name], row, order, kind))
                 shared = int(np.isin(parts[name].keys, keys).sum())
                 if shared:
                     found.notes.append(
@@ -119,7 +145,19 @@ def divide(parts: dict[str, Part], data: DataSpec, target: Path, found: Found) -
     return counts
 
 
-def _copy(split: Split, row: int, writer: SplitWriter) -> None:
+def _label(part: Part, row: int, order: np.ndarray | None, kind: str | None) -> int | np.ndarray | None:
+    """As `SplitWriter.append` takes it."""
+    if order is None:
+        return None
+    numbers = [int(order[number]) for number in part.labels[row]]
+    return numbers[0] if kind == "one" else np.isin(np.arange(len(order)), numbers)
+
+
+def _copy(split: Split, row: int, writer: SplitWriter, label: int | np.ndarray | None) -> None:
     writer.append(
-        split.tokens(row), split.mask(row), prompt_length=split.prompt_length(row), source=split.source_ids(row)
+        split.tokens(row),
+        split.mask(row),
+        prompt_length=split.prompt_length(row),
+        source=split.source_ids(row),
+        label=label,
     )

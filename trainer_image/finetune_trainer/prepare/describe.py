@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from finetune_api.data import DataFormat
+from finetune_api.method import Task
 from finetune_api.planner.steps import plan_steps
 from finetune_api.status import DataStatus, PlanStatus
 
 from finetune_trainer import sealed
 from finetune_trainer.data import stepplan
-from finetune_trainer.data.encode import Encoder, default_loss_on
+from finetune_trainer.data.chat import pad_id
+from finetune_trainer.data.encode import RowEncoder, default_loss_on
+from finetune_trainer.data.labels import LabelSet
 from finetune_trainer.data.shards import Split, SplitCounts
 from finetune_trainer.data.stepplan import StepPlan
 from finetune_trainer.prepare.build import Found
@@ -19,12 +23,22 @@ from finetune_trainer.prepare.inputs import Inputs
 from finetune_trainer.prepare.rows import Invalid, RowReader
 
 _UNASKED_NEW_TOKENS = 512
+_LABELS_SHOWN = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What the format and the task decided: how rows are encoded, and their labels (None but for classification)."""
+
+    task: Task
+    encoder: RowEncoder
+    labels: LabelSet | None
 
 
 def describe(
     folder: Path,
     inputs: Inputs,
-    encoder: Encoder,
+    made: Made,
     reader: RowReader,
     counts: dict[str, SplitCounts],
     invalid: Invalid,
@@ -47,6 +61,7 @@ def describe(
     new_tokens = spec.evaluation.generation.max_new_tokens or min(
         counts["test"].longest_answer + 8, _UNASKED_NEW_TOKENS
     )
+    labels = made.labels.names() if made.labels else None
     plan = StepPlan(
         steps.steps,
         train.rows,
@@ -77,7 +92,7 @@ def describe(
         global_batch_size=batch,
         checkpoint_every_steps=steps.checkpoint_every_steps,
         validate_every_steps=steps.validate_every_steps,
-        max_new_tokens=new_tokens,
+        max_new_tokens=None if labels else new_tokens,
     )
     loss_on = spec.data.loss_on or default_loss_on(form)
     return {
@@ -91,10 +106,11 @@ def describe(
         "digests": inputs.digests(),
         "sources": [file.name for file in inputs.files],
         "tokenizer": {
-            "pad": _pad_id(inputs.tokenizer),
+            "pad": pad_id(inputs.tokenizer),
             "eos": inputs.tokenizer.eos_token_id,
             "bos": inputs.tokenizer.bos_token_id,
-            "stop": encoder.stop_ids(),
+            "stop": made.encoder.stop_ids(),
+            "segments": _has_segments(inputs),
             "vocab_size": inputs.model.vocab_size,
         },
         "model": {
@@ -103,8 +119,10 @@ def describe(
             "context_length": inputs.model.context_length,
         },
         "resolved": {
+            "task": made.task,
             "format": form,
-            "loss_on": loss_on,
+            "loss_on": None if made.labels else loss_on,
+            **({"labels": labels, "multi_label": bool(made.labels.multi_label)} if made.labels else {}),
             "max_length": max_length,
             "global_batch_size": batch,
             "steps": steps.steps,
@@ -124,24 +142,35 @@ def describe(
         },
         "lengths": sorted(found.lengths.items()),
         "invalid": [{"file": name, "line": line, "reason": reason} for name, line, reason in invalid.first],
-        "notes": _notes(inputs, form, found),
+        "notes": _notes(inputs, made, reader, found) + _label_notes(folder, labels),
         "data": data_status.wire(),
         "plan": plan_status.wire(),
     }
 
 
-def _notes(inputs: Inputs, form: DataFormat, found: Found) -> list[str]:
+def _notes(inputs: Inputs, made: Made, reader: RowReader, found: Found) -> list[str]:
     notes = list(found.notes)
-    if inputs.config.spec.data.format is None:
-        notes.append(f"The format {form} was recognised from the rows' fields.")
-    if form in ("messages", "instruction") and inputs.tokenizer.finetune_template_is_default:
+    spec, tokenizer = inputs.config.spec, inputs.tokenizer
+    chat = reader.form in ("messages", "instruction") and made.task == "causal-lm"
+    if spec.data.format is None:
+        notes.append(f"The format {reader.form} was recognised from the rows' fields {reader.evidence}.")
+    if spec.model.task is None and made.task != "causal-lm":
+        notes.append(f"The task {made.task} was decided from the model and the data.")
+    if spec.data.template is not None and not chat:
+        notes.append("data.template is not used: these rows are not written as conversations.")
+    if made.labels and tokenizer.pad_token_id is None:
+        notes.append(
+            f"The tokenizer has no pad token: its token {tokenizer.convert_ids_to_tokens(pad_id(tokenizer))!r} fills up short rows, and is published with the result as the pad token."
+        )
+    if chat and tokenizer.finetune_template_is_default:
         notes.append(
             "The model has no chat template: a plain one was used (### User: / ### Assistant:) and is published with the result; "
             "prompts must be written the same way later."
         )
     if found.truncated:
+        what = "have a source or a target longer" if made.task == "seq2seq-lm" else "were longer"
         notes.append(
-            f"{found.truncated} rows were longer than {inputs.longest_allowed()} tokens and lost their end; the longest had {found.longest_seen}."
+            f"{found.truncated} rows {what} than {inputs.longest_allowed()} tokens and lost their end; the longest had {found.longest_seen}."
         )
     if found.dropped:
         notes.append(
@@ -158,9 +187,24 @@ def _notes(inputs: Inputs, form: DataFormat, found: Found) -> list[str]:
     return notes
 
 
-def _pad_id(tokenizer: Any) -> int:
-    """Only ever a filler: what is learnt is said by the mask, so that a pad token equal to the end token harms nothing."""
-    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+def _label_notes(folder: Path, labels: list[str] | None) -> list[str]:
+    """Labels that the validation or test split has, and the training split has not."""
+    if not labels:
+        return []
+    rows = Split(folder, "train", [], labels=len(labels)).label_counts()
+    missing = [label for label, count in zip(labels, rows, strict=True) if not count]
+    if not missing:
+        return []
+    shown = ", ".join(missing[:_LABELS_SHOWN]) + (" ..." if len(missing) > _LABELS_SHOWN else "")
+    return [
+        f"No training row has {'the label' if len(missing) == 1 else 'one of the labels'} {shown}: all rows with it went to validation or test."
+    ]
+
+
+def _has_segments(inputs: Inputs) -> bool:
+    """Whether tokenizer and model tell a text from its pair by token_type_ids."""
+    kinds = getattr(inputs.model.config, "type_vocab_size", None) or 0
+    return "token_type_ids" in inputs.tokenizer.model_input_names and kinds > 1
 
 
 def _tokens_of(plan: StepPlan, train: Split) -> int:

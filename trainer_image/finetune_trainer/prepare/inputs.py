@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from finetune_api.contract import RunConfig
+from finetune_api.method import PROMPT_LEARNING, PromptTuningSpec
 
 from finetune_trainer.data import digests
 from finetune_trainer.data.encode import RENDERER_VERSION
@@ -14,8 +17,15 @@ from finetune_trainer.errors import BadInput
 from finetune_trainer.prepare.model import ModelFacts
 from finetune_trainer.prepare.rows import DataFile
 
+_SHORTEST = 8
 LONGEST_UNASKED = 4096
 """Tokens of the longest row where the user names no maxLength."""
+
+_POSITIONS_AFTER_PAD = (
+    "camembert", "data2vec-text", "ibert", "longformer", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta",
+    "xlm-roberta-xl", "xmod",
+)  # fmt: skip
+"""Model types whose positions are counted from their pad token's id on, so that the first ones are never a token's."""
 
 
 @dataclass(frozen=True)
@@ -27,19 +37,50 @@ class Inputs:
     data_digest: str
     tokenizer_digest: str
     template_digest: str
+    adapter: Path | None = None
+    """Folder of the adapter to go on from."""
 
     def check_lengths(self) -> None:
         """Raises BadInput when the model cannot read rows of the wanted length, or its tokenizer has more tokens than it."""
-        wanted, context = self.config.spec.data.max_length, self.model.context_length
+        wanted, context = self.config.spec.data.max_length, self.context()
         if wanted and context and wanted > context:
+            beside = f" beside {self._virtual_tokens()} virtual ones" if self._virtual_tokens() else ""
             raise BadInput(
-                f"spec.data.maxLength: {wanted} is more than the {context} tokens that the model can read",
+                f"spec.data.maxLength: {wanted} is more than the {context} tokens that the model can read{beside}",
                 code="InvalidSpec",
                 remedy=f"set maxLength to {context} at most, or leave it out",
             )
 
+    def context(self) -> int | None:
+        """Tokens of a row that the model can read, beside what else takes its positions; None where they are not bounded.
+
+        Raises BadInput (InvalidSpec) when virtual tokens leave no room.
+        """
+        context = self.model.context_length
+        if context is None:
+            return None
+        if self.model.model_type in _POSITIONS_AFTER_PAD:
+            context -= 1 + (self.tokenizer.pad_token_id or 0)
+        left = context - self._virtual_tokens()
+        if left < _SHORTEST:
+            raise BadInput(
+                f"spec.method.promptTuning.virtualTokens: {self._virtual_tokens()} leave no room for rows in the {context} tokens that the model can read",
+                code="InvalidSpec",
+                remedy=f"set it to {max(1, context // 4)} or fewer",
+            )
+        return left
+
+    def _virtual_tokens(self) -> int:
+        method = self.config.spec.method
+        if method.type not in PROMPT_LEARNING:
+            return 0
+        if self.adapter is not None:
+            return int(json.loads((self.adapter / "adapter_config.json").read_bytes()).get("num_virtual_tokens") or 0)
+        return (method.prompt_tuning or PromptTuningSpec()).virtual_tokens
+
     def longest_allowed(self) -> int:
-        return self.config.spec.data.max_length or min(self.model.context_length or LONGEST_UNASKED, LONGEST_UNASKED)
+        """Tokens of the longest row, or of the longer half of one for an encoder-decoder model."""
+        return self.config.spec.data.max_length or min(self.context() or LONGEST_UNASKED, LONGEST_UNASKED)
 
     def digests(self) -> dict[str, Any]:
         return {
@@ -57,6 +98,7 @@ class Inputs:
                 "format": FORMAT,
                 "digests": self.digests(),
                 "files": [[file.part, file.name] for file in self.files],
+                "task": spec.model.task,
                 "data": spec.data.wire(),
                 "training": spec.training.wire(),
                 "checkpoint": spec.checkpoint.every_steps,

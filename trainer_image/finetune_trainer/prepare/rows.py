@@ -81,6 +81,8 @@ class RowReader:
     def __init__(self, form: DataFormat | None, invalid: Invalid, advance: Callable[[int, int], None]) -> None:
         """`advance(rows, bytes)` is told how much more was read, now and then."""
         self.form = form
+        self.evidence: str | None = None
+        """Where the format was recognised: the fields by which it was."""
         self.rows = 0
         self._invalid = invalid
         self._advance = advance
@@ -115,6 +117,7 @@ class RowReader:
                 raise InvalidRow(raw.fault)
             if self.form is None:
                 self.form = formats.detect(raw.value)
+                self.evidence = formats.evidence(raw.value, self.form)
             return formats.read(raw.value, self.form)
         except InvalidRow as error:
             self._invalid.add(file.name, raw.line, str(error))

@@ -11,13 +11,15 @@ from finetune_api.contract import RunConfig
 from finetune_api.status import DataStatus, PlanStatus
 
 from finetune_trainer import sealed
-from finetune_trainer.data.encode import Encoder, default_loss_on
+from finetune_trainer.data.encode import RowEncoder
+from finetune_trainer.data.labels import LabelSet
 from finetune_trainer.data.shards import FORMAT, KIND, SplitCounts
 from finetune_trainer.errors import BadInput
 from finetune_trainer.prepare.build import BATCH_ROWS, Found, Part, divide
-from finetune_trainer.prepare.describe import describe
+from finetune_trainer.prepare.describe import Made, describe
 from finetune_trainer.prepare.inputs import Inputs
 from finetune_trainer.prepare.rows import Invalid, RowReader, refuse_if_too_many
+from finetune_trainer.prepare.task import decide, encoder_for
 
 log = logging.getLogger("finetune.prepare")
 
@@ -45,14 +47,16 @@ def _fill(
 ) -> None:
     config, data = inputs.config, inputs.config.spec.data
     found, parts = Found(), {}
-    reader, encoder = _read(folder, invalid, inputs, found, parts, report)
+    reader, made = _read(folder, invalid, inputs, found, parts, report)
     for name, line, reason in invalid.first:
         log.warning("%s:%d: %s", name, line, reason)
     if invalid.count > len(invalid.first):
         log.warning("... and %d more rows that cannot be used", invalid.count - len(invalid.first))
     refuse_if_too_many(invalid, reader.rows, data.checks.max_invalid_fraction, _listing(config))
-    if encoder is None or not len(parts["train"].keys):
+    if made is None or "train" not in parts or not len(parts["train"].keys):
         raise _nothing_left(inputs, reader, invalid, found)
+    if made.labels:
+        _check_labels(inputs, made.labels)
     largest = max(part.largest_id for part in parts.values())
     if largest >= inputs.model.vocab_size:
         raise BadInput(
@@ -60,11 +64,10 @@ def _fill(
             code="InvalidModel",
         )
     report(reader.rows, _READING_PERCENT + 2)
-    counts = divide(parts, data, folder, found)
+    counts = divide(parts, data, folder, found, made.labels)
     _check_enough(inputs, counts, invalid)
     report(reader.rows, 98.0)
-    assert reader.form
-    manifest.update(describe(folder, inputs, encoder, reader, counts, invalid, found))
+    manifest.update(describe(folder, inputs, made, reader, counts, invalid, found))
 
 
 def _read(
@@ -74,7 +77,7 @@ def _read(
     found: Found,
     parts: dict[str, Part],
     report: Callable[[int, float], None],
-) -> tuple[RowReader, Encoder | None]:
+) -> tuple[RowReader, Made | None]:
     data = inputs.config.spec.data
     total = sum(file.path.stat().st_size for file in inputs.files) or 1
     done = 0
@@ -85,26 +88,45 @@ def _read(
         report(reader.rows, 1 + (_READING_PERCENT - 1) * min(done / total, 1))
 
     reader = RowReader(data.format, invalid, advance)
-    encoder = None
+    made: Made | None = None
     names = [file.name for file in inputs.files]
     for index, file in enumerate(inputs.files):
         for batch in reader.batches(index, file, BATCH_ROWS):
             if not batch:
                 continue
             assert reader.form
-            encoder = encoder or Encoder(inputs.tokenizer, reader.form, data.loss_on or default_loss_on(reader.form))
+            if made is None:
+                task = decide(inputs, reader.form)
+                encoder: RowEncoder = encoder_for(task, inputs.tokenizer, reader.form, data)
+                made = Made(task, encoder, LabelSet() if task == "sequence-classification" else None)
             if file.part not in parts:
                 parts[file.part] = Part(
                     folder / f"rows-{file.part}",
                     file.part,
                     seed=data.split.seed,
-                    encoder=encoder,
+                    encoder=made.encoder,
+                    labels=made.labels,
                     max_length=inputs.longest_allowed(),
                     drop=data.overlong == "drop",
                     found=found,
                 )
             parts[file.part].add(batch, invalid, names)
-    return reader, encoder
+    return reader, made
+
+
+def _check_labels(inputs: Inputs, labels: LabelSet) -> None:
+    """Raises BadInput when there is nothing to tell apart."""
+    names = labels.names()
+    if len(names) > (0 if labels.multi_label else 1):
+        return
+    where = f"{next(file.name for file in inputs.files if file.part == 'train')}:1"
+    raise BadInput(
+        f"{where}: every row has the label {names[0]!r}, and a classifier needs two to tell apart"
+        if names
+        else f"{where}: no row has any label, and a classifier needs one to tell",
+        code="InvalidData",
+        remedy="add rows with other labels",
+    )
 
 
 def _listing(config: RunConfig) -> str:

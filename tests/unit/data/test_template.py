@@ -1,0 +1,77 @@
+"""A chat template of the spec's own, and what a tokenizer is saved with."""
+
+from __future__ import annotations
+
+import pytest
+from finetune_trainer.data.chat import load_tokenizer, settle, template_of
+from finetune_trainer.data.digests import template_digest
+from finetune_trainer.errors import BadInput
+
+TEMPLATE = (
+    "{% for m in messages %}{{ '[' + m['role'] + '] ' + m['content'] + eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '[assistant] ' }}{% endif %}"
+)
+ROWS = [
+    {"messages": [{"role": "user", "content": f"fox {i}"}, {"role": "assistant", "content": "dog"}]} for i in range(10)
+]
+
+
+def test_it_takes_the_place_of_the_models_own(job):
+    uri = job.write("rows.jsonl", ROWS)
+    _, _, own = job.prepare(uri)
+    _, _, given = job.prepare(uri, data={"template": TEMPLATE})
+    tokenizer = load_tokenizer(job.model, template=TEMPLATE)
+    text = tokenizer.decode(given.train.tokens(0))
+    assert text.startswith("[user] fox")
+    assert text.endswith("[assistant] dog<|im_end|>")
+    assert given.manifest["digests"]["template"] == template_digest(template_of(tokenizer)) == template_digest(TEMPLATE)
+    assert own.manifest["digests"]["template"] != given.manifest["digests"]["template"]
+    assert not any("chat template" in note for note in given.manifest["notes"])
+
+
+def test_it_is_saved_with_the_result(job, tmp_path):
+    tokenizer = load_tokenizer(job.model, template=TEMPLATE)
+    tokenizer.save_pretrained(tmp_path / "result")
+    assert load_tokenizer(tmp_path / "result").chat_template == TEMPLATE
+
+
+@pytest.mark.parametrize("template", ["{% for m in messages %}", "{{ messages", "{% nothing %}", "{{ 'a' | unknown }}"])
+def test_one_that_does_not_parse_is_refused_in_one_sentence(job, template):
+    with pytest.raises(BadInput, match=r"^spec\.data\.template: is no Jinja template") as caught:
+        job.prepare(job.write("rows.jsonl", ROWS), data={"template": template})
+    assert "\n" not in str(caught.value)
+    assert (caught.value.cause.code, caught.value.exit_code) == ("InvalidSpec", 3)
+
+
+def test_one_that_cannot_render_the_rows_names_file_and_line(job):
+    uri = job.write("rows.jsonl", ROWS)
+    with pytest.raises(BadInput, match="cannot be rendered by the model's chat template: no chats today") as caught:
+        job.prepare(uri, data={"template": "{{ raise_exception('no chats today') }}"})
+    assert str(caught.value).startswith(f"{uri}:1: ")
+
+
+def test_one_that_is_of_no_use_is_said(job):
+    rows = [{"text": f"hello {i}"} for i in range(10)]
+    _, _, shards = job.prepare(job.write("rows.jsonl", rows), data={"template": TEMPLATE})
+    assert any("data.template is not used" in note for note in shards.manifest["notes"])
+
+
+def test_the_plain_default_belongs_to_conversations_alone(job):
+    (job.model / "chat_template.jinja").unlink()
+    for task, kept in (("causal-lm", True), ("seq2seq-lm", False), ("sequence-classification", False)):
+        tokenizer = load_tokenizer(job.model)
+        settle(tokenizer, task)
+        assert bool(tokenizer.chat_template) == kept
+    tokenizer = load_tokenizer(job.model, template=TEMPLATE)
+    settle(tokenizer, "sequence-classification")
+    assert tokenizer.chat_template == TEMPLATE
+
+
+def test_a_classifiers_tokenizer_names_its_pad_token(job, make_tokenizer, tmp_path):
+    tokenizer = make_tokenizer(None)
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path / "model")
+    for task, pad in (("causal-lm", None), ("sequence-classification", "</s>")):
+        loaded = load_tokenizer(tmp_path / "model")
+        settle(loaded, task)
+        assert loaded.pad_token == pad

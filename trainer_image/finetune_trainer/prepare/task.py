@@ -1,0 +1,59 @@
+"""The task of a run, once the data's format is known: what it is, and whether the rest of the spec can go with it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from finetune_api import combinations
+from finetune_api.data import DataFormat, DataSpec
+from finetune_api.method import Task
+from finetune_api.spec import FineTuneJobSpec
+
+from finetune_trainer.data.chat import check_end_token
+from finetune_trainer.data.encode import Encoder, RowEncoder, default_loss_on
+from finetune_trainer.data.encode_classes import ClassEncoder
+from finetune_trainer.data.encode_pairs import PairEncoder
+from finetune_trainer.errors import BadInput
+from finetune_trainer.prepare.inputs import Inputs
+from finetune_trainer.prepare.model import check_method, task_of
+
+
+def decide(inputs: Inputs, form: DataFormat) -> Task:
+    """Raises BadInput (InvalidSpec) when the task, or the format that was recognised, cannot go with the rest of the spec."""
+    spec = inputs.config.spec
+    task = task_of(inputs.model, spec, form)
+    check(spec, task, form)
+    if spec.data.format is None and task != task_of(inputs.model, spec, None):
+        check_method(inputs.model, spec, task, inputs.adapter)  # what was checked before was another task
+    if task != "sequence-classification":
+        check_end_token(inputs.tokenizer, field="spec.model.uri")
+    return task
+
+
+def check(spec: FineTuneJobSpec, task: Task, form: DataFormat) -> None:
+    """What the API server could not check, because it knows neither the data nor the model. Raises BadInput (InvalidSpec)."""
+    decided = spec.model_copy(
+        update={
+            "model": spec.model.model_copy(update={"task": task}),
+            "data": spec.data.model_copy(update={"format": form}),
+        }
+    )
+    broken = [rule.message for rule in DataSpec.RULES if rule.check is not None and not rule.check(decided.data)]
+    broken += [combination.message for combination in combinations.refused(decided)]
+    if not broken:
+        return
+    found = []
+    if spec.model.task is None:
+        found.append(f"model.task was not named: for this model and data it is {task}")
+    if spec.data.format is None:
+        found.append(f"data.format was not named: it was recognised from the rows as {form}")
+    raise BadInput(f"spec.{broken[0]}", code="InvalidSpec", remedy="; ".join(found) or None)
+
+
+def encoder_for(task: Task, tokenizer: Any, form: DataFormat, data: DataSpec) -> RowEncoder:
+    """What turns the rows of this task and format into token ids."""
+    if task == "sequence-classification":
+        return ClassEncoder(tokenizer)
+    if task == "seq2seq-lm":
+        return PairEncoder(tokenizer)
+    return Encoder(tokenizer, form, data.loss_on or default_loss_on(form))
