@@ -1,19 +1,42 @@
-"""Answers by greedy generation: padded on the left, with a key-value cache, in batches that depend on the rows alone."""
+"""Answers by greedy generation: with a key-value cache, in batches that depend on the rows alone.
+
+Decoders get their prompts padded on the left, so that every row goes on at the same place; the encoder of an
+encoder-decoder model gets its sources padded on the right, as in training.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from finetune_trainer.data.shards import Split
 from finetune_trainer.errors import Stopped
+from finetune_trainer.evaluate.rounds import evaluating
+from finetune_trainer.tasks.wrapped import innermost, virtual_embeddings, virtual_tokens
 from finetune_trainer.train.gang import Gang
 
 _BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
 _BATCH_ROWS = 64
+
+_OF_THE_MODEL = ("decoder_start_token_id", "forced_bos_token_id")
+"""What a model's own generation settings say about how its answers begin; everything else there would change what is measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Greedy:
+    """How answers are written. Ids: `pad` is only ever a filler, `stop` end an answer."""
+
+    max_new_tokens: int
+    pad: int
+    stop: tuple[int, ...]
+    module_communicates: bool = False
+    """Calling the module gathers weights: every rank has to call it as often as the others."""
 
 
 def answers(
@@ -21,10 +44,8 @@ def answers(
     module: nn.Module,
     split: Split,
     rows: Sequence[int],
+    how: Greedy,
     *,
-    max_new_tokens: int,
-    pad: int,
-    stop: Sequence[int],
     on_token: Callable[[], None],
     on_batch: Callable[[int], None],
 ) -> dict[int, list[int]]:
@@ -33,7 +54,10 @@ def answers(
     Batches are the same at every world size. `on_token` is called for each position that a batch has generated,
     `on_batch(rows)` with the rows done so far. Raises Stopped, on all ranks alike, when one of them was asked to stop.
     """
-    groups = _groups(split, rows, max_new_tokens, _BATCH_TOKENS[gang.device.type])
+    # peft puts virtual embeddings before the padding, where they would stand at other distances than in training.
+    alike = virtual_embeddings(module) and not innermost(module).config.is_encoder_decoder
+    groups = _groups(split, rows, how.max_new_tokens, _BATCH_TOKENS[gang.device.type], alike=alike)
+    together = how.module_communicates and gang.world_size > 1
     mine: dict[int, list[int]] = {}
     measured = 0
 
@@ -41,19 +65,20 @@ def answers(
         on_token()
         return not gang.asked_to_stop  # the rest of this batch would be thrown away
 
-    training = module.training
-    module.eval()
-    try:
+    with evaluating(module):
         for start in range(0, len(groups), gang.world_size):
             _stop_if_agreed(gang)
-            if start + gang.rank < len(groups):
-                group = groups[start + gang.rank]
-                mine |= _generate(module, split, group, max_new_tokens, pad, stop, gang.device, go_on)
-            measured += sum(len(group) for group in groups[start : start + gang.world_size])
+            now = groups[start : start + gang.world_size]
+            limits = [_within_context(module, _width(split, group), how.max_new_tokens) for group in now]
+            if gang.rank < len(now):
+                # Together, a rank goes on for as long as any other does, and must not leave the model's context.
+                limit = min(limits) if together else limits[gang.rank]
+                mine |= _generate(module, split, now[gang.rank], limit, how, gang.device, go_on, together=together)
+            elif together:
+                _generate(module, split, now[-1][-1:], min(limits), how, gang.device, go_on, together=True)
+            measured += sum(len(group) for group in now)
             on_batch(measured)
         _stop_if_agreed(gang)  # else a batch that was cut short would count
-    finally:
-        module.train(training)
     return {row: ids for part in gang.gather(mine) for row, ids in part.items()}
 
 
@@ -62,69 +87,111 @@ def _stop_if_agreed(gang: Gang) -> None:
         raise Stopped("asked to stop while generating answers", code="Stopped")
 
 
-def _groups(split: Split, rows: Sequence[int], max_new_tokens: int, budget: int) -> list[list[int]]:
-    """Rows with prompts of similar length together, the longest first: if memory is short, that shows at once."""
+def _groups(
+    split: Split, rows: Sequence[int], max_new_tokens: int, budget: int, *, alike: bool = False
+) -> list[list[int]]:
+    """Rows with prompts of similar length together (`alike`: of the same), the longest first: if memory is short, that shows at once."""
     lengths = {row: split.prompt_length(row) for row in rows}
     groups: list[list[int]] = []
     for row in sorted(rows, key=lambda row: (-lengths[row], row)):
         if groups:
             width = lengths[groups[-1][0]] + max_new_tokens
-            if len(groups[-1]) < _BATCH_ROWS and (len(groups[-1]) + 1) * width <= budget:
+            fits = not alike or lengths[row] == lengths[groups[-1][0]]
+            if fits and len(groups[-1]) < _BATCH_ROWS and (len(groups[-1]) + 1) * width <= budget:
                 groups[-1].append(row)
                 continue
         groups.append([row])
     return groups
 
 
+def _width(split: Split, rows: Sequence[int]) -> int:
+    return max(split.prompt_length(row) for row in rows)
+
+
 def _generate(
     module: nn.Module,
     split: Split,
     rows: Sequence[int],
-    max_new_tokens: int,
-    pad: int,
-    stop: Sequence[int],
+    limit: int,
+    how: Greedy,
     device: torch.device,
     go_on: Callable[[], bool],
+    *,
+    together: bool,
 ) -> dict[int, list[int]]:
     from transformers import GenerationConfig, StoppingCriteriaList
 
     def ends(ids: torch.Tensor, _: torch.Tensor, **__: object) -> torch.Tensor:
         return torch.full((len(ids),), not go_on(), device=ids.device)
 
-    prompts = [split.tokens(row)[: split.prompt_length(row)] for row in rows]
-    width = max(len(prompt) for prompt in prompts)
-    ids = np.full((len(rows), width), pad, dtype=np.int64)
+    inner = innermost(module)
+    of_encoder = inner.config.is_encoder_decoder
+    width = _width(split, rows)
+    ids = np.full((len(rows), width), how.pad, dtype=np.int64)
     mask = np.zeros((len(rows), width), dtype=np.int64)
-    for i, prompt in enumerate(prompts):
-        ids[i, width - len(prompt) :] = prompt
-        mask[i, width - len(prompt) :] = 1
+    for i, row in enumerate(rows):
+        prompt = split.tokens(row)[: split.prompt_length(row)]
+        place = slice(0, len(prompt)) if of_encoder else slice(width - len(prompt), width)
+        ids[i, place], mask[i, place] = prompt, 1
+    own = inner.generation_config
     greedy = GenerationConfig(
         do_sample=False,
         num_beams=1,
-        max_new_tokens=_within_context(module, width, max_new_tokens),
-        eos_token_id=list(stop),
-        pad_token_id=pad,
+        max_new_tokens=limit,
+        eos_token_id=list(how.stop),
+        pad_token_id=how.pad,
         use_cache=True,
+        **({name: _said(inner, name) for name in _OF_THE_MODEL} if of_encoder else {}),
     )
-    own, module.generation_config = module.generation_config, greedy  # else its values would fill what is left open
+    inner.generation_config = greedy  # else its values would fill what is left open
+    # An adapter of virtual tokens that is disabled would still put them before an encoder's rows.
+    writer = module if getattr(module, "has_active_enabled_adapter", True) else inner
     try:
-        with torch.inference_mode():
-            out = module.generate(
+        with _gathered(module) if together else torch.inference_mode():
+            out = writer.generate(
                 input_ids=torch.from_numpy(ids).to(device),
                 attention_mask=torch.from_numpy(mask).to(device),
                 generation_config=greedy,
                 stopping_criteria=StoppingCriteriaList([ends]),
+                synced_gpus=together,
             )
     finally:
-        module.generation_config = own
-    return {row: _until(out[i, width:].tolist(), stop) for i, row in enumerate(rows)}
+        inner.generation_config = own
+    begins = 1 if of_encoder else width  # a decoder's answer begins after its start token
+    return {row: until(out[i, begins:].tolist(), how.stop) for i, row in enumerate(rows)}
+
+
+@contextlib.contextmanager
+def _gathered(module: nn.Module) -> Iterator[None]:
+    """Where weights are sharded: layers gather their own as ever, but what belongs to no layer is FSDP2's root's, which
+    generation need not call."""
+    root = isinstance(module, FSDPModule)
+    if root:
+        module.unshard()
+    try:
+        with torch.no_grad():  # what is gathered in inference mode could not be trained with later
+            yield
+    finally:
+        if root:
+            module.reshard()
+
+
+def _said(inner: nn.Module, name: str) -> int | None:
+    """What the model's generation settings say, or its config."""
+    value = getattr(inner.generation_config, name, None)
+    return getattr(inner.config, name, None) if value is None else value
 
 
 def _within_context(module: nn.Module, prompt: int, wanted: int) -> int:
-    context = getattr(module.config.get_text_config(), "max_position_embeddings", None)
-    return max(1, min(wanted, context - prompt)) if isinstance(context, int) else wanted
+    config = innermost(module).config.get_text_config()
+    context = getattr(config, "max_position_embeddings", None)
+    if not isinstance(context, int):
+        return wanted
+    taken = 1 if innermost(module).config.is_encoder_decoder else prompt + virtual_tokens(module)
+    return max(1, min(wanted, context - taken))
 
 
-def _until(ids: list[int], stop: Sequence[int]) -> list[int]:
+def until(ids: Sequence[int], stop: Sequence[int]) -> list[int]:
+    """The ids before the first that ends an answer."""
     ends = [i for i, token in enumerate(ids) if token in stop]
-    return ids[: ends[0]] if ends else ids
+    return list(ids[: ends[0]] if ends else ids)

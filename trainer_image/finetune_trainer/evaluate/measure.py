@@ -8,13 +8,16 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-from finetune_api.evaluation import EvaluationSpec
+from finetune_api.evaluation import EvaluationSpec, Metric
 from torch import nn
 
 from finetune_trainer.data.shards import Shards
-from finetune_trainer.evaluate.generate import answers
+from finetune_trainer.evaluate.classes import classify
+from finetune_trainer.evaluate.generate import Greedy, answers
 from finetune_trainer.evaluate.nll import split_loss
+from finetune_trainer.evaluate.scores import SCORES
 from finetune_trainer.tasks.base import Task
+from finetune_trainer.tasks.classification import ClassificationTask
 from finetune_trainer.train.gang import Gang
 
 ROW_CAP = 512
@@ -25,7 +28,7 @@ SAMPLES = 8
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What to measure. `rows` are those whose answers are generated: all that have one, up to the cap, evenly spread."""
+    """What to measure. `rows` are those whose answers are generated: all that have one, up to the cap, evenly spread. Of a classifier there are none."""
 
     metrics: tuple[str, ...]
     rows: tuple[int, ...]
@@ -40,32 +43,51 @@ class Wanted:
     def exact_match(self) -> bool:
         return "exact-match" in self.metrics
 
+    @property
+    def classes(self) -> bool:
+        """Whether rows are classified."""
+        return bool(set(SCORES) & set(self.metrics))
+
+    @property
+    def whole_split(self) -> bool:
+        """Whether every row is forwarded, for its loss or its label."""
+        return self.loss or self.classes
+
 
 @dataclass(slots=True)
 class Measured:
-    """Of one model. `loss` in nats a token; `answers` by row of the test split, as token ids."""
+    """Of one model. `loss` in nats a token (a row of a classifier); `answers` by row of the test split, as token ids; `labels` by row, as numbers."""
 
     loss: float | None = None
     answers: dict[int, list[int]] = field(default_factory=dict)
+    labels: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Measured:
-        return cls(value["loss"], {int(row): ids for row, ids in value["answers"].items()})
+        return cls(
+            value["loss"],
+            {int(row): ids for row, ids in value["answers"].items()},
+            {int(row): tuple(labels) for row, labels in value.get("labels", {}).items()},
+        )
 
 
 def wanted(shards: Shards, spec: EvaluationSpec) -> Wanted:
     """What the spec asks for, of what the test split can give."""
     test = shards.test
-    with_answer = [row for row in range(test.rows) if 0 < test.prompt_length(row) < test.lengths()[row]]
-    default = ("loss", "perplexity") + (("exact-match",) if with_answer else ())
+    if shards.labels:
+        default: tuple[Metric, ...] = ("loss", "accuracy", "f1")
+        metrics = tuple(spec.metrics or default) if test.rows else ()
+        return Wanted(metrics, (), tuple(spread(list(range(test.rows)), SAMPLES)) if metrics else (), 0)
+    with_answer = answerable(shards.test)
+    default = ("loss", "perplexity", "exact-match") if with_answer else ("loss", "perplexity")
     metrics = tuple(spec.metrics or default) if test.rows else ()
     if not with_answer:
         metrics = tuple(metric for metric in metrics if metric != "exact-match")
-    rows = _spread(with_answer, ROW_CAP)
-    samples = _spread(rows, SAMPLES)
+    rows = spread(with_answer, ROW_CAP)
+    samples = spread(rows, SAMPLES)
     if "exact-match" not in metrics:
         rows = samples
     return Wanted(metrics, tuple(rows), tuple(samples), shards.resolved["max_new_tokens"])
@@ -80,28 +102,49 @@ def measure(
     *,
     on_rows: Callable[[int], None],
     on_token: Callable[[], None],
+    module_communicates: bool = False,
 ) -> Measured:
-    """Collective. `on_rows(n)` is told of n more rows measured, `on_token` of each step of a generation. Raises Stopped when a rank was asked to stop."""
+    """Collective. `on_rows(n)` is told of n more rows measured, `on_token` of each step of a generation. Raises Stopped when a rank was asked to stop.
+
+    `module_communicates`: see `train.engines.engine.Engine`.
+    """
     result = Measured()
-    pad = shards.tokenizer["pad"]
     seen = _Increments(on_rows)
+    if isinstance(task, ClassificationTask):
+        if what.whole_split:
+            classified = classify(gang, module, task, shards.test, on_batch=seen)
+            result.loss, result.labels = _finite(classified.loss), classified.labels
+        return result
     if what.loss:
-        loss = split_loss(gang, module, task, shards.test, on_batch=seen).loss
-        result.loss = loss if math.isfinite(loss) else None
+        result.loss = _finite(split_loss(gang, module, task, shards.test, on_batch=seen).loss)
     if what.rows:
         seen.reset()
-        result.answers = answers(
-            gang,
-            module,
-            shards.test,
-            what.rows,
-            max_new_tokens=what.max_new_tokens,
-            pad=pad,
-            stop=shards.tokenizer["stop"],
-            on_token=on_token,
-            on_batch=seen,
-        )
+        how = greedy(shards, what.max_new_tokens, module_communicates=module_communicates)
+        result.answers = answers(gang, module, shards.test, what.rows, how, on_token=on_token, on_batch=seen)
     return result
+
+
+def greedy(shards: Shards, max_new_tokens: int, *, module_communicates: bool) -> Greedy:
+    """How answers to these shards' prompts are written."""
+    tokenizer = shards.tokenizer
+    return Greedy(max_new_tokens, tokenizer["pad"], tuple(tokenizer["stop"]), module_communicates)
+
+
+def answerable(split: Any) -> list[int]:
+    """Rows that have a prompt and an answer."""
+    lengths = split.lengths()
+    return [row for row in range(split.rows) if 0 < split.prompt_length(row) < lengths[row]]
+
+
+def spread(rows: list[int], count: int) -> list[int]:
+    """At most `count` of them, evenly spread, in order."""
+    if len(rows) <= count:
+        return rows
+    return [rows[i] for i in np.linspace(0, len(rows) - 1, count).round().astype(int)]
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 class _Increments:
@@ -117,10 +160,3 @@ class _Increments:
 
     def reset(self) -> None:
         self._before = 0
-
-
-def _spread(rows: list[int], count: int) -> list[int]:
-    """At most `count` of them, evenly spread, in order."""
-    if len(rows) <= count:
-        return rows
-    return [rows[i] for i in np.linspace(0, len(rows) - 1, count).round().astype(int)]

@@ -1,24 +1,22 @@
-"""Loss of a model on a whole split, weighted by tokens, over all ranks."""
+"""Loss of a model on a whole split, weighted by what counts for its task, over all ranks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import nn
 
 from finetune_trainer.data.shards import Split
-from finetune_trainer.errors import Stopped
+from finetune_trainer.evaluate.rounds import evaluating, turns
 from finetune_trainer.tasks.base import Task
-from finetune_trainer.train import micro_batches
 from finetune_trainer.train.gang import Gang
 
 
 @dataclass(frozen=True, slots=True)
 class SplitLoss:
-    """`loss` in nats, the mean over `tokens` trained tokens."""
+    """`loss` in nats, the mean over `tokens` trained tokens (rows of a classifier)."""
 
     loss: float
     tokens: int
@@ -31,25 +29,14 @@ def split_loss(
 
     Raises Stopped, on all ranks alike, when one of them was asked to stop.
     """
-    lengths = split.lengths()
-    order = np.lexsort((np.arange(split.rows), -lengths))
-    groups = micro_batches.group(order, lengths, micro_batches.TOKEN_BUDGET[gang.device.type])
     total = torch.zeros((), dtype=torch.float64, device=gang.device)
-    tokens = measured = 0
-    training = module.training
-    module.eval()
-    try:
-        for start in range(0, len(groups), gang.world_size):
-            if gang.should_stop():
-                raise Stopped("asked to stop while measuring the loss", code="Stopped")
-            mine = start + gang.rank
-            if mine < len(groups):
-                with torch.no_grad():
-                    total += task.loss(module, task.collate(split, groups[mine]).to(gang.device)).double()
-                tokens += task.weight(split, groups[mine])
-            measured += sum(len(part) for part in groups[start : start + gang.world_size])
-            on_batch(measured)
-    finally:
-        module.train(training)
-    total_nll, all_tokens = gang.sums([float(total), float(tokens)])
-    return SplitLoss(total_nll / max(1.0, all_tokens), int(all_tokens))
+    weight = 0
+    with evaluating(module):
+        for turn in turns(gang, task, split, doing="measuring the loss", on_batch=on_batch):
+            with torch.no_grad():
+                loss = task.loss(module, turn.batch)
+            if turn.counts:
+                total += loss.double()
+                weight += task.weight(split, turn.rows)
+    total_nll, all_weight = gang.sums([float(total), float(weight)])
+    return SplitLoss(total_nll / max(1.0, all_weight), int(all_weight))

@@ -15,6 +15,7 @@ from finetune_trainer import sealed
 from finetune_trainer.data.shards import Shards
 from finetune_trainer.evaluate import compare
 from finetune_trainer.evaluate.measure import Measured, measure, wanted
+from finetune_trainer.evaluate.untouched import has_base, untouched
 from finetune_trainer.stage import StageContext
 from finetune_trainer.tasks.base import Task
 from finetune_trainer.train.gang import Gang
@@ -37,7 +38,8 @@ class Evaluation:
         self._wanted = wanted(shards, self._spec)
         self._base_folder = context.config.layout.root / BASE_FOLDER
         self._rows_done = 0
-        per_model = shards.test.rows * self._wanted.loss + len(self._wanted.rows)
+        self._communicates = False
+        per_model = shards.test.rows * self._wanted.whole_split + len(self._wanted.rows)
         self._rows_total = per_model * (2 if self._spec.baseline else 1)
 
     @property
@@ -45,25 +47,32 @@ class Evaluation:
         """Whether anything will be measured."""
         return self._rows_total > 0
 
-    def base_before_training(self, module: nn.Module) -> None:
+    def base_before_training(self, module: nn.Module, *, module_communicates: bool = False) -> None:
         """For full fine-tuning: measure the untouched model once, and keep that for every later attempt. Raises Stopped."""
+        self._communicates = module_communicates
         if not (self._spec.baseline and self.measures) or self._gang.on_first(self._kept_base) is not None:
             return
         self._context.progress.update(stage="evaluate", step=0, total_steps=self._rows_total // 2, force=True)
         measured = self._measure(module, self._count_before)
         self._gang.on_first(lambda: _keep(self._base_folder, measured))
 
-    def run(self, module: nn.Module, tokenizer: Any, *, share: tuple[float, float]) -> dict[str, Any] | None:
-        """The content of `evaluation.json` on rank 0, None elsewhere. `share` is the part (from, to) of the stage's percentage. Raises Stopped."""
+    def run(
+        self, module: nn.Module, tokenizer: Any, *, share: tuple[float, float], module_communicates: bool = False
+    ) -> dict[str, Any] | None:
+        """The content of `evaluation.json` on rank 0, None elsewhere. `share` is the part (from, to) of the stage's percentage. Raises Stopped.
+
+        `module_communicates`: see `train.engines.engine.Engine`.
+        """
         self._share = share
+        self._communicates = module_communicates
         self._rows_done = 0
         self._began = time.monotonic()
         self._context.progress.update(stage="evaluate", step=0, total_steps=self._rows_total, force=True)
         tuned = self._measure(module, self._count)
         base = None
         if self._spec.baseline:
-            if hasattr(module, "disable_adapter"):
-                with module.disable_adapter():
+            if has_base(module):
+                with untouched(module):
                     base = self._measure(module, self._count)
             else:
                 base = self._gang.on_first(self._kept_base)
@@ -73,7 +82,14 @@ class Evaluation:
 
     def _measure(self, module: nn.Module, count: Callable[[int], None]) -> Measured:
         return measure(
-            self._gang, module, self._shards, self._task, self._wanted, on_rows=count, on_token=self._watchdog.beat
+            self._gang,
+            module,
+            self._shards,
+            self._task,
+            self._wanted,
+            on_rows=count,
+            on_token=self._watchdog.beat,
+            module_communicates=self._communicates,
         )
 
     def _count_before(self, rows: int) -> None:
