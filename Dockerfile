@@ -40,6 +40,12 @@ USER 65532:65532
 ENTRYPOINT ["python", "-m", "finetune_operator"]
 
 FROM base AS trainer
+# For training.compile, which builds its kernels at run time. A base that is not Debian's brings its own compiler.
+RUN set -eu; if ! command -v g++ >/dev/null && command -v apt-get >/dev/null; then \
+        apt-get update -qq; \
+        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends g++ libpython3-dev >/dev/null; \
+        rm -rf /var/lib/apt/lists/*; \
+    fi
 ARG UV_CACHE_DIR=/root/.cache/uv
 COPY --from=requirements /requirements/trainer.txt /tmp/requirements.txt
 RUN --mount=type=cache,target=/root/.cache/uv set -eu; \
