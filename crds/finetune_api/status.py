@@ -57,7 +57,10 @@ class PlanStatus(ApiModel):
 class ProgressStatus(ApiModel):
     """How far the running stage is; written at most every 15 seconds."""
 
-    stage: str | None = None
+    stage: str | None = Field(
+        default=None,
+        description="prepare, train, evaluate or publish. The training pods evaluate, in their own attempt.",
+    )
     summary: str | None = Field(default=None, description="For people: '42% 120/288'.")
     percent: int | None = None
     step: int | None = None

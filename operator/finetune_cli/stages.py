@@ -62,18 +62,14 @@ def _stage(job: FineTuneJob, name: StageName) -> tuple[State, float | None, str]
 
 
 def _moving(status: FineTuneJobStatus) -> str | None:
-    """Which of STAGES the figures in status.progress are about. The operator names the evaluation, which happens in the
-    stage train, at the end of the summary."""
-    if status.progress is None:
-        return None
-    return "evaluate" if (status.progress.summary or "").endswith(" evaluate") else status.progress.stage
+    """Which of STAGES the figures in status.progress are about. The evaluation is part of the attempt at train."""
+    return status.progress.stage if status.progress is not None else None
 
 
 def _trained(status: FineTuneJobStatus) -> bool:
-    """The last step is done and saved, so what goes on is the evaluation of the tuned model."""
-    steps = status.plan.steps if status.plan else None
+    """What goes on is the evaluation of the tuned model: a base is measured before anything is saved."""
     saved = status.last_checkpoint.step if status.last_checkpoint else 0
-    return steps is not None and saved >= steps and _moving(status) == "evaluate"
+    return saved > 0 and _moving(status) == "evaluate"
 
 
 def _percent(status: FineTuneJobStatus, name: StageName) -> float | None:
@@ -97,9 +93,9 @@ def _rows_measured(status: FineTuneJobStatus) -> tuple[int, int] | None:
     progress = status.progress
     if progress is None:
         return None
-    if progress.stage == "evaluate":
+    if progress.summary is None:  # a local run
         return (progress.step or 0, progress.total_steps) if progress.total_steps else None
-    match = re.search(r"(\d+)/(\d+)", progress.summary or "")
+    match = re.search(r"(\d+)/(\d+)", progress.summary)
     return (int(match[1]), int(match[2])) if match and int(match[2]) else None
 
 

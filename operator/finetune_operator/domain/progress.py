@@ -15,7 +15,11 @@ from finetune_operator.domain.times import human
 
 
 def show(draft: Draft) -> None:
-    """Fill status.progress. A new stage begins at nothing, but keeps the losses of the training."""
+    """Fill status.progress. A new stage begins at nothing, but keeps the losses of the training.
+
+    While the training pods evaluate, the stage shown is `evaluate`; step and totalSteps stay those of the training, and
+    the summary counts the rows that are measured.
+    """
     situation, status = draft.situation, draft.status
     if situation is not None and situation.phase == "Completed":
         shown = status.progress or ProgressStatus()
@@ -29,7 +33,7 @@ def show(draft: Draft) -> None:
             status.progress.eta = status.progress.eta_seconds = None
         return
     shown = status.progress or ProgressStatus()
-    if shown.stage != entry.stage:
+    if shown.stage != entry.stage and (shown.stage, entry.stage) != ("evaluate", "train"):
         shown = ProgressStatus(stage=entry.stage)
         if entry.stage == "publish" and status.progress is not None:
             before = status.progress
@@ -41,6 +45,7 @@ def show(draft: Draft) -> None:
         return
     told = reading.progress
     take_steps(draft, entry, told.step if told.stage == "train" else None, told.resumed_from_step, told.last_checkpoint)
+    shown.stage = "evaluate" if (entry.stage, told.stage) == ("train", "evaluate") else entry.stage
     _take(shown, told)
 
 
@@ -56,7 +61,7 @@ def _take(shown: ProgressStatus, told: Progress) -> None:
     shown.eta_seconds = None if eta is None else int(min(max(eta, 0), 10 * 365 * 86400))
     shown.eta = None if shown.eta_seconds is None else human(shown.eta_seconds)
     step, total = (told.step, told.total_steps) if told.stage != "publish" else (None, None)
-    shown.summary = _summary(shown.percent, step, total) + ("" if told.stage == shown.stage else f" {told.stage}")
+    shown.summary = _summary(shown.percent, step, total) + (" evaluate" if shown.stage == "evaluate" else "")
 
 
 def _summary(percent: int, step: int | None, total: int | None) -> str:

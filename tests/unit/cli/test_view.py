@@ -130,10 +130,16 @@ STEP = {
         pytest.param({"phase": "Suspended", "attempts": [PREPARED, attempt("train")], "progress": STEP}, "done waiting waiting waiting", id="suspended"),
         pytest.param({"attempts": [PREPARED, attempt("train", outcome="Evicted")], "progress": STEP}, "done waiting waiting waiting", id="between attempts"),
         pytest.param(
-            {"attempts": [PREPARED, attempt("train")], "plan": PLAN, "lastCheckpoint": {"step": 150}, "progress": {**STEP, "step": 150, "percent": 40, "summary": "40% 80/200 evaluate"}},
+            {"attempts": [PREPARED, attempt("train")], "plan": PLAN, "lastCheckpoint": {"step": 150}, "progress": {**STEP, "stage": "evaluate", "step": 150, "percent": 40, "summary": "40% 80/200 evaluate"}},
             "done done running:40 waiting", id="evaluating the tuned model"),
         pytest.param(
-            {"attempts": [PREPARED, attempt("train")], "plan": PLAN, "progress": {**STEP, "step": 0, "percent": 40, "summary": "40% 80/200 evaluate"}},
+            {"attempts": [PREPARED, attempt("train")], "plan": PLAN, "lastCheckpoint": {"step": 60}, "progress": {**STEP, "stage": "evaluate", "step": 60, "percent": 40, "summary": "40% 80/200 evaluate"}},
+            "done done running:40 waiting", id="evaluating after stopping early"),
+        pytest.param(
+            {"attempts": [PREPARED, attempt("train")], "lastCheckpoint": {"step": 150}, "progress": {"stage": "evaluate", "step": 80, "totalSteps": 200, "percent": 94}},
+            "done done running:40 waiting", id="evaluating in a local run"),
+        pytest.param(
+            {"attempts": [PREPARED, attempt("train")], "plan": PLAN, "progress": {**STEP, "stage": "evaluate", "step": 0, "percent": 40, "summary": "40% 80/200 evaluate"}},
             "done running:0 running:40 waiting", id="evaluating the base of a full training"),
         pytest.param({"attempts": [PREPARED, TRAINED, attempt("publish")], "progress": {"stage": "publish"}}, "done done done running", id="publishing"),
         pytest.param({"phase": "Completed", "attempts": [PREPARED, TRAINED, attempt("publish", outcome="Succeeded")]}, "done done done done", id="completed"),

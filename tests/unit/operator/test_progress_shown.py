@@ -1,0 +1,48 @@
+"""What status.progress says of the stage that runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from finetune_api.contract import Progress
+from finetune_operator.domain.observed import ProgressReading
+
+
+def told(world: Any, **progress: Any) -> dict[str, Any]:
+    """What is shown once the running stage's rank 0 has said this."""
+    uid = world.plan().poll.uid
+    world.progress = ProgressReading(uid, Progress.model_validate(progress))
+    world.now += 100  # written at most every so often
+    world.settle()
+    return world.status["progress"]
+
+
+def test_an_evaluation_is_shown_as_a_stage_of_its_own(make_world: Any) -> None:
+    """It happens in the training pods: steps stay those of the training, and the summary counts rows."""
+    world = make_world()
+    world.settle()
+    world.run("prepare")
+    world.settle()
+    world.finish("prepare", data={"rows": 10, "trainRows": 8}, plan={"steps": 4})
+    world.settle()
+    world.run("train")
+    world.settle()
+    training = {"stage": "train", "step": 3, "totalSteps": 4, "percent": 67, "loss": 0.5, "evalLoss": 0.7}
+    shown = told(world, **training)
+    assert (shown["stage"], shown["summary"], shown["step"]) == ("train", "67% 3/4", 3)
+    told(world, **training | {"step": 4, "percent": 90})
+    shown = told(world, stage="evaluate", step=30, totalSteps=80, percent=93)
+    assert (shown["stage"], shown["summary"]) == ("evaluate", "93% 30/80 evaluate")
+    assert (shown["step"], shown["totalSteps"], shown["loss"]) == (4, 4, 0.5)
+    shown = told(world, stage="evaluate", step=60, totalSteps=80, percent=96)
+    assert (shown["stage"], shown["loss"]) == ("evaluate", 0.5)
+    shown = told(world, **training)
+    assert (shown["stage"], shown["summary"]) == ("train", "67% 3/4"), "a full training measures its base first"
+
+
+def test_a_preparation_that_calls_itself_an_evaluation_is_none(make_world: Any) -> None:
+    world = make_world()
+    world.settle()
+    world.run("prepare")
+    world.settle()
+    assert told(world, stage="evaluate", percent=50)["stage"] == "prepare"
