@@ -1,4 +1,4 @@
-"""The API reference from the models: `python -m finetune_api.docgen` writes docs/reference/api.md; `--check` fails when it differs."""
+"""The reference from the models: `python -m finetune_api.docgen` writes docs/reference/*.md; `--check` fails when one differs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from finetune_api import API_VERSION, KIND
+from finetune_api import API_VERSION, KIND, combinations_page
 from finetune_api.crdgen import COLUMNS, structural
 from finetune_api.location import Location
 from finetune_api.spec import FineTuneJobSpec
@@ -30,7 +30,7 @@ Columns of `kubectl get ftj`: {", ".join(name for name, _, _, priority in COLUMN
 
 
 def text() -> str:
-    """The whole page."""
+    """The page of all fields."""
     spec, status = structural(FineTuneJobSpec), structural(FineTuneJobStatus)
     parts = [_HEAD, "## spec\n\n", _table(_leaves(spec, skip={"pods"}))]
     parts.append("\n## Locations\n\nWherever something lies, it is named in the same way. ")
@@ -121,15 +121,19 @@ def _escape(meaning: str) -> str:
     return meaning.replace("|", "\\|")
 
 
+PAGES = {"api.md": text, "combinations.md": combinations_page.text}
+
+
 def main(argv: list[str] | None = None) -> int:
-    path = Path(__file__).resolve().parents[2] / "docs" / "reference" / "api.md"
-    if path.exists() and path.read_text() == text():
-        return 0
-    if "--check" in (sys.argv[1:] if argv is None else argv):
-        print(f"out of date: {path.name}; run `make crds`", file=sys.stderr)
+    folder = Path(__file__).resolve().parents[2] / "docs" / "reference"
+    texts = {folder / name: page() for name, page in PAGES.items()}
+    stale = [path for path, page in texts.items() if not path.exists() or path.read_text() != page]
+    if stale and "--check" in (sys.argv[1:] if argv is None else argv):
+        print(f"out of date: {', '.join(path.name for path in stale)}; run `make crds`", file=sys.stderr)
         return 1
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text())
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in stale:
+        path.write_text(texts[path])
     return 0
 
 

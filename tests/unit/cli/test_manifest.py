@@ -58,7 +58,7 @@ def test_what_is_sent_is_what_was_written(tmp_path: Path) -> None:
     ("old", "new", "complaint"),
     [
         ("learningRate: 2e-4", "learningRat: 2e-4", "job.yaml:12: spec.training.learningRat: unknown field; did you mean learningRate?"),
-        ("type: lora", "type: lorra", "job.yaml:7: spec.method.type: 'lorra' is not one of 'lora' or 'full'"),
+        ("type: lora", "type: lorra", "job.yaml:7: spec.method.type: 'lorra' is not one of 'lora', 'qlora', 'dora', 'prefix', 'prompt' or 'full'"),
         ("learningRate: 2e-4", "learningRate: -1", "job.yaml:12: spec.training.learningRate: input should be greater than 0, not -1"),
         ("learningRate: 2e-4", "learningRate: '2e-4'", "job.yaml:12: spec.training.learningRate: input should be a valid number, not '2e-4'"),
         ("learningRate: 2e-4", "epochs: no", "job.yaml:12: spec.training.epochs: input should be a valid integer, not 'no'"),

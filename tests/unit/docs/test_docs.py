@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
-from finetune_api import KIND, docgen
+from finetune_api import KIND, combinations_page, docgen
+from finetune_api.compute import Strategy
 from finetune_api.finetunejob import FineTuneJob
+from finetune_api.method import MethodType, Task
+from pydantic import ValidationError
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGES = sorted([*(ROOT / "docs").rglob("*.md"), ROOT / "charts" / "finetune-operator" / "README.md"])
@@ -63,5 +68,23 @@ def test_chart_values_exist(page: Path) -> None:
                     break
 
 
-def test_the_reference_is_that_of_the_models() -> None:
-    assert (ROOT / "docs" / "reference" / "api.md").read_text() == docgen.text(), "run `make crds`"
+@pytest.mark.parametrize("page", sorted(docgen.PAGES))
+def test_the_reference_is_that_of_the_models(page: str) -> None:
+    assert (ROOT / "docs" / "reference" / page).read_text() == docgen.PAGES[page](), "run `make crds`"
+
+
+def test_a_cell_of_the_table_works_exactly_where_a_job_with_it_is_accepted() -> None:
+    text = (ROOT / "examples" / "lora-cpu.yaml").read_text()
+    works = {}
+    for task, method, strategy in itertools.product(*map(get_args, (Task, MethodType, Strategy))):
+        job = yaml.safe_load(text)
+        job["spec"]["model"]["task"] = task
+        job["spec"]["method"] = {"type": method}
+        job["spec"]["compute"] = {"device": "cpu", "strategy": strategy}
+        try:
+            FineTuneJob.model_validate(job)
+            works[task, method, strategy] = True
+        except ValidationError:
+            works[task, method, strategy] = False
+    assert works == {cell: not combinations_page.cell(*cell) for cell in works}
+    assert {True, False} == set(works.values())
