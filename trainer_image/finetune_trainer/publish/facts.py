@@ -12,6 +12,7 @@ from typing import Any
 
 from finetune_api.contract import Layout, RunConfig
 from finetune_api.effective import shown
+from finetune_api.method import Task
 
 from finetune_trainer import sealed
 from finetune_trainer.errors import StageError
@@ -23,6 +24,7 @@ _PACKAGES = (
     "peft",
     "accelerate",
     "deepspeed",
+    "bitsandbytes",
     "tokenizers",
     "safetensors",
 )
@@ -57,6 +59,20 @@ class Facts:
     def effective(self) -> dict[str, Any]:
         """The spec as it was run, with what prepare resolved. Without pods: their environment is nobody's business."""
         return {**shown(self.config.spec), "resolved": self.prepared["resolved"]}
+
+    @property
+    def task(self) -> Task:
+        return self.prepared["resolved"].get("task") or "causal-lm"
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """Step, metric and value of the weights that are published; value is None when they were never validated."""
+        return self.trained.get("best")
+
+    @property
+    def stopped_early(self) -> dict[str, Any] | None:
+        """Step and reason, when training ended before its planned last step."""
+        return next((line for line in reversed(self.history) if "stopped_early" in line), None)
 
     @property
     def invalid(self) -> list[dict[str, Any]]:
@@ -110,15 +126,20 @@ def _number(folder: Path) -> int:
 
 def _lines(path: Path) -> Iterable[dict[str, Any]]:
     """A line that was cut by a crash is left out; of lines that a restarted process wrote twice, the last one counts."""
-    found: dict[tuple[int, bool], dict[str, Any]] = {}
+    found: dict[tuple[int, str], dict[str, Any]] = {}
     if path.is_file():
         for text in path.read_text(errors="replace").splitlines():
             try:
                 line = json.loads(text)
-                found[int(line["step"]), "eval_loss" in line] = line
+                found[int(line["step"]), _kind(line)] = line
             except (ValueError, KeyError, TypeError):
                 continue
     return found.values()
+
+
+def _kind(line: dict[str, Any]) -> str:
+    """A step may have a line of its training, one of its validation, and one that says why it was the last."""
+    return next((name for name in ("eval_loss", "stopped_early") if name in line), "loss")
 
 
 def _versions() -> dict[str, str]:

@@ -15,13 +15,19 @@ from markupsafe import Markup
 
 from finetune_trainer.data.lengths import bin_width
 from finetune_trainer.data.shards import SPLITS
-from finetune_trainer.publish import curves, differences
+from finetune_trainer.publish import curves, differences, usage
 from finetune_trainer.publish.curves import Series
 from finetune_trainer.publish.facts import Facts
-from finetune_trainer.publish.verdict import judge
+from finetune_trainer.publish.verdict import judge, show
+from finetune_trainer.train.history import eval_name
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _INVALID_SHOWN = 20
+_PIPELINES = {
+    "causal-lm": "text-generation",
+    "seq2seq-lm": "text2text-generation",
+    "sequence-classification": "text-classification",
+}
 _CARD_SAMPLES = 3
 
 
@@ -33,9 +39,9 @@ def report(facts: Facts) -> str:
         .render(
             **_common(facts),
             loss_chart=_loss_chart(facts),
+            metric_chart=_metric_chart(facts),
             rate_chart=_rate_chart(facts),
             length_chart=_length_chart(facts.prepared.get("lengths", [])),
-            best=_best(facts.history),
             samples=[_sample(sample) for sample in facts.evaluation.get("samples", ())],
             invalid=facts.invalid[:_INVALID_SHOWN],
             settings=_flat(facts.effective),
@@ -46,20 +52,33 @@ def report(facts: Facts) -> str:
 
 def card(facts: Facts, *, stop: Sequence[int]) -> str:
     """README.md with Hugging Face's front matter."""
-    spec = facts.config.spec
+    spec, resolved = facts.config.spec, facts.prepared["resolved"]
     training = facts.effective["training"]
+    hub_base = spec.model.parsed.repo if spec.model.parsed.scheme == "hf" else None
+    result = usage.Result(
+        spec=spec,
+        task=facts.task,
+        hub_base=hub_base,
+        labels=resolved.get("labels") or [],
+        multi_label=bool(resolved.get("multi_label")),
+        chat=resolved["format"] in ("messages", "instruction") and facts.task == "causal-lm",
+        stop=list(stop),
+        max_new_tokens=resolved.get("max_new_tokens") or 0,
+    )
     return (
         _environment(autoescape=False)
         .get_template("card.md")
         .render(
             **_common(facts),
-            hub_base=spec.model.parsed.repo if spec.model.parsed.scheme == "hf" else None,
+            hub_base=hub_base,
+            usage=usage.code(result),
+            pipeline=_PIPELINES[facts.task],
+            adapter=spec.method.type != "full",
+            made=_made(facts),
             hub_data=[location.parsed.repo for location in spec.data.train if location.parsed.scheme == "hf"],
             samples=list(facts.evaluation.get("samples", ()))[:_CARD_SAMPLES],
-            training={name: training[name] for name in sorted(training)},
-            lora=spec.method.lora.wire() if spec.method.lora else {},
-            stop=list(stop),
-            chat=facts.prepared["resolved"]["format"] in ("messages", "instruction"),
+            method=_flat({"method": spec.method.wire()}),
+            training=[(name, value) for name, value in sorted(_flat(training))],
         )
     )
 
@@ -69,6 +88,9 @@ def _common(facts: Facts) -> dict[str, Any]:
     return {
         "job": config.job,
         "spec": config.spec,
+        "task": facts.task,
+        "best": facts.best,
+        "stopped_early": facts.stopped_early,
         "verdict": judge(facts.evaluation),
         "evaluation": facts.evaluation,
         "data": facts.prepared["data"],
@@ -100,6 +122,7 @@ def _environment(*, autoescape: bool) -> jinja2.Environment:
         "duration": _duration,
         "clock": _clock,
         "fenced": _fenced,
+        "shown": show,
         "inline": _inline,
         "json": json.dumps,
         "num": curves.number,
@@ -118,6 +141,42 @@ def _loss_chart(facts: Facts) -> Markup:
         y_label="loss",
         marks=resumes,
     )
+
+
+def _metric_chart(facts: Facts) -> Markup:
+    """Of the metric that chose the published weights, where that is not the loss."""
+    metric = (facts.best or {}).get("metric", "loss")
+    name = eval_name(metric)
+    points = [(line["step"], line[name]) for line in facts.history if _has(line, name)] if metric != "loss" else []
+    return curves.lines(
+        [Series("validation", "validation", points, dots=True)],
+        title=f"{metric} on the validation rows over the steps",
+        x_label="step",
+        y_label=metric,
+        height=200,
+        linear=True,
+    )
+
+
+def _made(facts: Facts) -> str:
+    """What was published, as the beginning of a sentence that names the base."""
+    method = facts.config.spec.method
+    if method.type == "full":
+        freeze = method.freeze
+        if freeze is None:
+            return "All weights tuned of"
+        if freeze.all_but_last is None:
+            return f"Tuned, with {len(freeze.layers or ())} layers left as they were, from"
+        return f"The last {freeze.all_but_last} layers tuned of"
+    if method.prompt_tuning is not None:
+        tokens = method.prompt_tuning.virtual_tokens
+        where = "in every layer" if method.type == "prefix" else "before the input"
+        return f"{tokens} virtual tokens {where}, for"
+    return {
+        "lora": "A LoRA adapter for",
+        "qlora": f"A LoRA adapter, trained beside {method.quantization.bits if method.quantization else 4}-bit weights (QLoRA), for",
+        "dora": "A DoRA adapter for",
+    }.get(method.type, f"A {method.type} adapter for")
 
 
 def _rate_chart(facts: Facts) -> Markup:
@@ -167,11 +226,6 @@ def _sample(sample: dict[str, Any]) -> dict[str, Any]:
         "reference": differences.shorten(reference),
         "answers": answers,
     }
-
-
-def _best(history: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The validation that counts: the lowest loss, the earliest of equals."""
-    return min((line for line in history if _has(line, "eval_loss")), key=lambda line: line["eval_loss"], default=None)
 
 
 def _digests(facts: Facts) -> list[tuple[str, str]]:

@@ -6,12 +6,31 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from finetune_api.evaluation import LOWER_IS_BETTER
+
 Tone = Literal["better", "same", "worse", "unknown"]
 
-_HIGHER_IS_BETTER = {"exact-match"}
-_NAMES = {"exact-match": "Exact match", "loss": "Loss", "perplexity": "Perplexity"}
+_NAMES = {
+    "exact-match": "Exact match",
+    "accuracy": "Accuracy",
+    "f1": "F1",
+    "precision": "Precision",
+    "recall": "Recall",
+    "loss": "Loss",
+    "perplexity": "Perplexity",
+}
+"""In the order in which the verdict asks them."""
+_IN_A_SENTENCE = {"f1": "F1"}
+_SHARES = ("exact-match", "accuracy", "f1", "precision", "recall")
+"""Parts of one, shown as percentages."""
+_NOTES = {
+    "loss": "mean negative log likelihood of what was to be learnt",
+    "perplexity": "e to the power of the loss",
+    "f1": "mean over the labels of the harmonic mean of precision and recall",
+    "precision": "mean over the labels: how many of those predicted are right",
+    "recall": "mean over the labels: how many of those there are were found",
+}
 _CLEAR_DEVIATIONS, _CLEAR_SHARE = 1.96, 0.01
-_ORDER = ("exact-match", "loss", "perplexity")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +54,11 @@ class Verdict:
 
 
 def judge(evaluation: dict[str, Any]) -> Verdict:
-    """The verdict follows the first metric of exact match, loss, perplexity that clearly moved."""
+    """The verdict follows the first metric, in the order of their names above, that clearly moved."""
     rows, generated = evaluation.get("rows") or 0, evaluation.get("generatedRows") or 0
     metrics = sorted(evaluation.get("metrics", ()), key=lambda row: _rank(row["metric"]))
-    lines = tuple(_line(row, generated) for row in metrics)
+    counted = {row["metric"]: generated if row["metric"] == "exact-match" else rows for row in metrics}
+    lines = tuple(_line(row, counted[row["metric"]]) for row in metrics)
     measured = [row for row in metrics if row.get("tuned") is not None]
     if not rows or not measured:
         return Verdict(
@@ -50,17 +70,21 @@ def judge(evaluation: dict[str, Any]) -> Verdict:
         return Verdict(
             "unknown", headline, f"Measured on {rows:,} held-out rows; the base model was not measured.", lines
         )
-    moved = next((row for row in measured if _tone(row, generated) in ("better", "worse")), None)
-    tone = _tone(moved, generated) if moved else "same"
+    moved = next((row for row in measured if _tone(row, counted[row["metric"]]) in ("better", "worse")), None)
+    tone = _tone(moved, counted[moved["metric"]]) if moved else "same"
     headline = {
         "better": "The tuned model is better than its base",
         "worse": "The tuned model is worse than its base",
     }.get(tone, "The tuned model is not clearly better than its base")
     told = [first] if moved in (None, first) else [first, moved]
     detail = "; ".join(_movement(row) for row in told)
-    counted = generated if first["metric"] == "exact-match" and generated else rows
     chance = ", which may be chance" if moved is None and _values(first)[0] != _values(first)[1] else ""
-    return Verdict(tone, headline, f"{detail[:1].upper()}{detail[1:]} on {counted:,} held-out rows{chance}.", lines)
+    return Verdict(
+        tone,
+        headline,
+        f"{detail[:1].upper()}{detail[1:]} on {counted[first['metric']] or rows:,} held-out rows{chance}.",
+        lines,
+    )
 
 
 def _values(row: dict[str, Any]) -> tuple[str, str]:
@@ -68,60 +92,58 @@ def _values(row: dict[str, Any]) -> tuple[str, str]:
 
 
 def _movement(row: dict[str, Any]) -> str:
-    (base, tuned), name = _values(row), _NAMES.get(row["metric"], row["metric"]).lower()
+    (base, tuned), metric = _values(row), row["metric"]
+    name = _IN_A_SENTENCE.get(metric) or _NAMES.get(metric, metric).lower()
     return f"{name} stayed at {base}" if base == tuned else f"{name} went from {base} to {tuned}"
 
 
 def show(metric: str, value: float | None) -> str:
     if value is None:
         return "–"
-    if metric == "exact-match":
+    if metric in _SHARES:
         return f"{value:.1%}"
     if value != 0 and (abs(value) >= 100_000 or abs(value) < 0.0001):
         return f"{value:.2e}"
     return f"{value:,.4f}" if abs(value) < 10 else f"{value:,.2f}"
 
 
-def _line(row: dict[str, Any], generated: int) -> Line:
+def _line(row: dict[str, Any], counted: int) -> Line:
     metric, base, tuned = row["metric"], row.get("base"), row.get("tuned")
     change = ""
     if base is not None and tuned is not None:
-        if metric == "exact-match":
+        if metric in _SHARES:
             change = f"{(tuned - base) * 100:+.1f} points"
         elif base:
             change = f"{(tuned - base) / base:+.1%}"
-    if metric == "exact-match":
-        counts = " → ".join(f"{round(value * generated):,}" for value in (base, tuned) if value is not None)
-        note = f"{counts} of {generated:,} answers, generated greedily, equal the reference" if generated else ""
-    else:
-        note = {
-            "loss": "mean negative log likelihood of an answer's tokens",
-            "perplexity": "e to the power of the loss",
-        }.get(metric, "")
+    note = _NOTES.get(metric, "")
+    if metric in ("exact-match", "accuracy") and counted:
+        counts = " → ".join(f"{round(value * counted):,}" for value in (base, tuned) if value is not None)
+        what = "answers, generated greedily, equal the reference" if metric == "exact-match" else "rows are right"
+        note = f"{counts} of {counted:,} {what}"
     return Line(
         _NAMES.get(metric, metric),
         show(metric, base),
         show(metric, tuned),
         change.replace("-", "−"),
-        _tone(row, generated),
+        _tone(row, counted),
         note,
     )
 
 
-def _tone(row: dict[str, Any], generated: int) -> Tone:
-    """Whether tuned differs from base by more than chance (exact match, 95%) or a hundredth (the others)."""
+def _tone(row: dict[str, Any], counted: int) -> Tone:
+    """Whether tuned differs from base by more than chance (shares of `counted` rows, 95%) or a hundredth (the others)."""
     base, tuned = row.get("base"), row.get("tuned")
     if base is None or tuned is None:
         return "unknown"
-    if row["metric"] == "exact-match":
-        spread = math.sqrt((base * (1 - base) + tuned * (1 - tuned)) / max(generated, 1))
+    if row["metric"] in _SHARES:
+        spread = math.sqrt((base * (1 - base) + tuned * (1 - tuned)) / max(counted, 1))
         clear = abs(tuned - base) > _CLEAR_DEVIATIONS * spread
     else:
         clear = abs(tuned - base) > _CLEAR_SHARE * abs(base)
     if not clear or base == tuned:
         return "same"
-    return "better" if (tuned > base) == (row["metric"] in _HIGHER_IS_BETTER) else "worse"
+    return "better" if (tuned < base) == (row["metric"] in LOWER_IS_BETTER) else "worse"
 
 
 def _rank(metric: str) -> int:
-    return _ORDER.index(metric) if metric in _ORDER else len(_ORDER)
+    return list(_NAMES).index(metric) if metric in _NAMES else len(_NAMES)

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from finetune_api.evaluation import Metric
+
 FILE = "history.jsonl"
 
 
@@ -18,3 +20,8 @@ class History:
     def append(self, **values: Any) -> None:
         if self._file is not None:
             self._file.write(json.dumps(values, separators=(",", ":"), allow_nan=False) + "\n")
+
+
+def eval_name(metric: Metric) -> str:
+    """What a metric of the validation split is called, here and in the termination message: eval_loss, eval_exact_match."""
+    return f"eval_{metric.replace('-', '_')}"
