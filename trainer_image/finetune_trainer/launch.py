@@ -44,7 +44,9 @@ _LONGEST_LINE_BYTES = 64 * 1024
 
 def main(stage: Stage, config_path: str) -> int:
     """Run one stage to its end. Returns the exit code, which the termination message explains."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, stop.SIGNALS)  # until somebody can act on them; workers inherit this
+    signal.pthread_sigmask(
+        signal.SIG_BLOCK, (*stop.SIGNALS, stop.STACKS)
+    )  # until somebody can act on them; workers inherit this
     try:
         config = _read(config_path, stage)
         place = environment.place(config)
@@ -178,6 +180,7 @@ class Gang:
             with contextlib.suppress(ProcessLookupError, PermissionError):  # what it may have left running
                 os.killpg(worker.process.pid, signal.SIGKILL)
             self._pump(worker, last=True)
+            self._keep_stacks(worker)
         return termination.verdict(
             [self._record(worker, (environment.oom_kills() or 0) > ooms) for worker in self._workers]
         )
@@ -187,7 +190,7 @@ class Gang:
         for end in (read, write):
             os.set_blocking(end, False)
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-        for number in (*stop.SIGNALS, signal.SIGCHLD):
+        for number in (*stop.SIGNALS, stop.STACKS, signal.SIGCHLD):
             signal.signal(number, lambda *_: None)
         self._selector.register(read, selectors.EVENT_READ, None)
         return read
@@ -211,7 +214,7 @@ class Gang:
         self._workers.append(worker)
         self._selector.register(process.stdout, selectors.EVENT_READ, worker)
         if local == self._place.processes - 1:  # every worker is there: signals that came meanwhile act now
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, stop.SIGNALS)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, (*stop.SIGNALS, stop.STACKS))
 
     def _on_signals(self, numbers: bytes) -> None:
         if not self._stop_sent and any(number in stop.SIGNALS for number in numbers):
@@ -220,6 +223,10 @@ class Gang:
             for worker in self._workers:
                 if worker.status is None:
                     worker.process.send_signal(signal.SIGTERM)
+        if stop.STACKS in numbers:
+            for worker in self._workers:
+                if worker.status is None:
+                    worker.process.send_signal(stop.STACKS)
 
     def _pump(self, worker: Worker, *, last: bool = False) -> None:
         stream = worker.process.stdout
@@ -266,6 +273,15 @@ class Gang:
                 worker.killed = True
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(worker.process.pid, signal.SIGKILL)
+
+    def _keep_stacks(self, worker: Worker) -> None:
+        """Put them where they outlive the pod, unless the worker did so itself."""
+        stacks = termination.stacks_path(self._folder, worker.rank)
+        if self._log_folder is not None and stacks.exists() and stacks.stat().st_size:
+            kept = termination.stacks_path(self._log_folder, worker.rank)
+            if not kept.exists():
+                with contextlib.suppress(OSError):
+                    shutil.copyfile(stacks, kept)
 
     def _record(self, worker: Worker, oom_killed: bool) -> TerminationMessage:
         record = termination.read_record(self._folder, worker.rank)

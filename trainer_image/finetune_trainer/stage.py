@@ -6,6 +6,7 @@ not, and tells by `context.note` whatever the termination message should say in 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,10 @@ from finetune_trainer.stop import StopFlag
 
 @dataclass(slots=True)
 class StageContext:
-    """`rank` counts over all pods, `local_rank` within this one. `scratch` is this pod's writable folder."""
+    """`rank` counts over all pods, `local_rank` within this one. `scratch` is this pod's writable folder.
+
+    `alarm` tells PID 1 that this rank hangs, so that the stacks of its pod's other ranks are written down too.
+    """
 
     config: RunConfig
     progress: ProgressWriter
@@ -28,6 +32,7 @@ class StageContext:
     local_rank: int = 0
     world_size: int = 1
     known: dict[str, Any] = field(default_factory=dict)
+    alarm: Callable[[], None] = lambda: None
 
     def note(self, **fields: Any) -> None:
         """Fields of the termination message that are known by now (step, last_checkpoint, metrics, data ...)."""

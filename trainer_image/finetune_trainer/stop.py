@@ -14,6 +14,8 @@ from collections.abc import Callable
 from finetune_trainer.errors import Stopped
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+STACKS = signal.SIGUSR1
+"""From a worker to PID 1: something hangs. From PID 1 to its workers: write down where each thread stands."""
 
 
 class StopFlag:

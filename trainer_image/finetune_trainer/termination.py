@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,11 +17,20 @@ from finetune_trainer.errors import StageError, Stopped
 
 _UNKNOWN = 1
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+_ASKED_BYTES = re.compile(r"you tried to allocate (\d+) bytes")  # torch, on a CPU
+_ASKED = re.compile(r"(?:Tried|Unable) to allocate ([\d.]+ [KMGTPE]?i?B)")  # torch on CUDA, numpy
+_FREE = re.compile(r"GPU \d+ has a total capacity of [\d.]+ \w+ of which [\d.]+ \w+ is free")
 _LOST_PEER = ("gloo/transport", "remote worker", "closed by peer", "reset by peer", "Broken pipe", "Timed out waiting")
 
 
 def record_path(folder: Path, rank: int) -> Path:
     return folder / f"rank-{rank}.record.json"
+
+
+def stacks_path(folder: Path, rank: int) -> Path:
+    """Where a worker writes its threads' stacks when PID 1 asks for them, or when it loses a peer."""
+    return folder / f"stacks-rank-{rank}.txt"
 
 
 def write_record(folder: Path, record: TerminationMessage) -> None:
@@ -63,10 +73,10 @@ def classify(error: BaseException) -> tuple[int, Cause]:
             message=f"no space is left on the volume of {getattr(error, 'filename', None) or 'the workspace'}; what was sealed before is intact",
             remedy="enlarge the claim, or lower checkpoint.keep",
         )
-    if "OutOfMemoryError" in kinds or isinstance(error, MemoryError) or "can't allocate memory" in text:
+    if out_of_memory(error):
         return ExitCode.OUT_OF_MEMORY, Cause(
             code="OutOfMemory",
-            message=f"memory ran out: {text[:300]}",
+            message=f"memory ran out: {allocation(error)}",
             remedy="lower data.maxLength, raise compute.nodes, or use larger GPUs or memory limits",
         )
     if kinds & {"DistBackendError", "DistNetworkError", "DistStoreError"} or (
@@ -74,6 +84,35 @@ def classify(error: BaseException) -> tuple[int, Cause]:
     ):
         return ExitCode.PEER_LOST, Cause(code="PeerLost", message=f"another process of the gang is gone: {text[:300]}")
     return _UNKNOWN, Cause(code="Unknown", message=f"{type(error).__name__}: {text[:1500]}")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a device, or this process, could not be given the memory it asked for."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return (
+        "OutOfMemoryError" in kinds
+        or isinstance(error, MemoryError)
+        or (isinstance(error, RuntimeError) and any(sign in str(error) for sign in _NO_MEMORY))
+    )
+
+
+def allocation(error: BaseException) -> str:
+    """What was asked for, as far as the exception tells, in one line."""
+    text = " ".join(str(error).split())
+    if (found := _ASKED_BYTES.search(text)) is not None:
+        return f"{_size(int(found[1]))} more were asked for, and the system had no more to give"
+    if (found := _ASKED.search(text)) is not None:
+        left = _FREE.search(text)
+        return f"{found[1]} more were asked for" + (f"; {left[0]}" if left else "")
+    return text[:300] or "the process could not be given what it asked for"
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB"):
+        if count < 1024 or unit == "PiB":
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.2f} {unit}"
+        count /= 1024
+    raise AssertionError
 
 
 def died(stage: Stage, rank: int, *, status: int, oom_killed: bool, now: float) -> TerminationMessage:

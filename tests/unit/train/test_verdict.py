@@ -79,6 +79,41 @@ def test_exceptions(error: BaseException, exit_code: int, code: str) -> None:
     assert "\n" not in cause.message
 
 
+def exhausted(kind: str) -> BaseException:
+    """As the libraries really raise it."""
+    import numpy as np
+    import torch
+
+    try:
+        if kind == "torch":
+            torch.empty(1 << 50, dtype=torch.float32)
+        np.empty(1 << 57, dtype=np.float64)
+    except (RuntimeError, MemoryError) as error:
+        return error
+    raise AssertionError("so much memory there is not")
+
+
+CUDA = (
+    "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 139.81 GiB of which 1.25 GiB is free. "
+    "Including non-PyTorch memory, this process has 138.55 GiB memory in use."
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (lambda: exhausted("torch"), "4.00 PiB more were asked for"),
+        (lambda: exhausted("numpy"), "1.00 EiB more were asked for"),
+        (lambda: OutOfMemoryError(CUDA), "2.50 GiB more were asked for; GPU 0 has a total capacity of 139.81 GiB of which 1.25 GiB is free"),
+        (MemoryError, "could not be given what it asked for"),
+    ],
+)  # fmt: skip
+def test_lack_of_memory_says_how_much_was_asked_for(error, says: str) -> None:  # type: ignore[no-untyped-def]
+    code, cause = classify(error())
+    assert (code, cause.code) == (4, "OutOfMemory")
+    assert says in cause.message
+
+
 def test_a_signal_is_named() -> None:
     said = died("prepare", 0, status=-signal.SIGSEGV, oom_killed=True, now=0)
     assert said.exit_code == 1
