@@ -5,13 +5,22 @@ from __future__ import annotations
 import math
 
 
-def learning_rate(step: int, *, steps: int, peak: float, schedule: str, warmup_ratio: float) -> float:
-    """Rate of `step` (from 0) of a training of `steps`. It rises linearly over ceil(warmup_ratio * steps) steps, never from 0, and then follows `schedule`."""
+def learning_rate(
+    step: int, *, steps: int, peak: float, schedule: str, warmup_ratio: float, decay_ratio: float | None = None
+) -> float:
+    """Rate of `step` (from 0) of a training of `steps`; never 0.
+
+    It rises linearly over ceil(warmup_ratio * steps) steps and then follows `schedule`. `wsd` stays at the peak and
+    falls linearly over the last ceil(decay_ratio * steps) steps, or what warm-up leaves of them.
+    """
     warmup = math.ceil(warmup_ratio * steps)
     if step < warmup:
         return peak * (step + 1) / (warmup + 1)
     if schedule == "constant":
         return peak
+    if schedule == "wsd":
+        decay = min(math.ceil((decay_ratio or 0.0) * steps), steps - warmup)
+        return peak * min(1.0, (steps - step) / (decay + 1))
     left = (steps - step) / max(1, steps - warmup)
     if schedule == "linear":
         return peak * left

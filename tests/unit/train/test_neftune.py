@@ -1,0 +1,84 @@
+"""NEFTune's noise: as large as it should be, only in training, never on padding, the same after a resume."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from finetune_trainer.tasks.base import Batch
+from finetune_trainer.train.neftune import Neftune, row_lengths
+from torch import nn
+
+WIDTH, HIDDEN, ALPHA = 9, 64, 5.0
+
+
+class Model(nn.Module):
+    """Nothing but its embeddings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(20, HIDDEN)
+        nn.init.zeros_(self.embed.weight)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embed
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.embed(input_ids)
+
+
+def batch(**inputs: torch.Tensor) -> Batch:
+    return Batch({"input_ids": torch.ones(2, WIDTH, dtype=torch.long), **inputs}, torch.zeros(0))
+
+
+def noise(step: int, lengths: list[int], *, rank: int = 0, seed: int = 0, training: bool = True) -> torch.Tensor:
+    model = Model().train(training)
+    neftune = Neftune(model, alpha=ALPHA, seed=seed, rank=rank, device=torch.device("cpu"))
+    one = batch()
+    neftune.begin(step)
+    neftune.prepare(one, lengths)
+    return model(one.inputs["input_ids"]).detach()
+
+
+def test_noise_is_uniform_and_scaled_by_each_row_s_own_length() -> None:
+    rows = torch.stack([noise(step, [WIDTH, 4]) for step in range(100)])
+    for row, length in ((0, WIDTH), (1, 4)):
+        limit = ALPHA / (length * HIDDEN) ** 0.5
+        drawn = rows[:, row, :length]
+        assert drawn.abs().max() <= limit
+        assert drawn.abs().max() > 0.99 * limit
+        assert drawn.std() == pytest.approx(limit / 3**0.5, rel=0.02)
+        assert drawn.mean().abs() < 0.02 * limit
+    assert rows[:, 1, 4:].count_nonzero() == 0, "padding gets none"
+
+
+def test_noise_depends_on_seed_step_and_rank_alone() -> None:
+    assert torch.equal(noise(3, [WIDTH, 4]), noise(3, [WIDTH, 4]))
+    same = noise(3, [WIDTH, 4])
+    for other in (noise(4, [WIDTH, 4]), noise(3, [WIDTH, 4], rank=1), noise(3, [WIDTH, 4], seed=1)):
+        assert not torch.equal(same, other)
+
+
+def test_there_is_none_when_the_model_is_measured() -> None:
+    assert noise(0, [WIDTH, 4], training=False).count_nonzero() == 0
+
+
+def test_only_the_batch_s_own_ids_get_noise() -> None:
+    """A decoder's input, or the text that virtual tokens begin with, goes through the same embeddings."""
+    model = Model().train()
+    neftune = Neftune(model, alpha=ALPHA, seed=0, rank=0, device=torch.device("cpu"))
+    assert model(torch.ones(2, WIDTH, dtype=torch.long)).count_nonzero() == 0
+    one = batch()
+    neftune.begin(0)
+    neftune.prepare(one, [WIDTH, WIDTH])
+    assert model(torch.ones(2, WIDTH, dtype=torch.long)).count_nonzero() == 0
+    assert model(one.inputs["input_ids"].view(-1, WIDTH)).count_nonzero() > 0
+
+
+def test_lengths_of_padded_masked_and_packed_rows() -> None:
+    assert row_lengths(batch(), [9, 2]).tolist() == [[9] * 9, [2, 2] + [0] * 7]
+    mask = torch.tensor([[1] * 5 + [0] * 4, [0] * 6 + [1] * 3])
+    assert row_lengths(batch(attention_mask=mask), [0, 0]).tolist() == [[5] * 5 + [0] * 4, [0] * 6 + [3] * 3]
+    ids = torch.ones(1, 9, dtype=torch.long)
+    positions = torch.tensor([[0, 1, 2, 3, 0, 0, 1, 0, 1]])
+    packed = Batch({"input_ids": ids, "position_ids": positions}, torch.zeros(0))
+    assert row_lengths(packed, [4, 1, 2, 2]).tolist() == [[4] * 4 + [1] + [2] * 4]
