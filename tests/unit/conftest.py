@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,51 +17,39 @@ Row = tuple[Sequence[int], Sequence[int]] | tuple[Sequence[int], Sequence[int], 
 """(prompt, answer), or of a classifier (text, its pair, label or labels), in token ids."""
 
 
-@pytest.fixture
-def make_shards(tmp_path: Path) -> Callable[..., Shards]:
-    """make_shards(train=[...], validation=[...], test=[...], task=, labels=, multi_label=, pad=, stop=, segments=) -> Shards.
-
-    A split that is not named has one row, the first of those that are.
-    """
-    made = 0
-
-    def make(
-        *,
-        task: str = "causal-lm",
-        labels: Sequence[str] | None = None,
-        multi_label: bool = False,
-        pad: int = 0,
-        stop: Sequence[int] = (1,),
-        segments: bool = False,
-        max_new_tokens: int = 8,
-        **splits: Sequence[Row],
-    ) -> Shards:
-        nonlocal made
-        made += 1
-        folder = tmp_path / f"shards-{made}"
-        first = next(rows for rows in splits.values() if rows)[:1]
-        facts = {
-            "kind": KIND,
-            "format": FORMAT,
-            "sources": ["rows.jsonl"],
-            "digests": {"tokenizer": "t", "template": "c"},
-            "tokenizer": {"pad": pad, "eos": stop[0] if stop else None, "stop": list(stop), "segments": segments},
-            "resolved": {
-                "task": task,
-                "max_new_tokens": max_new_tokens,
-                **({"labels": list(labels), "multi_label": multi_label} if labels else {}),
-            },
-        }
-        kind: Any = None if labels is None else "several" if multi_label else "one"
-        with sealed.sealing(folder, facts) as temporary:
-            for split in SPLITS:
-                with SplitWriter(temporary, split, labels=kind) as writer:
-                    for number, row in enumerate(splits.get(split, first)):
-                        _append(writer, number, row, len(labels or ()), multi_label)
-            sealed.write_json(path_in(temporary), StepPlan(1, 1, 1, "k").to_json())
-        return Shards.open(folder)
-
-    return make
+def _write(
+    folder: Path,
+    *,
+    task: str = "causal-lm",
+    labels: Sequence[str] | None = None,
+    multi_label: bool = False,
+    pad: int = 0,
+    stop: Sequence[int] = (1,),
+    segments: bool = False,
+    max_new_tokens: int = 8,
+    **splits: Sequence[Row],
+) -> Shards:
+    first = next(rows for rows in splits.values() if rows)[:1]
+    facts = {
+        "kind": KIND,
+        "format": FORMAT,
+        "sources": ["rows.jsonl"],
+        "digests": {"tokenizer": "t", "template": "c"},
+        "tokenizer": {"pad": pad, "eos": stop[0] if stop else None, "stop": list(stop), "segments": segments},
+        "resolved": {
+            "task": task,
+            "max_new_tokens": max_new_tokens,
+            **({"labels": list(labels), "multi_label": multi_label} if labels else {}),
+        },
+    }
+    kind: Any = None if labels is None else "several" if multi_label else "one"
+    with sealed.sealing(folder, facts) as temporary:
+        for split in SPLITS:
+            with SplitWriter(temporary, split, labels=kind) as writer:
+                for number, row in enumerate(splits.get(split, first)):
+                    _append(writer, number, row, len(labels or ()), multi_label)
+        sealed.write_json(path_in(temporary), StepPlan(1, 1, 1, "k").to_json())
+    return Shards.open(folder)
 
 
 def _append(writer: SplitWriter, number: int, row: Row, labels: int, multi_label: bool) -> None:
@@ -71,6 +60,22 @@ def _append(writer: SplitWriter, number: int, row: Row, labels: int, multi_label
         learnt[:] = False
         label = np.isin(np.arange(labels), row[2]) if multi_label else row[2]
     writer.append([*prompt, *answer], learnt, prompt_length=len(prompt), source=(0, number + 1, 0, 1), label=label)
+
+
+@pytest.fixture(scope="session")
+def shards_in() -> Callable[..., Shards]:
+    """shards_in(folder, train=[...], validation=[...], test=[...], task=, labels=, multi_label=, pad=, stop=, segments=, max_new_tokens=) -> Shards.
+
+    A split that is not named has one row, the first of those that are.
+    """
+    return _write
+
+
+@pytest.fixture
+def make_shards(tmp_path: Path) -> Callable[..., Shards]:
+    """As `shards_in`, in folders of its own."""
+    numbers = itertools.count()
+    return lambda **facts: _write(tmp_path / f"shards-{next(numbers)}", **facts)
 
 
 class Rank:

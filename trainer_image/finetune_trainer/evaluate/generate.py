@@ -67,19 +67,26 @@ def answers(
 
     with evaluating(module):
         for start in range(0, len(groups), gang.world_size):
-            _stop_if_agreed(gang)
             now = groups[start : start + gang.world_size]
             limits = [_within_context(module, _width(split, group), how.max_new_tokens) for group in now]
-            if gang.rank < len(now):
-                # Together, a rank goes on for as long as any other does, and must not leave the model's context.
-                limit = min(limits) if together else limits[gang.rank]
-                mine |= _generate(module, split, now[gang.rank], limit, how, gang.device, go_on, together=together)
-            elif together:
-                _generate(module, split, now[-1][-1:], min(limits), how, gang.device, go_on, together=True)
+            for turn in _together(now, limits, gang.world_size) if together else [list(zip(now, limits, strict=True))]:
+                _stop_if_agreed(gang)
+                if gang.rank < len(turn):
+                    group, limit = turn[gang.rank]
+                    mine |= _generate(module, split, group, limit, how, gang.device, go_on, together=together)
             measured += sum(len(group) for group in now)
             on_batch(measured)
         _stop_if_agreed(gang)  # else a batch that was cut short would count
     return {row: ids for part in gang.gather(mine) for row, ids in part.items()}
+
+
+def _together(groups: list[list[int]], limits: list[int], ranks: int) -> list[list[tuple[list[int], int]]]:
+    """Turns in which every rank has a group, and all the same limit: a rank goes on for as long as any other does, and
+    must not leave the model's context meanwhile. Where there are too few groups or their limits differ, ranks repeat each other."""
+    each = list(zip(groups, limits, strict=True))
+    if len(set(limits)) == 1:
+        return [each + each[-1:] * (ranks - len(each))]
+    return [[one] * ranks for one in each]
 
 
 def _stop_if_agreed(gang: Gang) -> None:

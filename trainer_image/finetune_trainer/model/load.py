@@ -84,6 +84,8 @@ def load(
     missing = check_report(model, report, uri, purpose)
     head = tuple(heads.modules(model, missing)) if purpose.classifies else ()
     model.requires_grad_(False)
+    if spec.method.type == "qlora":
+        quantized.tell_what_is_left(model)
     model.finetune_loaded = Loaded(folder, purpose, written_in(folder), head)
     return model
 
@@ -102,8 +104,10 @@ def configuration(folder: Path, spec: FineTuneJobSpec, purpose: Purpose) -> Any:
     )
     check_quantization(getattr(config, "quantization_config", None), spec)
     text = config.get_text_config()
-    if purpose.classifies and text.pad_token_id is None:
-        text.pad_token_id = purpose.pad  # decoders look for the last token before it
+    if purpose.classifies and purpose.pad is not None:
+        text.pad_token_id = (
+            purpose.pad
+        )  # decoders look for the last token before it, so it must be what rows are filled with
     return config
 
 
@@ -212,7 +216,9 @@ def _placed(
         trained = list((spec.method.lora.modules_to_save if spec.method.lora else None) or ())
         if adapter is not None:
             trained += json.loads((adapter / "adapter_config.json").read_bytes()).get("modules_to_save") or []
-        whole = quantized.left_whole(skeleton(config, auto, spec), classifies=purpose.classifies, trained=trained)
+        whole = quantized.left_whole(
+            skeleton(config, auto, spec), classifies=purpose.classifies, trained=trained, device=device
+        )
         extra["quantization_config"] = quantized.config(spec, held_in(spec), whole=whole)
     return extra
 
