@@ -54,6 +54,13 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 """Name -> the class that the files are written by, and its configuration's values."""
 
+WIDE: dict[str, tuple[str, dict[str, Any]]] = {
+    "wide-llama": ("LlamaForCausalLM", {**_COMMON, "hidden_size": 64, "intermediate_size": 80}),
+    "wide-t5": ("T5ForConditionalGeneration", {**FAMILIES["t5"][1], "d_model": 64, "d_kv": 16, "d_ff": 64, "num_decoder_layers": 2}),
+    "wide-bert": ("BertForMaskedLM", {**FAMILIES["bert"][1], "hidden_size": 64, "intermediate_size": 64}),
+}  # fmt: skip
+"""Wide enough to be quantised in whole blocks, but for one layer."""
+
 
 @pytest.fixture(scope="session", autouse=True)
 def quiet() -> Iterator[None]:
@@ -73,7 +80,7 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
     def make(family: str, dtype: torch.dtype = torch.float32) -> Path:
         if (family, dtype) not in made:
-            name, values = FAMILIES[family]
+            name, values = (FAMILIES | WIDE)[family]
             model = getattr(transformers, name)
             torch.manual_seed(0)
             folder = tmp_path_factory.mktemp(family) / "base"

@@ -105,9 +105,8 @@ def configuration(folder: Path, spec: FineTuneJobSpec, purpose: Purpose) -> Any:
     check_quantization(getattr(config, "quantization_config", None), spec)
     text = config.get_text_config()
     if purpose.classifies and purpose.pad is not None:
-        text.pad_token_id = (
-            purpose.pad
-        )  # decoders look for the last token before it, so it must be what rows are filled with
+        # Decoders look for the last token before it, so it must be what rows are filled up with.
+        text.pad_token_id = purpose.pad
     return config
 
 
@@ -216,9 +215,8 @@ def _placed(
         trained = list((spec.method.lora.modules_to_save if spec.method.lora else None) or ())
         if adapter is not None:
             trained += json.loads((adapter / "adapter_config.json").read_bytes()).get("modules_to_save") or []
-        whole = quantized.left_whole(
-            skeleton(config, auto, spec), classifies=purpose.classifies, trained=trained, device=device
-        )
+        empty = skeleton(config, auto, spec)
+        whole = quantized.left_whole(empty, spec, classifies=purpose.classifies, trained=trained)
         extra["quantization_config"] = quantized.config(spec, held_in(spec), whole=whole)
     return extra
 
