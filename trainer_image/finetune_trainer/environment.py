@@ -93,13 +93,8 @@ def worker_environment(config: RunConfig, place: Place, local: int, folder: Path
         "MASTER_ADDR": place.master_addr,
         "MASTER_PORT": str(place.master_port),
     }
-    compute = config.spec.compute
-    zero = config.stage == "train" and (compute.strategy or "").startswith("zero")
-    fixed["ACCELERATE_USE_DEEPSPEED"] = "true" if zero else "false"
-    if compute.device == "cpu":
-        fixed |= {"DS_ACCELERATOR": "cpu", "ACCELERATE_TORCH_DEVICE": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-        # With this flag accelerate forms a gang of CPU processes, but silently leaves DeepSpeed out: see train.engines.zero.
-        fixed["ACCELERATE_USE_CPU"] = "false" if zero else "true"
+    if config.spec.compute.device == "cpu":
+        fixed |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     return {**defaults, **os.environ, **fixed}
 
 

@@ -18,7 +18,7 @@ class Fence:
     """Held by rank 0 of `attempt`. `accepted` names the folders that were sealed by earlier attempts and count."""
 
     def __init__(self, path: Path, attempt: int, accepted: frozenset[str]) -> None:
-        self._path = path
+        self.path = path
         self.attempt = attempt
         self.accepted = accepted
 
@@ -38,7 +38,7 @@ class Fence:
 
     def check(self) -> None:
         """Raises PeerLost when a higher attempt took the fence meanwhile."""
-        _refuse(self.attempt, _read(self._path)[0])
+        _refuse(self.attempt, _read(self.path)[0])
 
     def counts(self, name: str, attempt: int) -> bool:
         """Whether the checkpoint `name`, sealed by `attempt`, may be resumed from."""

@@ -14,14 +14,11 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator, DeepSpeedPlugin
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 from finetune_trainer.environment import is_loopback
 from finetune_trainer.errors import PeerLost, StageError
 from finetune_trainer.stage import StageContext
 from finetune_trainer.termination import classify
-from finetune_trainer.train.engines import zero
 
 T = TypeVar("T")
 
@@ -45,16 +42,14 @@ class _Relayed(StageError):
 class Gang:
     """`rank` of `world_size`. With one rank every collective is the identity."""
 
-    def __init__(self, context: StageContext, accelerator: Accelerator) -> None:
+    def __init__(self, context: StageContext, device: torch.device) -> None:
         self.rank = context.rank
         self.world_size = context.world_size
-        self.device = accelerator.device
+        self.device = device
         self._stop = context.stop
         joined = dist.get_world_size() if dist.is_initialized() else 1
-        if joined != self.world_size or accelerator.num_processes != self.world_size:
-            raise StageError(
-                f"rank {self.rank} should be one of {self.world_size}, but torch counts {joined} and accelerate {accelerator.num_processes}"
-            )
+        if joined != self.world_size:
+            raise StageError(f"rank {self.rank} should be one of {self.world_size}, but torch counts {joined}")
         self._group = dist.new_group(backend="gloo", timeout=_STORAGE_TIMEOUT) if self.world_size > 1 else None
         self._flag = torch.zeros(1, dtype=torch.int32)
         self._work: dist.Work | None = None
@@ -129,30 +124,23 @@ class Gang:
         return self.stop_agreed()
 
 
-def form(context: StageContext, *, deepspeed: dict[str, Any] | None) -> tuple[Accelerator, Gang]:
-    """Meet the other ranks. `deepspeed` is DeepSpeed's configuration, None for strategy ddp.
-
-    Raises PeerLost when they do not come.
-    """
+def form(context: StageContext) -> Gang:
+    """Meet the other ranks. Raises PeerLost when they do not come."""
     compute = context.config.spec.compute
     address = _resolve(context)
-    plugin = None
-    group: dict[str, Any] = {"timeout": JOIN_TIMEOUT}
-    if deepspeed is not None:
-        zero.compile_nothing()
-        plugin = DeepSpeedPlugin(hf_ds_config=deepspeed)
-        if compute.device == "cpu":
-            group["backend"] = "gloo"  # accelerate forms a DeepSpeed gang on CPUs only if it is told the backend
+    cuda = compute.device == "cuda"
+    device = torch.device("cuda", context.local_rank) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if context.world_size == 1 and compute.strategy in (None, "ddp"):
+        return Gang(context, device)
+    how: dict[str, Any] = {"timeout": JOIN_TIMEOUT}
+    if context.world_size == 1:  # sharding libraries want a group all the same
+        how["store"] = dist.HashStore()
     try:
-        accelerator = Accelerator(
-            mixed_precision="bf16" if context.config.spec.training.precision == "bf16" else "no",
-            deepspeed_plugin=plugin,
-            kwargs_handlers=[
-                InitProcessGroupKwargs(**group),
-                DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False),
-            ],
-        )
-        return accelerator, Gang(context, accelerator)
+        if not dist.is_initialized():
+            dist.init_process_group("nccl" if cuda else "gloo", rank=context.rank, world_size=context.world_size, **how)
+        return Gang(context, device)
     except dist.DistError as error:
         raise PeerLost(
             f"the gang of {context.world_size} did not meet at {address} within {JOIN_TIMEOUT.total_seconds() / 60:.0f} minutes: {error}",

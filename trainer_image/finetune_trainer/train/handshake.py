@@ -18,7 +18,14 @@ if TYPE_CHECKING:
 
     from finetune_trainer.train.gang import Gang
 
-ENGINES = {"ddp": ("DistributedDataParallel", "single process"), "zero2": ("DeepSpeedEngine",)}
+ENGINES = {
+    "ddp": ("DistributedDataParallel", "single process"),
+    "zero1": ("DeepSpeedEngine",),
+    "zero2": ("DeepSpeedEngine",),
+    "zero3": ("DeepSpeedEngine",),
+    "fsdp2": ("FSDPModule",),
+}
+"""What `Engine.name` may be under each strategy."""
 
 
 @dataclass(frozen=True, slots=True)

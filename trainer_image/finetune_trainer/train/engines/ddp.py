@@ -6,30 +6,52 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from accelerate import Accelerator
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from finetune_trainer.tasks.base import Batch
-from finetune_trainer.train.engines.engine import Loss, Named
-from finetune_trainer.train.optimizers.adamw import MOMENTS
+from finetune_trainer.train import ema
+from finetune_trainer.train.engines.engine import WEIGHTS, Loss, Named, Setting
+from finetune_trainer.train.engines.precision import computes_in_bf16
+from finetune_trainer.train.optimizers.groups import set_learning_rate
+from finetune_trainer.train.optimizers.guard import Guard
+from finetune_trainer.train.optimizers.recipe import Group, Recipe, states_of
 
 
 class DdpEngine:
-    """See `engine.Engine`."""
+    """See `engine.Engine`. Takes any optimizer."""
 
     even = False
+    module_communicates = False
 
-    def __init__(
-        self, accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, *, max_grad_norm: float
-    ) -> None:
-        self._model = accelerator.prepare_model(model)
-        self._optimizer = optimizer
-        self._ranks = accelerator.num_processes
-        self._device = accelerator.device
-        self._max_grad_norm = max_grad_norm
+    def __init__(self, setting: Setting, model: nn.Module, recipe: Recipe, groups: list[Group]) -> None:
+        self._ranks = setting.world_size
+        self._device = setting.device
+        self._max_grad_norm = setting.max_grad_norm
+        if any(p.device.type != setting.device.type for p in model.parameters()):  # quantised ones must not be moved
+            model.to(setting.device)
+        if setting.bf16:
+            computes_in_bf16(model, setting.device)
         self.module = model
+        self._model: nn.Module = model
+        if self._ranks > 1:
+            self._model = DistributedDataParallel(
+                model,
+                device_ids=[setting.device.index] if setting.device.type == "cuda" else None,
+                gradient_as_bucket_view=True,
+                broadcast_buffers=False,
+            )
         self.name = type(self._model).__name__ if self._ranks > 1 else "single process"
+        self._recipe = recipe
+        self.optimizer = recipe.name
+        self._optimizer = recipe.build(groups)
+        self._guard = Guard(self._optimizer)
         self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._ema = ema.Ema(list(self._parameters.values()), setting.ema) if setting.ema else None
+        sizes = [torch.Size(shape).numel() for p in self._parameters.values() for shape in recipe.shapes(p).values()]
+        self.state_bytes = 4 * (
+            sum(sizes) + (2 if self._ema else 1) * sum(p.numel() for p in self._parameters.values())
+        )
 
     def accumulate(self, batches: Sequence[Callable[[], Batch]], loss: Loss, scale: float) -> torch.Tensor:
         total = torch.zeros((), device=self._device)
@@ -42,26 +64,51 @@ class DdpEngine:
         return total
 
     def step(self, learning_rate: float) -> torch.Tensor:
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
+        set_learning_rate(self._optimizer, learning_rate)
         norm = torch.nn.utils.clip_grad_norm_(self._parameters.values(), self._max_grad_norm)
-        self._optimizer.step()
+        if self._guard.see(norm):
+            self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+        if self._ema is not None:
+            self._ema.update()
         return norm
 
     def export(self) -> Iterator[Named]:
-        for name, parameter in self._parameters.items():
-            yield "weights", name, parameter.detach().float().cpu()
-            state = self._optimizer.state.get(parameter, {})
-            for moment in MOMENTS:
-                value = state.get(moment)
-                yield moment, name, torch.zeros_like(parameter, device="cpu") if value is None else value.float().cpu()
+        averages = self._ema.averages if self._ema is not None else ()
+        for i, (name, parameter) in enumerate(self._parameters.items()):
+            yield WEIGHTS, name, parameter.detach()
+            if averages:
+                yield ema.KIND, name, averages[i]
+            for kind, value in states_of(self._recipe, self._optimizer, parameter):
+                yield kind, name, value
 
     @torch.no_grad()
     def restore(self, read: Callable[[str, str], torch.Tensor], steps: int) -> None:
-        for name, parameter in self._parameters.items():
-            parameter.copy_(read("weights", name))
-            self._optimizer.state[parameter] = {
-                "step": torch.tensor(float(steps), device=parameter.device),
-                **{moment: torch.empty_like(parameter).copy_(read(moment, name)) for moment in MOMENTS},
-            }
+        for i, (name, parameter) in enumerate(self._parameters.items()):
+            parameter.copy_(read(WEIGHTS, name))
+            if self._ema is not None:
+                self._ema.averages[i].copy_(read(ema.KIND, name))
+            states = {kind: read(kind, name) for kind in self._recipe.shapes(parameter)}
+            self._recipe.write(self._optimizer, parameter, states, steps)
+
+    @torch.no_grad()
+    def load(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
+        for name, tensor in weights:
+            self._parameters[name].copy_(tensor)
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        if self._ema is None:
+            yield
+            return
+        self._ema.swap()
+        try:
+            yield
+        finally:
+            self._ema.swap()
+
+    def unsharded(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def whole(self, *, frozen: bool) -> nn.Module:
+        return self.module

@@ -1,4 +1,7 @@
-"""Strategy zero2: DeepSpeed shards gradients and optimizer states over the ranks."""
+"""Strategies zero1, zero2, zero3: DeepSpeed shards optimizer states, gradients too, weights too over the ranks.
+
+Here is what the stages share. DeepSpeed's global state is left alone: it is given a process group that exists, and no launcher.
+"""
 
 from __future__ import annotations
 
@@ -9,42 +12,77 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from finetune_api.compute import OffloadSpec
 from torch import nn
 
+from finetune_trainer.errors import BadInput, StageError
 from finetune_trainer.tasks.base import Batch
-from finetune_trainer.train.engines.engine import Loss, Named
+from finetune_trainer.train import ema
+from finetune_trainer.train.engines.engine import WEIGHTS, Loss, Named, Setting
 from finetune_trainer.train.optimizers.adamw import MOMENTS
+from finetune_trainer.train.optimizers.groups import set_learning_rate
+from finetune_trainer.train.optimizers.guard import Guard
+from finetune_trainer.train.optimizers.recipe import Group, Recipe
 
 _LARGEST_BUCKET_ELEMENTS = 200_000_000
 _HELD_GRADIENT_BYTES = 2 << 30
 """Up to this size whole gradients are kept until the last micro-batch and reduced once; larger ones are reduced and sharded in each."""
 
 
-def config(*, trainable: int, max_grad_norm: float, bf16: bool, cuda: bool) -> dict[str, Any]:
-    """DeepSpeed's configuration. `trainable` is a number of parameters. The optimizer is torch's own: nothing is compiled."""
-    return {
+def config(setting: Setting, *, stage: int, trainable: int) -> dict[str, Any]:
+    """DeepSpeed's configuration. `trainable` is a number of parameters. The optimizer is torch's own: nothing is compiled.
+
+    Raises BadInput (InvalidSpec) for NVMe where DeepSpeed's op for it was not built.
+    """
+    cuda = setting.device.type == "cuda"
+    zero: dict[str, Any] = {
+        "stage": stage,
+        "contiguous_gradients": True,
+        "overlap_comm": cuda,
+        "reduce_bucket_size": min(trainable, _LARGEST_BUCKET_ELEMENTS),
+        "allgather_bucket_size": _LARGEST_BUCKET_ELEMENTS,
+    }
+    made: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,  # the batches are ours; DeepSpeed only wants a number
         "gradient_accumulation_steps": 1,
-        "gradient_clipping": max_grad_norm,
+        "gradient_clipping": setting.max_grad_norm,
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 2**62,
-        "bf16": {"enabled": bf16, "check_grad_overflow": False},
+        "bf16": {"enabled": setting.bf16, "check_grad_overflow": False},
         "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": "fp32",
-        "zero_optimization": {
-            "stage": 2,
-            "contiguous_gradients": True,
-            "overlap_comm": cuda,
-            "reduce_bucket_size": min(trainable, _LARGEST_BUCKET_ELEMENTS),
-            "allgather_bucket_size": _LARGEST_BUCKET_ELEMENTS,
-        },
+        "zero_optimization": zero,
     }
+    offload = setting.offload or OffloadSpec()
+    for name, target in (("offload_optimizer", offload.optimizer), ("offload_param", offload.parameters)):
+        if target in (None, "none"):
+            continue
+        zero[name] = {"device": target, "pin_memory": cuda}
+        if target == "nvme":
+            _need_async_io()
+            zero[name]["nvme_path"] = offload.nvme_path
+            made["aio"] = {"block_size": 1 << 20, "queue_depth": 32, "overlap_events": True}
+    return made
+
+
+def _need_async_io() -> None:
+    from deepspeed.git_version_info import installed_ops
+
+    if not installed_ops.get("async_io"):
+        raise BadInput(
+            "spec.compute.offload: nvme needs DeepSpeed's async_io, with which this image was not built",
+            code="InvalidSpec",
+            remedy="offload to cpu, or build the image with DS_BUILD_AIO=1 and libaio",
+        )
 
 
 def compile_nothing() -> None:
-    """Keep DeepSpeed from building code at run time, which takes a minute and a compiler that images lack."""
+    """Keep DeepSpeed from building code at run time, which takes a minute and a compiler that images lack, and from talking."""
     import deepspeed
+    from deepspeed.runtime import bf16_optimizer
+
+    bf16_optimizer.see_memory_usage = lambda *_, **__: None  # it insists
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # gloo does its work
     # ZeRO only asks whether the optimizer is a Muon, but importing the real one compiles its kernels, for seconds.
@@ -56,26 +94,57 @@ def compile_nothing() -> None:
         sys.modules[name] = stand_in
 
 
-class Zero2Engine:
-    """See `engine.Engine`."""
+class ZeroEngine:
+    """See `engine.Engine`. Optimizers must be elementwise, for they see flat slices of all weights together.
 
-    def __init__(self, accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        engine, _ = accelerator.prepare(model, optimizer)
+    A stage says how a named tensor is cut (`_parts`), made whole (`_gather`) and how new fp32 weights reach the forward (`_refresh`).
+    """
+
+    stage: int
+
+    def __init__(self, setting: Setting, model: nn.Module, recipe: Recipe, groups: list[Group]) -> None:
+        compile_nothing()
+        import deepspeed
+
+        trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        elements = sum(p.numel() for p in trainable.values())
+        # DeepSpeed begins with what it has rounded to bf16.
+        exact = {name: p.detach().clone() for name, p in trainable.items()} if setting.bf16 else {}
+        engine, _, _, _ = deepspeed.initialize(
+            model=model,
+            optimizer=recipe.build(groups),
+            config=config(setting, stage=self.stage, trainable=elements),
+            dist_init_required=False,
+        )
         self._engine = engine
         self._zero = engine.optimizer
-        self._ranks = accelerator.num_processes
-        self._device = accelerator.device
-        self.module = engine.module
+        self._setting = setting
+        self._ranks = setting.world_size
+        self._device = setting.device
+        self.module: nn.Module = engine.module
         self.name = type(engine).__name__
+        if engine.zero_optimization_stage() != self.stage:
+            raise StageError(f"DeepSpeed runs stage {engine.zero_optimization_stage()} instead of {self.stage}")
+        self._guard = Guard(self._zero.optimizer)
+        self._guard.watch()
+        self.optimizer = recipe.name
         self._parameters = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
-        self._make_states(0)
-        self.even = 4 * sum(p.numel() for p in self._parameters.values()) > _HELD_GRADIENT_BYTES
+        self._holds = 4 * elements <= _HELD_GRADIENT_BYTES
+        self.state_bytes = 4 * elements * (1 + len(MOMENTS) + (setting.ema is not None))
+        if exact:
+            with torch.no_grad():
+                self._write(lambda kind, name: exact[name], (WEIGHTS,))
+            del exact
+        self._ema = ema.Ema(self._flats(), setting.ema) if setting.ema else None
+
+    even: bool
+    module_communicates: bool
 
     def accumulate(self, batches: Sequence[Callable[[], Batch]], loss: Loss, scale: float) -> torch.Tensor:
         total = torch.zeros((), device=self._device)
-        with contextlib.nullcontext() if self.even else self._engine.coalesce_grad_reduction():
+        with self._engine.coalesce_grad_reduction() if self._coalesces else contextlib.nullcontext():
             for i, batch in enumerate(batches):
-                if self.even:
+                if not self._coalesces:
                     self._engine.set_gradient_accumulation_boundary(i == len(batches) - 1)
                 value = loss(self._engine, batch().to(self._device))
                 self._engine.backward(value * (scale * self._ranks), scale_wrt_gas=False)  # it averages over ranks
@@ -83,18 +152,19 @@ class Zero2Engine:
         return total
 
     def step(self, learning_rate: float) -> torch.Tensor | float:
-        for group in self._zero.optimizer.param_groups:
-            group["lr"] = learning_rate
+        set_learning_rate(self._zero.optimizer, learning_rate)
         self._engine.step()
-        return self._engine.get_global_grad_norm()
+        if self._ema is not None:
+            self._ema.update()
+        norm = self._engine.get_global_grad_norm()
+        self._guard.see(torch.as_tensor(norm, device=self._device))  # in fp32 DeepSpeed left that step out itself
+        return norm
 
+    @torch.no_grad()
     def export(self) -> Iterator[Named]:
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-
         for name, parameter in self._parameters.items():
-            yield "weights", name, safe_get_full_fp32_param(parameter).cpu()
-            for moment in MOMENTS:
-                yield moment, name, safe_get_full_optimizer_state(parameter, moment).cpu()
+            for kind in self._kinds():
+                yield kind, name, self._gather(parameter, kind)
 
     @torch.no_grad()
     def restore(self, read: Callable[[str, str], torch.Tensor], steps: int) -> None:
@@ -102,26 +172,113 @@ class Zero2Engine:
 
         `safe_set_full_fp32_param` would leave that copy stale.
         """
-        self._make_states(steps)
-        for name, parameter in self._parameters.items():
-            weights = read("weights", name)
-            parameter.copy_(weights)
-            mapping = parameter._hp_mapping  # None where no part of this parameter is this rank's
-            if mapping is None:
-                continue
-            here, there = mapping.hp_fragment_address, mapping.lp_fragment_address
-            flat = self._zero.single_partition_of_fp32_groups[mapping.param_group_index]
-            targets = {"weights": flat.data} | {m: self._zero.optimizer.state[flat][m] for m in MOMENTS}
-            for kind, target in targets.items():
-                whole = weights if kind == "weights" else read(kind, name)
-                target.narrow(0, here.start, here.numel).copy_(whole.flatten().narrow(0, there.start, there.numel))
-
-    def _make_states(self, steps: int) -> None:
-        """Empty states as after `steps` updates. Left to the first step, DeepSpeed would link those of the first parameter group alone, and none could be exported before it."""
-        for flat in self._zero.single_partition_of_fp32_groups:
+        for flat in self._flats():
             self._zero.optimizer.state[flat] = {
                 "step": torch.tensor(float(steps), device=flat.device),
                 **{moment: torch.zeros_like(flat) for moment in MOMENTS},
             }
-        self._zero._hp_optimizer_states_linked = False
-        self._zero._lazy_init_hp_params_optimizer_state()
+        self._write(read, self._kinds())
+
+    @torch.no_grad()
+    def load(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
+        read = dict(weights)
+        self._write(lambda kind, name: read[name], (WEIGHTS,))
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        if self._ema is None:
+            yield
+            return
+        self._ema.swap()
+        self._refresh()
+        try:
+            yield
+        finally:
+            self._ema.swap()
+            self._refresh()
+
+    def _kinds(self) -> tuple[str, ...]:
+        return (WEIGHTS, *((ema.KIND,) if self._ema is not None else ()), *MOMENTS)
+
+    def _flat(self, index: int, kind: str) -> torch.Tensor | None:
+        """This rank's slice of the group `index`; None for states that no step has made yet."""
+        if kind == ema.KIND:
+            assert self._ema is not None
+            return self._ema.averages[index]
+        flat = self._flats()[index]
+        return flat if kind == WEIGHTS else self._zero.optimizer.state.get(flat, {}).get(kind)
+
+    @property
+    def _coalesces(self) -> bool:
+        return self._holds
+
+    def _flats(self) -> list[torch.Tensor]:
+        """This rank's fp32 master weights, a flat tensor for each group."""
+        raise NotImplementedError
+
+    def _gather(self, parameter: nn.Parameter, kind: str) -> torch.Tensor:
+        """Collective: the whole tensor, in fp32."""
+        raise NotImplementedError
+
+    def _write(self, read: Callable[[str, str], torch.Tensor], kinds: Sequence[str]) -> None:
+        """This rank's slices from whole tensors, and the weights of the forward."""
+        raise NotImplementedError
+
+    def _refresh(self) -> None:
+        """Collective: the weights of the forward become the rounded master weights."""
+        raise NotImplementedError
+
+
+class FlatZeroEngine(ZeroEngine):
+    """Stages 1 and 2: every rank holds whole weights for the forward, and a slice of everything else."""
+
+    module_communicates = False
+
+    def __init__(self, setting: Setting, model: nn.Module, recipe: Recipe, groups: list[Group], *, stage: int) -> None:
+        self.stage = stage
+        super().__init__(setting, model, recipe, groups)
+        self.even = stage == 2 and not self._holds
+
+    @property
+    def _coalesces(self) -> bool:
+        # Stage 1 reduces once a step anyway. DeepSpeed's optimizer for it in bf16 knows no coalescing.
+        return self._holds and hasattr(self._zero, "_coalesce_grad_reduction")
+
+    def _flats(self) -> list[torch.Tensor]:
+        ours = getattr(self._zero, "single_partition_of_fp32_groups", None)
+        return self._zero.fp32_groups_flat_partition if ours is None else ours
+
+    def _gather(self, parameter: nn.Parameter, kind: str) -> torch.Tensor:
+        whole = torch.zeros(parameter.numel(), device=self._device)
+        mapping = parameter._hp_mapping  # None where no part of this parameter is this rank's
+        if mapping is not None and (flat := self._flat(mapping.param_group_index, kind)) is not None:
+            here, there = mapping.hp_fragment_address, mapping.lp_fragment_address
+            whole.narrow(0, there.start, there.numel).copy_(flat.narrow(0, here.start, here.numel))
+        if self._ranks > 1:
+            torch.distributed.all_reduce(whole)
+        return whole.view(parameter.shape)
+
+    def _write(self, read: Callable[[str, str], torch.Tensor], kinds: Sequence[str]) -> None:
+        for name, parameter in self._parameters.items():
+            weights = read(WEIGHTS, name)
+            parameter.copy_(weights)
+            mapping = parameter._hp_mapping
+            if mapping is None:
+                continue
+            here, there = mapping.hp_fragment_address, mapping.lp_fragment_address
+            for kind in kinds:
+                whole = weights if kind == WEIGHTS else read(kind, name)
+                flat = self._flat(mapping.param_group_index, kind)
+                assert flat is not None
+                flat.detach().narrow(0, here.start, here.numel).copy_(
+                    whole.flatten().narrow(0, there.start, there.numel)
+                )
+
+    def _refresh(self) -> None:
+        self._zero.update_lp_params()
+
+    def unsharded(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def whole(self, *, frozen: bool) -> nn.Module:
+        return self.module

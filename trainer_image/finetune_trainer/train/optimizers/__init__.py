@@ -1,1 +1,1 @@
-"""Optimizers by name, each with the states that a checkpoint holds of it."""
+"""Optimizers by name. Each says which states it keeps for a parameter, and how they are read and written back."""

@@ -1,0 +1,21 @@
+"""bf16 compute for models whose trained weights stay fp32."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def computes_in_bf16(model: nn.Module, device: torch.device) -> None:
+    """From now on the model's forward runs under autocast, whoever calls it: training, validation, generation."""
+    forward = model.forward
+
+    @functools.wraps(forward)  # transformers looks at its arguments
+    def mixed(*args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(device.type, torch.bfloat16):
+            return forward(*args, **kwargs)
+
+    model.forward = mixed  # type: ignore[method-assign]

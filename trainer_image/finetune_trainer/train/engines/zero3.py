@@ -1,0 +1,125 @@
+"""Strategy zero3: weights are sharded too, and gathered module by module while they are used.
+
+The model is sharded after it was loaded: each process needs host memory for one whole model while it starts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from finetune_trainer.errors import BadInput
+from finetune_trainer.train.engines.engine import Setting
+from finetune_trainer.train.engines.plain import with_plain_parameters
+from finetune_trainer.train.engines.room import fits_everywhere
+from finetune_trainer.train.engines.zero import ZeroEngine
+from finetune_trainer.train.optimizers.recipe import Group, Recipe
+
+
+class Zero3Engine(ZeroEngine):
+    """See `engine.Engine`."""
+
+    stage = 3
+    even = True
+
+    def __init__(self, setting: Setting, model: nn.Module, recipe: Recipe, groups: list[Group]) -> None:
+        offload = setting.offload
+        if setting.ema and offload is not None and "nvme" in (offload.optimizer, offload.parameters):
+            raise BadInput(
+                "spec.training.ema: weights on NVMe have no moving average",
+                code="InvalidSpec",
+                remedy="remove training.ema, or offload to cpu",
+            )
+        super().__init__(setting, model, recipe, groups)
+        self.module_communicates = setting.world_size > 1
+
+    def _flats(self) -> list[torch.Tensor]:
+        return self._zero.fp32_partitioned_groups_flat
+
+    def _gather(self, parameter: nn.Parameter, kind: str) -> torch.Tensor:
+        group, start, length = self._zero.grad_position[self._zero.get_param_id(parameter)]
+        with self._in_memory(group, keep=False):
+            flat = self._flat(group, kind)
+            mine = torch.zeros(length, device=self._device)
+            if flat is not None:
+                mine.copy_(flat.narrow(0, start, length))
+        whole = mine
+        if self._ranks > 1:
+            whole = torch.empty(length * self._ranks, device=self._device)
+            dist.all_gather_into_tensor(whole, mine)
+        return whole.narrow(0, 0, parameter.ds_numel).view(parameter.ds_shape)
+
+    def _write(self, read: Callable[[str, str], torch.Tensor], kinds: Sequence[str]) -> None:
+        self._zero._partition_all_parameters()
+        names = {id(parameter): name for name, parameter in self._parameters.items()}
+        for group, parameters in enumerate(self._zero.fp16_groups):
+            with self._in_memory(group, keep=True):
+                for parameter in parameters:
+                    _, start, length = self._zero.grad_position[self._zero.get_param_id(parameter)]
+                    first = length * self._setting.rank  # all slices are as long; the last may end in padding
+                    real = min(length, max(0, parameter.ds_numel - first))
+                    for kind in kinds if real else ():
+                        flat = self._flat(group, kind)
+                        assert flat is not None
+                        whole = read(kind, names[id(parameter)]).flatten()
+                        flat.detach().narrow(0, start, real).copy_(whole.narrow(0, first, real))
+                self._zero._reassign_or_swap_out_partitioned_parameters(group)
+        self._gather_persistent()
+
+    def _refresh(self) -> None:
+        self._zero._partition_all_parameters()
+        for group in range(len(self._zero.fp16_groups)):
+            self._zero._reassign_or_swap_out_partitioned_parameters(group)
+        self._gather_persistent()
+
+    def _gather_persistent(self) -> None:
+        """Small weights, which DeepSpeed keeps whole on every rank between steps, are stale after a write."""
+        if self._zero.persistent_parameters:
+            self._zero.persistent_parameters[0].all_gather(self._zero.persistent_parameters)
+
+    @contextlib.contextmanager
+    def _in_memory(self, group: int, *, keep: bool) -> Iterator[None]:
+        """The slice of `group` and its states, if they lie on NVMe; changes are written back if they are to be kept."""
+        away = self._zero._swappable_optimizer_subgroup(group)
+        if away:
+            self._zero._optimizer_states_and_gradient_swap_in(group)
+        yield
+        if away and keep:
+            self._zero._optimizer_states_and_gradient_swap_out(group)
+        elif away:
+            self._zero._release_swap_buffers(group)
+
+    @contextlib.contextmanager
+    def unsharded(self) -> Iterator[None]:
+        from deepspeed.runtime.zero.stage3 import unwrap_model_for_generation
+
+        size = sum(p.ds_numel * p.ds_tensor.element_size() for p in self.module.parameters())
+        if not self.module_communicates or not fits_everywhere(size, self._device):
+            yield
+            return
+        with unwrap_model_for_generation(self._engine):
+            self.module_communicates = False
+            try:
+                yield
+            finally:
+                self.module_communicates = True
+
+    @torch.no_grad()
+    def whole(self, *, frozen: bool) -> nn.Module:
+        from deepspeed.runtime.zero.partition_parameters import GatheredParameters
+
+        self._zero._partition_all_parameters()
+
+        def plain(parameter: nn.Parameter) -> torch.Tensor:
+            if parameter.requires_grad or not frozen:
+                return torch.empty(0, dtype=parameter.dtype)
+            with GatheredParameters([parameter]):
+                return parameter.detach().to("cpu", copy=True) if self._setting.rank == 0 else torch.empty(0)
+
+        module = with_plain_parameters(self.module, plain)
+        self._engine.destroy()
+        return module

@@ -1,0 +1,30 @@
+"""Parameter groups: biases and norms are not decayed, and LoRA+ trains B matrices faster than A."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from finetune_trainer.train.optimizers.recipe import Group
+
+_B = ("lora_B", "lora_embedding_B")
+
+
+def groups(named: Iterable[tuple[str, nn.Parameter]], *, weight_decay: float, plus_ratio: float = 1.0) -> list[Group]:
+    """`named` are the trainable parameters. At most four groups, none empty, in an order that depends on the names alone."""
+    made: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in named:
+        decay = 0.0 if parameter.ndim < 2 or "norm" in name.lower() else weight_decay
+        ratio = plus_ratio if any(b in name for b in _B) else 1.0
+        made.setdefault((decay, ratio), []).append(parameter)
+    return [
+        {"params": parameters, "weight_decay": decay, "ratio": ratio} for (decay, ratio), parameters in made.items()
+    ]
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """The schedule's rate, times each group's ratio."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group["ratio"]
