@@ -236,7 +236,15 @@ def make_job(claims: Path) -> Iterator[Callable[..., Job]]:
     jobs: list[Job] = []
     prepared: dict[str, Path] = {}
 
-    def make(name: str, *, model: str = "base", method: dict[str, Any] | None = None, **spec: Any) -> Job:
+    def make(
+        name: str,
+        *,
+        model: str = "base",
+        method: dict[str, Any] | None = None,
+        own_data: bool = False,
+        **spec: Any,
+    ) -> Job:
+        """`own_data`: what the spec says of data or steps differs from all others."""
         job = Job(
             claims,
             name,
@@ -252,7 +260,9 @@ def make_job(claims: Path) -> Iterator[Callable[..., Job]]:
             },
         )
         jobs.append(job)
-        if not prepared:
+        if own_data:
+            job.run("prepare")
+        elif not prepared:
             job.run("prepare")
             prepared["folder"] = job.folder / "prepared"
         else:  # the same rows, tokenizer and batch: the same shards

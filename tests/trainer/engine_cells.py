@@ -339,9 +339,9 @@ def held() -> Iterator[tuple[str, dict[str, Any]]]:
 
 def spoilt() -> Iterator[tuple[str, dict[str, Any]]]:
     """A step whose gradients are not finite, and one after it, leave everything as it was."""
-    for method, strategy in itertools.product(("full", "lora"), STRATEGIES):
+    for bf16, strategy in itertools.product((False, True), STRATEGIES):
         try:
-            engine = engine_of(strategy, setting_of(2, ema=None), model_of("causal-lm", method))
+            engine = engine_of(strategy, setting_of(2, ema=None, bf16=bf16), model_of("causal-lm", "lora"))
             step(engine, "causal-lm", 1)
             before = exported(engine, share=True)
             norm = step(engine, "causal-lm", 2, spoils=True)[1]
@@ -349,7 +349,7 @@ def spoilt() -> Iterator[tuple[str, dict[str, Any]]]:
             report: dict[str, Any] = {"norm": str(norm), "moved": difference(exported(engine, share=True), before)}
         except Exception:
             report = {"error": traceback.format_exc()}
-        yield f"{method}/{strategy}", report
+        yield f"{'bf16' if bf16 else 'fp32'}/{strategy}", report
 
 
 def main(rank: int, folder: Path) -> None:

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import json
+import re
+import resource
+import shutil
 import signal
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 from finetune_trainer.data.shards import Shards
-from finetune_trainer.errors import BadInput, Diverged, Stopped
+from finetune_trainer.errors import BadInput, Diverged, OutOfMemory, Stopped
+from finetune_trainer.train import loop
+
+from .conftest import STEPS
 
 FULL = {"type": "full"}
+TRAINING = {"maxSteps": STEPS, "globalBatchSize": 8, "learningRate": 0.01, "warmupRatio": 0.1}
+NOISY = {"training": {**TRAINING, "neftuneAlpha": 5, "labelSmoothing": 0.1}}
+NO_BASE = {"evaluation": {"baseline": False, "metrics": ["loss"]}}
 
 
 @pytest.fixture(scope="session")
 def undisturbed(make_job) -> Any:
-    """Full fine-tuning with dropout: the curve depends on the randomness of each step."""
-    job = make_job("undisturbed", model="dropout", method=FULL)
+    """Full fine-tuning with dropout and noise: the curve depends on the randomness of each step."""
+    job = make_job("undisturbed", model="dropout", method=FULL, **NOISY)
     job.context = job.here()
     return job
 
@@ -23,7 +35,7 @@ def undisturbed(make_job) -> Any:
 @pytest.fixture(scope="session")
 def interrupted(make_job) -> Any:
     """The same, stopped before step 1, between steps, before a validation that was due, and while it evaluates."""
-    job = make_job("interrupted", model="dropout", method=FULL)
+    job = make_job("interrupted", model="dropout", method=FULL, **NOISY)
     job.stopped = []
     for when in (
         lambda progress: progress.stage == "evaluate",
@@ -81,17 +93,150 @@ def test_hang_is_found_and_leaves_stacks(make_job) -> None:
     assert pods[1].wait() == 7
 
 
-def test_divergence_names_step_and_rank(make_job) -> None:
+def test_a_hang_leaves_the_stacks_of_all_ranks_of_its_pod(make_job) -> None:
+    """Also of one that cannot watch itself: PID 1 asks for them."""
+    job = make_job("hang-stacks")
+    (pod,) = job.start(processesPerNode=2, strategy="ddp", environment={"FINETUNE_HANG_SECONDS": "6"})
+    pod.wait_for_step(2)
+    frozen = next(worker for worker in pod.workers() if worker.environ()["RANK"] == "1")
+    frozen.suspend()
+    try:
+        while len(pod.workers()) == 2:
+            assert pod.process.poll() is None
+            time.sleep(0.05)
+    finally:
+        frozen.resume()
+    assert pod.wait() == 7
+    assert pod.message().cause.code == "Hang"
+    for rank in (0, 1):
+        assert "loop.py" in (job.folder / "attempt-1" / f"stacks-rank-{rank}.txt").read_text()
+
+
+def test_a_loss_that_is_no_number_is_traced_to_step_rank_layer_and_row(make_job) -> None:
     """The embedding of one word is broken, so the loss is fine until a row with that word comes."""
-    job = make_job("diverged", model="broken", evaluation={"baseline": False})
+    job = make_job("diverged", model="broken", **NO_BASE)
     shards = Shards.open(job.folder / "prepared")
     plan = shards.plan()
     token = job.broken_token
-    first = next(
-        step for step in range(plan.steps) if any(token in shards.train.tokens(row) for row in plan.rows(step))
-    )
-    with pytest.raises(Diverged, match=f"not finite at step {first + 1} on rank 0"):
+    rows = [[row for row in plan.rows(step) if token in shards.train.tokens(row)] for step in range(plan.steps)]
+    first = next(step for step in range(plan.steps) if rows[step])
+    with pytest.raises(Diverged, match=f"not finite at step {first + 1} on rank 0: the weights themselves") as raised:
         job.here()
+    said = str(raised.value)
+    assert re.search(r"in [\w.]*model\.embed_tokens\b", said)
+    if len(rows[first]) <= 3:
+        for row in rows[first]:
+            assert f"rows.jsonl:{shards.train.source(row).line}" in said
+
+
+@pytest.fixture(scope="session")
+def long(make_job) -> Any:
+    """As many steps as the watch over the loss needs."""
+    training = {"maxSteps": 240, "globalBatchSize": 4, "learningRate": 0.01}
+    return make_job("long", method=FULL, training=training, checkpoint={"everySteps": 1000}, own_data=True, **NO_BASE)
+
+
+def test_a_loss_that_stays_far_above_its_best_ends_the_run(long: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At this rate every step throws all weights far off. No rate that the API allows does that to so small a model."""
+    monkeypatch.setattr(loop, "learning_rate", lambda step, **_: 0.01 if step < 80 else 30.0)
+    with pytest.raises(Diverged, match="went astray at about step") as raised:
+        long.here()
+    assert raised.value.exit_code == 6
+    now, best = map(
+        float, re.search(r"the loss is ([\d.e+]+) at step \d+, and was ([\d.e+]+)", str(raised.value)).groups()
+    )
+    assert now > best + 1
+    told = long.losses(1)
+    assert max(told) < 240
+    assert min(told.values()) <= best
+
+
+STILL = {**TRAINING, "learningRate": 1e-9, "earlyStopping": {"metric": "perplexity", "patience": 2, "minDelta": 0.01}}
+
+
+@pytest.fixture(scope="session")
+def stopped_early(make_job) -> Any:
+    """Nothing is learnt at this rate, so that patience ends soon."""
+    job = make_job("early-stop", training=STILL)
+    job.context = job.here()
+    return job
+
+
+class TestStoppingEarly:
+    def test_it_is_an_ordinary_end(self, stopped_early: Any) -> None:
+        (line,) = [row for row in stopped_early.history(1) if "stopped_early" in row]
+        validated = sorted(stopped_early.eval_losses(1))
+        assert line["step"] == validated[2] < STEPS
+        assert "perplexity has not improved since step" in line["stopped_early"]
+        assert stopped_early.context.known["metrics"]["stopped_early_step"] == line["step"]
+        assert max(stopped_early.losses(1)) == line["step"]
+        assert {row["metric"] for row in stopped_early.evaluation()["metrics"]} >= {"loss"}
+
+    def test_the_best_is_chosen_by_the_metric_and_written_down(self, stopped_early: Any) -> None:
+        best = json.loads((stopped_early.folder / "trained" / "manifest.json").read_text())["best"]
+        values = {row["step"]: row["eval_perplexity"] for row in stopped_early.history(1) if "eval_perplexity" in row}
+        assert best["metric"] == "perplexity"
+        assert best["value"] == min(values.values()) == values[best["step"]]
+        assert stopped_early.context.known["metrics"]["best_eval_perplexity"] == best["value"]
+
+    def test_patience_survives_a_stop(self, make_job, stopped_early: Any) -> None:
+        second = make_job("early-stop-resumed", training=STILL)
+        validated = sorted(stopped_early.eval_losses(1))
+        with pytest.raises(Stopped):
+            second.here(stop_when=lambda progress: progress.step > validated[1])
+        second.here(attempt=2)
+        assert sorted(second.eval_losses(1, 2)) == validated
+        (line,) = [row for row in second.history(2) if "stopped_early" in row]
+        assert line["step"] == validated[-1]
+
+    def test_a_run_that_stopped_early_is_over_after_a_stop_too(self, make_job, stopped_early: Any) -> None:
+        third = make_job("early-stop-evaluated", training=STILL)
+        with pytest.raises(Stopped):
+            third.here(stop_when=lambda progress: progress.stage == "evaluate")
+        third.here(attempt=2)
+        assert not (third.folder / "attempt-2" / "history.jsonl").read_text().count('"loss"')
+        assert third.evaluation()["metrics"] == stopped_early.evaluation()["metrics"]
+
+
+def test_lack_of_memory_names_phase_step_rows_and_size(make_job, claims: Path) -> None:
+    """The system really gives no more: one wide layer needs far more than what is left to this process after step 1."""
+    wide(claims / "models")
+    job = make_job("memory", model="wide", **NO_BASE)
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+
+    def cut(progress: Any) -> bool:
+        if progress.step == 1:
+            resource.setrlimit(resource.RLIMIT_DATA, (data_bytes() + (16 << 20), before[1]))
+        return False
+
+    try:
+        with pytest.raises(OutOfMemory) as raised:
+            job.here(stop_when=cut)
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
+    said = str(raised.value)
+    assert raised.value.exit_code == 4
+    assert re.search(r"in the (forward|backward) pass of step 2 on rank 0", said)
+    assert re.search(r"a micro-batch of \d rows? of up to \d+ tokens \(\d+ in all\)", said)
+    assert re.search(r"\d+\.\d+ MiB more were asked for", said)
+    assert "activationCheckpointing" in raised.value.cause.remedy
+
+
+def data_bytes() -> int:
+    """Of this process, as RLIMIT_DATA counts it."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmData:")]
+    return int(line.split()[1]) * 1024
+
+
+def wide(models: Path) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    shutil.copytree(models / "base", models / "wide")
+    config = AutoConfig.from_pretrained(models / "base")
+    config.intermediate_size, config.num_hidden_layers = 100_000, 1
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(models / "wide")
 
 
 def test_stop_before_the_first_step_has_nothing_to_save(make_job) -> None:

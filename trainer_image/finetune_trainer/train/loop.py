@@ -6,22 +6,25 @@ import functools
 import math
 import time
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import torch
 
 from finetune_trainer.data.shards import Shards
 from finetune_trainer.errors import Diverged, Stopped
-from finetune_trainer.evaluate.nll import split_loss
+from finetune_trainer.evaluate.validation import Validated, validate
 from finetune_trainer.stage import StageContext
-from finetune_trainer.tasks.base import Batch, Task
-from finetune_trainer.train import micro_batches, saving
+from finetune_trainer.tasks.base import Task
+from finetune_trainer.train import saving, shortage
 from finetune_trainer.train.checkpoint import Checkpoint, CheckpointStore
+from finetune_trainer.train.divergence import Divergence
 from finetune_trainer.train.engines.engine import Engine
 from finetune_trainer.train.gang import Gang
 from finetune_trainer.train.history import History
+from finetune_trainer.train.improvement import Best, Improvement
 from finetune_trainer.train.reporting import Reporter, Told
 from finetune_trainer.train.schedule import learning_rate
+from finetune_trainer.train.step import Stepper
 from finetune_trainer.train.watchdog import Watchdog
 
 
@@ -59,6 +62,7 @@ class TrainLoop:
         watchdog: Watchdog,
         *,
         best: Checkpoint | None,
+        tokenizer: Any,
     ) -> None:
         self._context = context
         self._training = context.config.spec.training
@@ -67,11 +71,13 @@ class TrainLoop:
         self._shards = shards
         self._task = task
         self._plan = shards.plan()
-        self._store = store
+        self._saver = saving.Saver(gang, engine, store)
+        self._stall = 0.0
         self._watchdog = watchdog
-        self._best_loss = best.eval_loss if best else None
-        self._lengths = shards.train.lengths()
-        self._budget = micro_batches.TOKEN_BUDGET[gang.device.type]
+        self._tokenizer = tokenizer
+        self._stepper = Stepper(context, gang, engine, shards, task, watchdog)
+        self._improvement = improvement(context.config.spec.training, best)
+        self._divergence = Divergence(self._plan.steps)
         self._interval = Interval.empty(gang.device)
         self._log_every = max(1, min(10, self._plan.steps // 50))
         self._validate_every = shards.resolved["validate_every_steps"] if shards.validation.rows else None
@@ -86,25 +92,35 @@ class TrainLoop:
             peak=self._training.learning_rate,
             schedule=self._training.schedule,
             warmup_ratio=self._training.warmup_ratio,
+            decay_ratio=self._training.decay_ratio,
         )
-        self._loss = functools.partial(task.loss, label_smoothing=self._training.label_smoothing)
         self._rate = 0.0
         self._norm: torch.Tensor | float = 0.0
+        self.first_rows = self._stepper.first_rows
 
-    def first_rows(self, step: int) -> list[int]:
-        """The rows that this rank takes in `step`."""
-        return micro_batches.divide(self._plan.rows(step), self._lengths, self._gang.world_size)[
-            self._gang.rank
-        ].tolist()
+    def run(self, resumed: Checkpoint | None) -> int:
+        """Train to the end, or until validation stops improving. Returns the number of the last step.
 
-    def run(self, resumed: Checkpoint | None) -> None:
-        """Train to the end. Raises Stopped after a checkpoint was sealed, Diverged when the loss is no number any more."""
+        Raises Stopped after a checkpoint was sealed, Diverged when the loss is no number any more or has gone astray.
+        """
+        try:
+            last = self._run(resumed)
+            with self._watchdog.paused():
+                self._saved(last, self._saver.settle(wait=True))
+            return last
+        finally:
+            self._saver.finish()
+
+    def _run(self, resumed: Checkpoint | None) -> int:
         start = resumed.step if resumed else 0
-        if resumed and self._validation_due(start) and resumed.eval_loss is None:
-            self._validate_and_save(start)  # a stop came before it
+        if resumed:
+            self._resume(resumed)
         self._engine.module.train()
         self._interval = Interval.empty(self._gang.device)
         for step in range(start, self._plan.steps):
+            if self._improvement.exhausted:
+                self._reporter.ended_early(step, self._improvement.said)
+                return step
             self._step(step)
             done = step + 1
             stop = self._gang.stop_agreed()
@@ -112,43 +128,35 @@ class TrainLoop:
             if stop or validates or saves or done == 1 or done % self._log_every == 0:
                 self._tell(done)  # before anything is saved: what is not finite must not be
             if stop:
-                self._save(done, None)
+                self._save(done, None, last=True)
                 raise self._stopped(done)
             if validates:
                 self._validate_and_save(done)
             elif saves:
                 self._save(done, None)
+        return self._plan.steps
+
+    def _resume(self, resumed: Checkpoint) -> None:
+        state = resumed.state()
+        self._improvement.resume(state.get("improvement", {}))
+        self._divergence.resume(state.get("divergence", {}))
+        if self._validation_due(resumed.step) and resumed.eval_loss is None:
+            self._validate_and_save(resumed.step)  # a stop came before it
 
     def _step(self, step: int) -> None:
         began = time.perf_counter()
         self._gang.propose_stop()
-        rows = self._plan.rows(step)
-        parts = self._micro_batches(rows)
-        tokens = self._task.weight(self._shards.train, rows)
-        torch.manual_seed(_mix(self._training.seed, step, self._gang.rank))
-        makers = [functools.partial(self._batch, part, counted) for part, counted in parts]
-        nll = self._engine.accumulate(makers, self._loss, 1.0 / max(1, tokens))
         self._rate = self._schedule(step)
-        self._norm = self._engine.step(self._rate)
+        taken = self._stepper.take(step, self._rate)
+        self._norm = taken.norm
         now = self._interval
-        now.nll += nll
-        good = torch.isfinite(nll + self._norm)
+        now.nll += taken.nll
+        good = torch.isfinite(taken.nll + taken.norm)
         now.bad_step = torch.where((now.bad_step < 0) & ~good, step + 1, now.bad_step)
-        now.trained_tokens += tokens
-        now.row_tokens += int(self._lengths[rows].sum())
+        now.trained_tokens += taken.trained_tokens
+        now.row_tokens += taken.row_tokens
         now.steps += 1
         self._watchdog.beat(seconds=time.perf_counter() - began)
-
-    def _batch(self, rows: np.ndarray, counted: bool) -> Batch:
-        self._watchdog.beat()
-        return self._task.collate(self._shards.train, rows, counted=counted)
-
-    def _micro_batches(self, rows: np.ndarray) -> list[tuple[np.ndarray, bool]]:
-        shares = micro_batches.divide(rows, self._lengths, self._gang.world_size)
-        groups = [micro_batches.group(share, self._lengths, self._budget) for share in shares]
-        count = max(len(each) for each in groups) if self._engine.even else 1
-        shortest = int(rows[self._lengths[rows].argmin()])
-        return micro_batches.at_least(groups[self._gang.rank], count, filler=shortest)
 
     def _tell(self, done: int) -> None:
         """The one place where the host waits for the device, and ranks for each other, to learn what the loss was."""
@@ -158,15 +166,28 @@ class TrainLoop:
         bad = [(step, math.isfinite(nll), rank) for rank, (nll, step) in enumerate(said) if step >= 0]
         if bad:
             step, _, rank = min(bad)  # gradients are everybody's; the loss that spoilt them is one rank's
-            raise Diverged(
-                f"loss or gradients are not finite at step {step} on rank {rank}; the best checkpoint before is kept",
-                code="Diverged",
-                remedy="lower training.learningRate, raise training.warmupRatio, or look for broken rows in the data",
-            )
+            raise self._not_finite(step, rank)
         loss = sum(nll for nll, _ in said) / max(1, now.trained_tokens)
         norm = float(self._norm)
         self._interval = Interval.empty(self._gang.device)
         self._reporter.steps(done, Told(loss, self._rate, norm, now.steps, now.row_tokens, seconds))
+        self._saved(done, self._saver.settle(wait=False))
+        astray = self._divergence.take(done, loss)
+        if astray is not None:
+            raise Diverged(
+                f"training went astray at about step {astray.since}: the loss is {astray.now:.4g} at step {done}, and was {astray.best:.4g} at step {astray.best_step}; the best checkpoint before is kept",
+                code="Diverged",
+                remedy="lower training.learningRate or training.maxGradNorm, or raise training.warmupRatio",
+            )
+
+    def _not_finite(self, step: int, rank: int) -> Diverged:
+        found = self._stepper.search(step - 1)
+        rank, words = found or (rank, "on a second look every layer's output and gradient is finite")
+        return Diverged(
+            f"loss or gradients are not finite at step {step} on rank {rank}: {words}; the best checkpoint before is kept",
+            code="Diverged",
+            remedy="lower training.learningRate, raise training.warmupRatio, or look for broken rows in the data",
+        )
 
     def _validation_due(self, done: int) -> bool:
         return self._validate_every is not None and (done % self._validate_every == 0 or done == self._plan.steps)
@@ -178,47 +199,61 @@ class TrainLoop:
         """Validation at a step that may become the best one. If a stop comes meanwhile, it is made up for on resuming."""
         began = time.perf_counter()
         try:
-            measured = split_loss(
-                self._gang,
-                self._engine.module,
-                self._task,
-                self._shards.validation,
-                on_batch=lambda _: self._watchdog.beat(),
-            )
+            measured = self._validate(done)
         except Stopped:
-            self._save(done, None)
+            self._save(done, None, last=True)
             raise self._stopped(done) from None
         seconds = time.perf_counter() - began
         self._interval.elsewhere += seconds
-        loss = measured.loss if math.isfinite(measured.loss) else None
-        if loss is not None:
-            self._reporter.validated(done, loss, tokens=measured.tokens, seconds=seconds)
-        better = loss is not None and (self._best_loss is None or loss < self._best_loss)
-        if better:
-            self._best_loss = loss
-        if better or self._save_due(done):
-            self._save(done, loss)
+        better = self._improvement.take(done, measured.value)
+        if math.isfinite(measured.loss):
+            self._reporter.validated(done, measured, metric=self._improvement.metric, seconds=seconds)
+        if better or self._improvement.exhausted or self._save_due(done):
+            self._save(done, measured)
 
-    def _save(self, done: int, eval_loss: float | None) -> None:
+    def _validate(self, done: int) -> Validated:
+        with shortage.explaining(self._context, f"the validation after step {done}"), self._engine.averaged():
+            return validate(
+                self._gang,
+                self._engine.module,
+                self._task,
+                self._shards,
+                self._improvement.metric,
+                on_batch=lambda _: self._watchdog.beat(),
+                on_token=self._watchdog.beat,
+                module_communicates=self._engine.module_communicates,
+                tokenizer=self._tokenizer,
+            )
+
+    def _save(self, done: int, measured: Validated | None, *, last: bool = False) -> None:
         state = {
             "step": done,
-            "optimizer": {"name": "adamw", "steps": done},
+            "optimizer": {"name": self._training.optimizer, "steps": done},
             "schedule": {"name": self._training.schedule, "step": done},
             "data": {"plan": self._plan.key, "next_step": done, "epoch": done / self._plan.steps_per_epoch},
             "randomness": {"kind": "by-step-and-rank", "seed": self._training.seed},
+            "improvement": self._improvement.state(),
+            "divergence": self._divergence.state(),
         }
-        manifest = {
+        manifest: dict[str, Any] = {
             "step": done,
-            "eval_loss": eval_loss,
+            "eval_loss": _number(measured.loss) if measured else None,
+            "metric": self._improvement.metric,
+            "value": _number(measured.value) if measured else None,
             "world_size": self._gang.world_size,
             "strategy": self._context.config.spec.compute.strategy,
         }
         began = time.perf_counter()
         with self._watchdog.paused():
-            checkpoint = saving.save(self._gang, self._engine, self._store, state, manifest)
-        seconds = time.perf_counter() - began
-        self._interval.elsewhere += seconds
-        self._reporter.saved(done, checkpoint, seconds=seconds)
+            sealed = self._saver.save(state, manifest, wait=last)
+        self._stall = time.perf_counter() - began
+        self._interval.elsewhere += self._stall
+        self._saved(done, sealed)
+
+    def _saved(self, done: int, sealed: list[Checkpoint]) -> None:
+        """A large checkpoint is sealed some steps after it was taken."""
+        for checkpoint in sealed:
+            self._reporter.saved(done, checkpoint, seconds=self._stall)
 
     def _stopped(self, done: int) -> Stopped:
         return Stopped(
@@ -226,10 +261,18 @@ class TrainLoop:
         )
 
 
-def _mix(seed: int, step: int, rank: int) -> int:
-    """A seed for this step and rank alone."""
-    value = 0
-    for part in (seed, step, rank):
-        value = (value ^ part) * 0x9E3779B97F4A7C15 % 2**63
-        value ^= value >> 29
-    return value
+def improvement(training: Any, best: Checkpoint | None) -> Improvement:
+    """What the spec asks to follow, with the best checkpoint that lies there as the one to beat."""
+    wanted = training.early_stopping
+    follows = Improvement(
+        (wanted.metric if wanted else None) or "loss",
+        patience=wanted.patience if wanted else None,
+        min_delta=wanted.min_delta if wanted else 0.0,
+    )
+    if best is not None and best.value is not None:
+        follows.best = Best(best.step, best.value)
+    return follows
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 
+from finetune_api.evaluation import Metric
+
 from finetune_trainer.data.shards import Shards
+from finetune_trainer.evaluate.validation import Validated
 from finetune_trainer.stage import StageContext
 from finetune_trainer.train.checkpoint import Checkpoint
-from finetune_trainer.train.history import History
+from finetune_trainer.train.history import History, eval_name
 
 TRAIN_SHARE = 0.9
 """Share of the stage's percentage that the steps have; measuring base and tuned has the rest."""
@@ -41,6 +45,7 @@ class Reporter:
         self._context = context
         self._history = history
         self._plan = shards.plan()
+        self._unit = "rows" if shards.task == "sequence-classification" else "tokens"
         self._validate_every = validate_every
         self._checkpoint_every = checkpoint_every
         self._tests = 2 * shards.test.rows / shards.validation.rows if shards.validation.rows else 0.0
@@ -74,12 +79,24 @@ class Reporter:
         line = f"loss {told.loss:.4f}  lr {told.learning_rate:.2e}  grad {told.grad_norm:.3f}  {values['tokens_per_second']:,.0f} tokens/s"
         self._say(done, line + (f"  {duration(left)} left" if left is not None else ""))
 
-    def validated(self, done: int, loss: float, *, tokens: int, seconds: float) -> None:
+    def validated(self, done: int, measured: Validated, *, metric: Metric, seconds: float) -> None:
+        """`metric` is what `measured.value` is of; the loss is told whatever it is."""
         self._validation_seconds = seconds
-        self._note_metrics(eval_loss=loss)
-        self._history.append(step=done, eval_loss=loss, time=time.time())
-        self._context.progress.update(eval_loss=loss)
-        self._say(done, f"validation loss {loss:.4f} over {tokens:,} tokens")
+        told = {"eval_loss": measured.loss, eval_name(metric): measured.value}
+        values = {name: value for name, value in told.items() if math.isfinite(value)}
+        self._note_metrics(**values)
+        self._history.append(step=done, **values, time=time.time())
+        self._context.progress.update(**{name: values[name] for name in ("eval_loss",) if name in values})
+        own = "" if metric == "loss" else f"  {metric} {measured.value:.4f}"
+        self._say(done, f"validation loss {measured.loss:.4f}{own} over {measured.tokens:,} {self._unit}")
+
+    def ended_early(self, done: int, why: str) -> None:
+        """The rest of the steps is not taken, because validation stopped improving."""
+        left = self._plan.steps - done
+        self._note_metrics(stopped_early_step=float(done))
+        self._history.append(step=done, stopped_early=why, time=time.time())
+        self._context.progress.update(percent=100 * TRAIN_SHARE, force=True)
+        self._say(done, f"stopped early: {why}; the remaining {left} steps are not taken")
 
     def saved(self, done: int, checkpoint: Checkpoint, *, seconds: float) -> None:
         self._save_seconds = seconds

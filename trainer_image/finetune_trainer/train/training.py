@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from finetune_trainer import source, termination
-from finetune_trainer.data.chat import load_tokenizer, template_of
+from finetune_trainer.data.chat import load_tokenizer, settle, template_of
 from finetune_trainer.data.digests import template_digest, tokenizer_digest
 from finetune_trainer.data.shards import Shards
 from finetune_trainer.errors import PeerLost, StageError
@@ -22,46 +22,57 @@ from finetune_trainer.model.adapt import adapt
 from finetune_trainer.model.purpose import Purpose
 from finetune_trainer.stage import StageContext
 from finetune_trainer.tasks.choose import task_of
-from finetune_trainer.train import handshake, result
+from finetune_trainer.train import handshake, result, shortage
 from finetune_trainer.train.checkpoint import Checkpoint, CheckpointReader, CheckpointStore, sealed_folders
-from finetune_trainer.train.engines import ddp, zero
+from finetune_trainer.train.determinism import only_deterministic_kernels
+from finetune_trainer.train.engines.choose import engine_of
 from finetune_trainer.train.engines.engine import Engine
 from finetune_trainer.train.fence import Fence
 from finetune_trainer.train.gang import Gang, form
-from finetune_trainer.train.history import History
+from finetune_trainer.train.history import History, eval_name
 from finetune_trainer.train.identity import config_hash
 from finetune_trainer.train.loop import TrainLoop
-from finetune_trainer.train.optimizers.adamw import adamw
 from finetune_trainer.train.reporting import TRAIN_SHARE
 from finetune_trainer.train.watchdog import Watchdog
+
+_STACKS_SECONDS = 1.0
 
 
 def run_training(context: StageContext) -> None:
     """Raises StageError in all its kinds; returns when `trained/` is sealed."""
     config, spec, layout = context.config, context.config.spec, context.config.layout
     run_hash = config_hash(spec)
+    if spec.training.deterministic:
+        only_deterministic_kernels()
     folder = source.local(spec.model, config, field="spec.model.uri")
-    tokenizer = load_tokenizer(folder, field="spec.model.uri")
+    trusted = spec.model.trust_remote_code
+    tokenizer = load_tokenizer(
+        folder, field="spec.model.uri", template=spec.data.template, trust_remote_code=trusted
+    )
     shards = Shards.open(
         layout.prepared,
         tokenizer_digest=tokenizer_digest(tokenizer),
         template_digest=template_digest(template_of(tokenizer)),
     )
+    settle(tokenizer, shards.task)
     context.progress.update(total_steps=shards.plan().steps, force=True)
-    net = _net(context, folder, shards, tokenizer)
+    with shortage.explaining(context, "loading the model"):
+        net = _net(context, folder, shards, tokenizer)
     trainable, total = model.count(net)
-    gang, engine = _engine(context, net, trainable)
+    loaded = handshake.weights_digest(net)  # before an engine takes rank 0's for all
+    gang = form(context)
+    with shortage.explaining(context, "placing the model"):
+        engine = engine_of(spec, gang, net)
     store, resumed, best = _take_over(context, gang, run_hash)
     if resumed is not None:
         engine.restore(CheckpointReader(resumed.folder), resumed.step)
     attempt = layout.attempt(config.attempt)
-    stacks = attempt / f"stacks-rank-{gang.rank}.txt"
-    with Watchdog(stacks, lambda seconds: _hung(context, seconds)) as watchdog:
+    with Watchdog(termination.stacks_path(attempt, gang.rank), lambda seconds: _hung(context, seconds)) as watchdog:
         history = History(attempt if gang.is_first else None)
         task = task_of(shards)
-        loop = TrainLoop(context, gang, engine, shards, task, store, history, watchdog, best=best)
+        loop = TrainLoop(context, gang, engine, shards, task, store, history, watchdog, best=best, tokenizer=tokenizer)
         evaluation = Evaluation(context, gang, shards, task, watchdog)
-        _greet(context, gang, engine, shards, loop, resumed, run_hash)
+        _greet(context, gang, engine, shards, loop, resumed, run_hash, loaded)
         if gang.is_first:
             _introduce(context, engine, gang, shards, trainable, total, resumed)
         gc.collect()
@@ -69,18 +80,26 @@ def run_training(context: StageContext) -> None:
         gc.enable()
         context.stop.ready()
         if spec.method.type == "full" and resumed is None:
-            evaluation.base_before_training(engine.module)
-        loop.run(resumed)
+            with shortage.explaining(context, "measuring the base"), engine.unsharded():
+                evaluation.base_before_training(engine.module, module_communicates=engine.module_communicates)
+        last = loop.run(resumed)
         best = gang.on_first(lambda: store.whole(store.best, _say) if store else None)
         if best is None:
             raise StageError("training ended, but its last checkpoint is gone from the workspace")
-        if best.step != shards.plan().steps or resumed is not None:
-            _load_weights(engine.module, best)
+        if best.step != last or resumed is not None or spec.training.ema:
+            engine.load(CheckpointReader(best.folder).weights())
         if gang.is_first and evaluation.measures:
             _say(f"measuring on {shards.test.rows} test rows with the weights of step {best.step}")
-        measured = evaluation.run(engine.module, tokenizer, share=(100 * TRAIN_SHARE, 99.0))
+        with shortage.explaining(context, "the evaluation"), engine.unsharded():
+            measured = evaluation.run(
+                engine.module,
+                tokenizer,
+                share=(100 * TRAIN_SHARE, 99.0),
+                module_communicates=engine.module_communicates,
+            )
         with watchdog.paused():
-            gang.on_first(lambda: _finish(context, store, engine.module, best, tokenizer, measured))
+            module = engine.whole(frozen=False)  # what was not trained is read from the model's folder again
+            gang.on_first(lambda: _finish(context, store, module, best, tokenizer, measured))
             gang.barrier()
 
 
@@ -106,15 +125,17 @@ def _finish(
     """On rank 0: seal what publish needs, and say how it went."""
     assert store is not None
     assert measured is not None
-    metrics = {"best_step": float(best.step)} | (
-        {"best_eval_loss": best.eval_loss} if best.eval_loss is not None else {}
-    )
+    metrics = {"best_step": float(best.step)} | {
+        name: value
+        for name, value in (("best_eval_loss", best.eval_loss), (f"best_{eval_name(best.metric)}", best.value))
+        if value is not None
+    }
     context.note(evaluation=result.status_of(measured), metrics=context.known.get("metrics", {}) | metrics)
     result.seal(
         context,
         store.fence,
         module=module,
-        best=CheckpointReader(best.folder),
+        best=best,
         tokenizer=tokenizer,
         evaluation=measured,
     )
@@ -152,35 +173,6 @@ def _say(line: str) -> None:
     print(line, flush=True)
 
 
-@torch.no_grad()
-def _load_weights(module: torch.nn.Module, best: Checkpoint) -> None:
-    """The best weights into the model itself, for measuring and saving; training is over."""
-    parameters = dict(module.named_parameters())
-    for name, tensor in CheckpointReader(best.folder).weights():
-        parameters[name].copy_(tensor)
-
-
-def _engine(context: StageContext, net: torch.nn.Module, trainable: int) -> tuple[Gang, Engine]:
-    """Meet the gang, and wrap the model in the engine of the strategy."""
-    training, compute = context.config.spec.training, context.config.spec.compute
-    sharded = compute.strategy == "zero2"
-    plan = zero.config(
-        trainable=trainable,
-        max_grad_norm=training.max_grad_norm,
-        bf16=training.precision == "bf16",
-        cuda=compute.device == "cuda",
-    )
-    accelerator, gang = form(context, deepspeed=plan if sharded else None)
-    optimizer = adamw(
-        ((name, p) for name, p in net.named_parameters() if p.requires_grad),
-        learning_rate=training.learning_rate or 0.0,
-        weight_decay=training.weight_decay,
-    )
-    if sharded:
-        return gang, zero.Zero2Engine(accelerator, net, optimizer)
-    return gang, ddp.DdpEngine(accelerator, net, optimizer, max_grad_norm=training.max_grad_norm)
-
-
 def _greet(
     context: StageContext,
     gang: Gang,
@@ -189,6 +181,7 @@ def _greet(
     loop: TrainLoop,
     resumed: Checkpoint | None,
     run_hash: str,
+    loaded: str,
 ) -> None:
     plan = shards.plan()
     step = min(resumed.step if resumed else 0, plan.steps - 1)
@@ -198,7 +191,7 @@ def _greet(
         engine=engine.name,
         config=run_hash,
         plan=plan.key,
-        weights=handshake.weights_digest(engine.module),
+        weights=loaded,
         rows=tuple(loop.first_rows(step)),
     )
     handshake.shake(gang, hello, strategy=context.config.spec.compute.strategy or "ddp", step_rows=plan.rows(step))
@@ -224,8 +217,10 @@ def _introduce(
 
 def _hung(context: StageContext, seconds: float) -> None:
     """From the watchdog's thread: this rank leaves, so that its peers see it and the operator restarts the gang."""
+    context.alarm()
+    time.sleep(_STACKS_SECONDS)  # the others tell where they are, before they notice that this one is gone
     error: StageError = PeerLost(
-        f"no progress on rank {context.rank} for {seconds:.0f} s; every thread's stack is in attempt-{context.config.attempt}/stacks-rank-{context.rank}.txt",
+        f"no progress on rank {context.rank} for {seconds:.0f} s; the stacks of all ranks are in attempt-{context.config.attempt}/stacks-rank-*.txt",
         code="Hang",
     )
     record = termination.outcome_of(error, known=context.known, stage="train", rank=context.rank, now=time.time())

@@ -13,7 +13,7 @@ import torch
 
 
 class Guard:
-    """Of one optimizer, or of all its parts. Either the engine tells the norm of the gradients (`see`), or they are looked at (`watch`)."""
+    """Of one optimizer, or of all its parts."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         parts = getattr(optimizer, "parts", [optimizer])
