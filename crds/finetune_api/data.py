@@ -74,7 +74,8 @@ class DataSpec(ApiModel, Ruled):
         description="Which tokens are learnt: the last answer (completion), every assistant turn (assistant), or everything (all). Absent: assistant for messages, all for text, else completion.",
     )
     max_length: Annotated[int, Field(ge=8, le=2**20)] | None = Field(
-        default=None, description="Longest row in tokens. Absent: the longest row, up to the model's context and 4096."
+        default=None,
+        description="Longest row in tokens; for an encoder-decoder model of its source and of its target, each for itself. Absent: the longest row, up to the model's context and 4096.",
     )
     overlong: Literal["truncate", "drop"] | None = Field(
         default=None, description="What happens to longer rows; they are counted. Absent: truncate."

@@ -144,6 +144,7 @@ REFUSED_SPECS = {
     "what is learnt": ({"data": {"lossOn": "all"}}, rows_of(["x", "y"]), "data.lossOn has no meaning for data.format classification"),
     "perplexity": ({"evaluation": {"metrics": ["perplexity"]}}, rows_of(["x", "y"]), "a classifier writes no text"),
     "accuracy": ({"evaluation": {"metrics": ["accuracy"]}}, [{"text": "a"}], "a language model has no labels"),
+    "nothing to match": ({"training": {"earlyStopping": {"metric": "exact-match"}}}, [{"text": "a"}], "plain text has no answers to match"),
     "early stopping": ({"training": {"earlyStopping": {"metric": "f1"}}}, [{"text": "a"}], "a language model has no labels"),
 }  # fmt: skip
 

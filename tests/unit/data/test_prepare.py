@@ -239,6 +239,17 @@ def test_too_few_examples(job):
         job.prepare(uri, data={"maxLength": 8, "overlong": "drop"})
 
 
+def test_early_stopping_needs_rows_to_measure_on(job):
+    uri = job.write("rows.jsonl", ROWS)
+    with pytest.raises(BadInput, match=r"spec\.training\.earlyStopping: there are no validation rows") as caught:
+        job.prepare(
+            uri,
+            data={"split": {"train": 0.9, "validation": 0.0, "test": 0.1}},
+            training={"earlyStopping": {"patience": 2}},
+        )
+    assert caught.value.cause.code == "InvalidSpec"
+
+
 def test_a_missing_file_says_what_is_there(job):
     job.write("support-2026.jsonl", ROWS)
     with pytest.raises(

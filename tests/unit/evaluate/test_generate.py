@@ -122,3 +122,19 @@ def test_ranks_share_the_rows_and_a_stop_ends_them(make_shards, make_model, make
     with pytest.raises(Stopped, match="generating answers"):
         answers(rank, model, shards.test, rows, HOW, on_token=stop_soon, on_batch=ignore)
     assert len(tokens) == 3, "the batch is cut short"
+
+
+def test_a_head_that_was_trained_in_fp32_meets_a_base_in_bf16(make_shards, make_model, make_rank):
+    import peft
+
+    shards = shards_of(make_shards, "causal-lm")
+    base = make_model("llama", "causal-lm").bfloat16()
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"], modules_to_save=["lm_head"])
+    model = peft.get_peft_model(base, config)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    prompt = PROMPTS[2]
+    got = answers(make_rank(), model, shards.test, [2], HOW, on_token=ignore, on_batch=ignore)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert got[2] == by_hand(model, prompt, "causal-lm")

@@ -35,18 +35,21 @@ class TemplateRefused(ValueError):
     """A chat template cannot render these messages; the message is the template's own."""
 
 
-def load_tokenizer(folder: Path, *, field: str = "spec.model", template: str | None = None) -> Any:
+def load_tokenizer(
+    folder: Path, *, field: str = "spec.model", template: str | None = None, trust_remote_code: bool = False
+) -> Any:
     """The tokenizer of a model folder, with the chat template in force set on it (so that saving it saves the template).
 
     The template in force is `template` where one is given, else the model's own, else a plain one, which
-    `tokenizer.finetune_template_is_default` tells. Raises BadInput (InvalidModel; InvalidSpec for `template`).
+    `tokenizer.finetune_template_is_default` tells. `trust_remote_code`: run Python code that the folder brings.
+    Raises BadInput (InvalidModel; InvalidSpec for `template`).
     """
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import AutoTokenizer
 
     logging.getLogger("transformers").setLevel(logging.ERROR)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
     except Exception as error:  # whatever a broken tokenizer file raises
         raise BadInput(
             f"{field}: no tokenizer could be read from it: {_first_line(error)}",

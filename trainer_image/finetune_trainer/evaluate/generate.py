@@ -154,7 +154,7 @@ def _generate(
     # An adapter of virtual tokens that is disabled would still put them before an encoder's rows.
     writer = module if getattr(module, "has_active_enabled_adapter", True) else inner
     try:
-        with _gathered(module) if together else torch.inference_mode():
+        with _mixed(module, device), _gathered(module) if together else torch.inference_mode():
             out = writer.generate(
                 input_ids=torch.from_numpy(ids).to(device),
                 attention_mask=torch.from_numpy(mask).to(device),
@@ -166,6 +166,13 @@ def _generate(
         inner.generation_config = own
     begins = 1 if of_encoder else width  # a decoder's answer begins after its start token
     return {row: until(out[i, begins:].tolist(), how.stop) for i, row in enumerate(rows)}
+
+
+def _mixed(module: nn.Module, device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Where what was trained is kept more exactly than the rest, the two meet as they do in training, where generation goes past the module's own forward."""
+    kinds = {parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()}
+    mixed = torch.bfloat16 in kinds and len(kinds) > 1
+    return torch.autocast(device.type, torch.bfloat16) if mixed else contextlib.nullcontext()
 
 
 @contextlib.contextmanager

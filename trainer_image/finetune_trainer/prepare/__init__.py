@@ -73,7 +73,8 @@ def _prepare(config: RunConfig, report: Callable[[int, float], None]) -> tuple[D
     earlier = spec.method.init_from
     adapter = earlier and source.fetch(earlier, config, field="spec.method.initFrom.uri", files=source.MODEL_FILES)
     check_method(model, spec, task_of(model, spec, spec.data.format), adapter)
-    tokenizer = load_tokenizer(folder, field="spec.model.uri", template=spec.data.template)
+    trusted = spec.model.trust_remote_code
+    tokenizer = load_tokenizer(folder, field="spec.model.uri", template=spec.data.template, trust_remote_code=trusted)
     files = locate(config)
     inputs = Inputs(
         config=config,

@@ -157,3 +157,9 @@ def _check_enough(inputs: Inputs, counts: dict[str, SplitCounts], invalid: Inval
             code="InvalidData",
             remedy="add examples, or lower minExamples",
         )
+    if inputs.config.spec.training.early_stopping is not None and not counts["validation"].rows:
+        raise BadInput(
+            "spec.training.earlyStopping: there are no validation rows to measure on",
+            code="InvalidSpec",
+            remedy="name data.validation, give data.split.validation a share, or remove earlyStopping",
+        )

@@ -40,6 +40,9 @@ def check(spec: FineTuneJobSpec, task: Task, form: DataFormat) -> None:
     )
     broken = [rule.message for rule in DataSpec.RULES if rule.check is not None and not rule.check(decided.data)]
     broken += [combination.message for combination in combinations.refused(decided)]
+    early = spec.training.early_stopping
+    if form == "text" and early is not None and early.metric == "exact-match":
+        broken.append("training.earlyStopping.metric: plain text has no answers to match; take loss or perplexity")
     if not broken:
         return
     found = []
@@ -47,6 +50,8 @@ def check(spec: FineTuneJobSpec, task: Task, form: DataFormat) -> None:
         found.append(f"model.task was not named: for this model and data it is {task}")
     if spec.data.format is None:
         found.append(f"data.format was not named: it was recognised from the rows as {form}")
+        if form == "classification":
+            found.append("set data.format: text to learn the texts without their labels")
     raise BadInput(f"spec.{broken[0]}", code="InvalidSpec", remedy="; ".join(found) or None)
 
 
