@@ -54,12 +54,15 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 """Name -> the class that the files are written by, and its configuration's values."""
 
-WIDE: dict[str, tuple[str, dict[str, Any]]] = {
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "wide-llama": ("LlamaForCausalLM", {**_COMMON, "hidden_size": 64, "intermediate_size": 80}),
+    "shared-experts": ("Qwen2MoeForCausalLM", {**_COMMON, **_EXPERTS, "num_experts": 4, "moe_intermediate_size": 8, "shared_expert_intermediate_size": 8}),
+    "glm-moe": ("Glm4MoeForCausalLM", {**_COMMON, **_EXPERTS, "n_routed_experts": 4, "n_shared_experts": 1, "moe_intermediate_size": 8, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1}),
+    "granite-moe": ("GraniteMoeForCausalLM", {**_COMMON, **_EXPERTS, "num_local_experts": 4}),
     "wide-t5": ("T5ForConditionalGeneration", {**FAMILIES["t5"][1], "d_model": 64, "d_kv": 16, "d_ff": 64, "num_decoder_layers": 2}),
     "wide-bert": ("BertForMaskedLM", {**FAMILIES["bert"][1], "hidden_size": 64, "intermediate_size": 64}),
 }  # fmt: skip
-"""Wide enough to be quantised in whole blocks, but for one layer."""
+"""Mixtures of other makes; and models wide enough to be quantised in whole blocks (but for one layer)."""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -80,7 +83,7 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
     def make(family: str, dtype: torch.dtype = torch.float32) -> Path:
         if (family, dtype) not in made:
-            name, values = (FAMILIES | WIDE)[family]
+            name, values = (FAMILIES | OTHERS)[family]
             model = getattr(transformers, name)
             torch.manual_seed(0)
             folder = tmp_path_factory.mktemp(family) / "base"

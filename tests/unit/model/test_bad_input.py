@@ -19,6 +19,7 @@ REFUSED = {
     "module": ("llama", CAUSAL, {"type": "lora", "lora": {"targetModules": ["q_proj", "query"]}}, rf"{LORA}.targetModules\[1\]: 'query' is no linear layer of this model; it has down_proj, gate_proj, k_proj, lm_head"),
     "embedding as module": ("llama", CAUSAL, {"type": "lora", "lora": {"targetModules": ["embed_tokens"]}}, r"'embed_tokens' is no linear layer"),
     "experts as modules": ("mixtral", CAUSAL, {"type": "lora", "lora": {"targetModules": ["w1"]}}, r"'w1' is no linear layer .* and experts in experts\.down_proj, experts\.gate_up_proj"),
+    "a shared expert": ("glm-moe", CAUSAL, {"type": "lora", "lora": {"targetModules": ["shared_experts.up_proj"]}}, r"'shared_experts\.up_proj' would be taken for a part of this model's experts"),
     "parameter": ("mixtral", CAUSAL, {"type": "lora", "lora": {"targetParameters": ["experts.up"]}}, rf"{LORA}.targetParameters\[0\]: 'experts\.up' is no weight .* experts\.down_proj"),
     "parameter of a linear layer": ("llama", CAUSAL, {"type": "lora", "lora": {"targetParameters": ["q_proj.weight"]}}, r"it has none such"),
     "parameter and dropout": ("mixtral", CAUSAL, {"type": "lora", "lora": {"dropout": 0.1, "targetParameters": ["experts.down_proj"]}}, r"targetParameters and method\.lora\.dropout cannot go together"),

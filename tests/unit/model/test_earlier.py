@@ -10,6 +10,7 @@ import torch
 from finetune_trainer.errors import BadInput
 from finetune_trainer.model import earlier
 from finetune_trainer.model.load import auto_class
+from finetune_trainer.model.probe import probe
 from safetensors.torch import load_file, save_file
 
 from .conftest import CAUSAL, CLASSES, PAIRS, batch_of, logits, made, plain, saved, spec_of, train, trained
@@ -38,6 +39,7 @@ def test_training_goes_on_where_it_ended(name, folder_of, tmp_path):
     adapter = saved(net, spec_of(first), tmp_path / "first")
     spec = spec_of({"type": then, "initFrom": LOCATION})
     net = made(base, spec, purpose, adapter=adapter)
+    probe(base, spec, purpose, adapter)
     assert trained(net).keys() == weights.keys(), "everything that trained does again"
     assert all(torch.equal(tensor, weights[name]) for name, tensor in trained(net).items())
     if then != "qlora":
@@ -141,8 +143,12 @@ def test_an_adapter_that_does_not_fit_is_refused_in_one_sentence(name, folder_of
             tmp_path / "theirs"
         )
     spoil(tmp_path / "theirs")
-    with pytest.raises(BadInput, match=words) as bad:
-        made(folder_of(family), spec_of({"type": method, "initFrom": LOCATION}), adapter=tmp_path / "theirs")
-    assert str(bad.value).startswith("spec.method.initFrom: ")
-    assert "\n" not in str(bad.value)
-    assert (bad.value.cause.code, bad.value.exit_code) == ("InvalidModel", 3)
+    for way in (made, probe):
+        spec = spec_of({"type": method, "initFrom": LOCATION})
+        if name == "trained embeddings" and way is probe:  # nobody can tell without the base's weights
+            continue
+        with pytest.raises(BadInput, match=words) as bad:
+            way(folder_of(family), spec, CAUSAL, adapter=tmp_path / "theirs")
+        assert str(bad.value).startswith("spec.method.initFrom: ")
+        assert "\n" not in str(bad.value)
+        assert (bad.value.cause.code, bad.value.exit_code) == ("InvalidModel", 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -46,6 +47,9 @@ CASES = {
     "lora saving tied embeddings": Case({"type": "lora", "lora": {"targetModules": ["q_proj"], "modulesToSave": ["embed_tokens"]}}, lambda n: adapters("q_proj")(n) or HEAD(n), 5, "tied-llama"),
     "lora saving gpt2's tied embeddings": Case({"type": "lora", "lora": {"targetModules": ["c_attn"], "modulesToSave": ["wte"]}}, lambda n: adapters("c_attn")(n) or HEAD(n), 5, "gpt2"),
     "lora of a mixture": Case({"type": "lora", "lora": {"rank": 4}}, adapters("q_proj", "k_proj", "v_proj", "o_proj"), 16, "mixtral"),
+    "lora of a mixture's linear layers": Case({"type": "lora", "lora": {"rank": 4, "targetModules": ["all-linear"]}}, adapters(*LINEAR), 28, "shared-experts"),
+    "lora of a mixture whose linear layers peft mistakes": Case({"type": "lora", "lora": {"rank": 4, "targetModules": ["all-linear"]}}, adapters("q_proj", "k_proj", "v_proj", "o_proj"), 16, "glm-moe"),
+    "lora of a mixture with a router of its own": Case({"type": "lora", "lora": {"rank": 4, "targetModules": ["all-linear"]}}, adapters("q_proj", "k_proj", "v_proj", "o_proj"), 16, "granite-moe"),
     "lora of experts": Case({"type": "lora", "lora": {"rank": 2, "targetModules": ["q_proj"], "targetParameters": ["experts.gate_up_proj", "experts.down_proj"]}}, adapters("q_proj", "experts"), 12, "qwen3-moe"),
     "lora of a router": Case({"type": "lora", "lora": {"rank": 2, "targetModules": ["q_proj"], "targetParameters": ["gate.weight"]}}, adapters("q_proj", "gate"), 8, "mixtral"),
     "dora": Case({"type": "dora", "lora": {"rank": 4}}, adapters(*LINEAR), 42),
@@ -210,6 +214,21 @@ def test_a_classifier_carries_its_labels(folder_of, tmp_path):
         assert config["id2label"] == {"0": "no", "1": "yes"}
         assert config["label2id"] == {"no": 0, "yes": 1}
         assert config["problem_type"] == "multi_label_classification"
+
+
+@pytest.mark.parametrize("method", [{"type": "lora"}, {"type": "full"}])
+def test_a_full_disk_is_an_error_of_the_system(method, folder_of, tmp_path, monkeypatch):
+    from safetensors import SafetensorError
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("finetune_trainer.model.save.save_file", full)
+    monkeypatch.setattr("transformers.modeling_utils.safe_save_file", full)
+    spec = spec_of(method)
+    with pytest.raises(OSError, match="No space left") as error:
+        saved(made(folder_of("llama"), spec), spec, tmp_path / "result")
+    assert error.value.errno == errno.ENOSPC
 
 
 def test_an_adapter_names_its_base_as_the_user_did(folder_of, tmp_path):

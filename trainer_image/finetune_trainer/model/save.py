@@ -6,6 +6,7 @@ The weights come by name, as checkpoints hold them: whatever engine trained them
 from __future__ import annotations
 
 import copy
+import errno
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from finetune_api.spec import FineTuneJobSpec
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
@@ -25,11 +27,18 @@ Named = Iterable[tuple[str, torch.Tensor]]
 
 
 def save(net: nn.Module, trained: Named, spec: FineTuneJobSpec, folder: Path) -> None:
-    """Write what `adapt` made of the model, with the `trained` weights (parameter name, tensor) of all that was trainable."""
-    if spec.method.type == "full":
-        _save_whole(load.of(net), trained, spec, folder)
-    else:
-        _save_adapter(net, trained, spec, folder)
+    """Write what `adapt` made of the model, with the `trained` weights (parameter name, tensor) of all that was trainable.
+
+    Raises OSError when the storage is full or gone.
+    """
+    try:
+        if spec.method.type == "full":
+            _save_whole(load.of(net), trained, spec, folder)
+        else:
+            _save_adapter(net, trained, spec, folder)
+    except SafetensorError as error:  # it hides the errno in its text
+        number = errno.ENOSPC if "os error 28" in str(error) else errno.EIO
+        raise OSError(number, str(error), str(folder)) from error
 
 
 def adapter_tensors(net: Any, trained: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -14,6 +14,7 @@ from finetune_trainer.model.sentences import leaves, named, some
 
 ALL_LINEAR = "all-linear"
 _EXPERTS = "experts"
+_ROUTERS = ("router", "gate")
 _FIELD = "spec.method.lora"
 
 
@@ -30,8 +31,9 @@ def modules(model: PreTrainedModel, lora: LoraSpec, *, head: Iterable[str]) -> l
     kept_out = _output(model) | set(head) | set(lora.modules_to_save or ())
     names = [name for name in everything if not any(_inside(name, outer) for outer in kept_out)]
     if blocks := expert_blocks(model):
-        routers = {f"{block}.{child}" for block in blocks for child, _ in model.get_submodule(block).named_children()}
-        names = [name for name in names if name not in routers and not _taken_for_experts(model, name)]
+        choosers = routers(model, blocks)
+        names = [name for name in names if not any(_inside(name, chooser) for chooser in choosers)]
+        names = [name for name in names if not _taken_for_experts(model, name)]
         if wanted is None:
             names = [name for name in names if _is_attention(name)]
     if not names:
@@ -97,8 +99,22 @@ def linear(model: nn.Module) -> list[str]:
 
 
 def expert_blocks(model: nn.Module) -> list[str]:
-    """Names of the modules that hold a mixture's experts; empty for a dense model."""
-    return [name for name, module in model.named_modules() if _EXPERTS in module._modules]
+    """Names of the modules in which a mixture's experts stand beside what chooses among them; empty for a dense model."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if _EXPERTS in module._modules or any(_is_fused(child) for child in module.children())
+    ]
+
+
+def routers(model: nn.Module, blocks: Iterable[str]) -> list[str]:
+    """Names of what chooses among the experts, or weighs one that is always there: linear layers beside them, or modules with such a name."""
+    return [
+        f"{block}.{name}"
+        for block in blocks
+        for name, child in model.get_submodule(block).named_children()
+        if isinstance(child, nn.Linear) or name in _ROUTERS
+    ]
 
 
 def _named(model: nn.Module, wanted: list[str], everything: list[str]) -> list[str]:
@@ -159,6 +175,12 @@ def _is_attention(name: str) -> bool:
 def _is_layers_own(model: nn.Module, parameter: str) -> bool:
     owner, _, _ = parameter.rpartition(".")
     return not owner or isinstance(model.get_submodule(owner), nn.Linear | Conv1D | nn.Embedding)
+
+
+def _is_fused(module: nn.Module) -> bool:
+    """Whether one weight holds the matrices of all experts."""
+    own = module.parameters(recurse=False)
+    return not isinstance(module, nn.modules.conv._ConvNd) and any(p.ndim == 3 for p in own)
 
 
 def _has_weights(module: nn.Module) -> bool:
