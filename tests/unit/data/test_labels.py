@@ -199,6 +199,14 @@ def test_truncation_keeps_what_the_tokenizer_puts_around_a_text_and_its_pair(mak
     assert row.prompt_length == len(row.ids), "there is no pair"
 
 
+def test_an_encoder_decoder_reads_its_answer_at_the_only_end_token(make_tokenizer):
+    tokenizer = make_tokenizer(None, adds_eos=True)
+    encoder = ClassEncoder(tokenizer, read_at=tokenizer.eos_token_id)
+    good, bad = encoder.encode([Example(text="hello", label="x"), Example(text="hello</s> fox", label="x")])
+    assert good.ids[-1] == tokenizer.eos_token_id
+    assert bad.startswith("has the model's end token 2 times")
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     several=st.booleans(),

@@ -19,7 +19,9 @@ class ClassEncoder:
 
     learns_tokens = False
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, *, read_at: int | None = None) -> None:
+        """`read_at`: the token at which the model reads its answer, of which each row must have one (an encoder-decoder's end token)."""
+        self._read_at = read_at
         self._backend = tokenizer.backend_tokenizer
         self._backend.no_padding()
         self._backend.no_truncation()
@@ -47,6 +49,8 @@ class ClassEncoder:
         ids = np.array(encoding.ids, dtype=np.int32)
         if not len(ids):
             return "gives no token at all: its text holds nothing that the tokenizer knows"
+        if self._read_at is not None and (count := int((ids == self._read_at).sum())) != 1:
+            return f"has the model's end token {count} times, and a classifier of this kind reads its answer at the only one"
         second = np.array(encoding.type_ids) > 0
         begins = int(second.argmax()) if example.pair is not None and second.any() else len(ids)
         special = holds_any(self._special, example.text + (example.pair or ""))

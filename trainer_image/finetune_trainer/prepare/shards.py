@@ -11,7 +11,6 @@ from finetune_api.contract import RunConfig
 from finetune_api.status import DataStatus, PlanStatus
 
 from finetune_trainer import sealed
-from finetune_trainer.data.encode import RowEncoder
 from finetune_trainer.data.labels import LabelSet
 from finetune_trainer.data.shards import FORMAT, KIND, SplitCounts
 from finetune_trainer.errors import BadInput
@@ -97,7 +96,7 @@ def _read(
             assert reader.form
             if made is None:
                 task = decide(inputs, reader.form)
-                encoder: RowEncoder = encoder_for(task, inputs.tokenizer, reader.form, data)
+                encoder = encoder_for(inputs, task, reader.form)
                 made = Made(task, encoder, LabelSet() if task == "sequence-classification" else None)
             if file.part not in parts:
                 parts[file.part] = Part(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from finetune_api import combinations
 from finetune_api.data import DataFormat, DataSpec
 from finetune_api.method import Task
@@ -55,10 +53,11 @@ def check(spec: FineTuneJobSpec, task: Task, form: DataFormat) -> None:
     raise BadInput(f"spec.{broken[0]}", code="InvalidSpec", remedy="; ".join(found) or None)
 
 
-def encoder_for(task: Task, tokenizer: Any, form: DataFormat, data: DataSpec) -> RowEncoder:
+def encoder_for(inputs: Inputs, task: Task, form: DataFormat) -> RowEncoder:
     """What turns the rows of this task and format into token ids."""
+    tokenizer, config = inputs.tokenizer, inputs.model.config
     if task == "sequence-classification":
-        return ClassEncoder(tokenizer)
+        return ClassEncoder(tokenizer, read_at=config.eos_token_id if config.is_encoder_decoder else None)
     if task == "seq2seq-lm":
         return PairEncoder(tokenizer)
-    return Encoder(tokenizer, form, data.loss_on or default_loss_on(form))
+    return Encoder(tokenizer, form, inputs.config.spec.data.loss_on or default_loss_on(form))
