@@ -59,6 +59,49 @@ EVALUATION: dict[str, Any] = {
 }
 
 
+BEST: dict[str, Any] = {"step": 270, "metric": "loss", "value": 0.8754}
+CLASSIFIER: dict[str, Any] = {
+    "spec": {
+        "model": {"uri": "hf://google-bert/bert-base-uncased", "revision": "0123456789abcdef0123456789abcdef01234567"},
+        "method": {"type": "lora"},
+        "training": {"earlyStopping": {"metric": "f1", "patience": 3}},
+    },
+    "prepared": {
+        "resolved": {
+            **PREPARED["resolved"], "task": "sequence-classification", "format": "classification", "loss_on": None,
+            "labels": ["delivery", "repair", "returns"], "multi_label": False,
+        },
+        "data": {"format": "classification"},
+    },
+    "evaluation": {
+        "rows": 200,
+        "metrics": [
+            {"metric": "loss", "base": 1.12, "tuned": 0.31},
+            {"metric": "accuracy", "base": 0.33, "tuned": 0.9},
+            {"metric": "f1", "base": 0.2, "tuned": 0.88},
+        ],
+        "samples": [
+            {"source": "pvc://d/t.jsonl:3", "prompt": "My chain fell off.", "reference": "repair", "base": "returns", "tuned": "repair"},
+            {"source": "pvc://d/t.jsonl:9", "prompt": "Where is my parcel?", "reference": "delivery", "base": "returns", "tuned": "returns"},
+        ],
+        "notes": ["the base was measured with the classification head that training began with"],
+    },
+    "best": {"step": 120, "metric": "f1", "value": 0.87},
+}  # fmt: skip
+"""Arguments of make_run for a classifier that stopped early."""
+
+
+def classifier_history() -> list[dict[str, Any]]:
+    lines = [line for line in history(1, 210) if line["step"] <= 210]
+    for line in lines:
+        if "eval_loss" in line:
+            line["eval_f1"] = 0.87 - abs(line["step"] - 120) / 300
+    return [
+        *lines,
+        {"step": 210, "stopped_early": "f1 has not improved since step 120 (0.8700) in 3 validations", "time": 1.8e9},
+    ]
+
+
 def history(first: int, last: int, *, start: float = 2.3, time: float = 1.8e9) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = []
     for step in range(first, last + 1):
@@ -82,6 +125,7 @@ def make_run(tmp_path: Path) -> Callable[..., RunConfig]:
         spec: dict[str, Any] | None = None,
         job: dict[str, str] | None = None,
         files: dict[str, str] | None = None,
+        best: dict[str, Any] | None = None,
     ) -> RunConfig:
         claims = tmp_path / "claims"
         for name in ("scratch", "models", "datasets"):
@@ -105,7 +149,8 @@ def make_run(tmp_path: Path) -> Callable[..., RunConfig]:
         data = {**PREPARED["data"], **(prepared or {}).get("data", {})}
         with sealed.sealing(layout.prepared, {**PREPARED, **(prepared or {}), "data": data}):
             pass
-        with sealed.sealing(layout.trained, {"kind": "trained", "format": 1, "job": config.job.uid}) as folder:
+        trained = {"kind": "trained", "format": 1, "job": config.job.uid, "best": best or BEST}
+        with sealed.sealing(layout.trained, trained) as folder:
             (folder / "model").mkdir()
             for name, text in (
                 files or {"adapter_config.json": "{}", "adapter_model.safetensors": "weights", "tokenizer.json": "{}"}

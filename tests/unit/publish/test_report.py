@@ -14,7 +14,7 @@ from finetune_trainer.publish.verdict import judge
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from .conftest import EVALUATION, history
+from .conftest import CLASSIFIER, EVALUATION, classifier_history, history
 
 NASTY = "<script>alert(1)</script><img src=x onerror=alert(1)> \" ' & {{ 7*7 }} ``` | \u202e"
 
@@ -121,6 +121,52 @@ def test_the_report_says_what_happened(make_run):
         assert expected in text, expected
 
 
+def test_a_classifier_s_report_speaks_of_labels_and_of_the_metric_that_chose(make_run):
+    facts = gather(make_run(**CLASSIFIER, histories={1: classifier_history()}))
+    text = " ".join(Page(pages.report(facts)).text.split())
+    for expected in (
+        "Accuracy went from 33.0% to 90.0% on 200 held-out rows",
+        "66 → 180 of 200 rows are right",
+        "210 of 300",
+        "Mean loss per row. Training stopped early: f1 has not improved since step 120",
+        "The weights after step 120 were published, with the best validation f1, 87.0%.",
+        "Validation f1, which chose the weights.",
+        "Sample predictions",
+        "3 labels: delivery, repair, returns.",
+    ):
+        assert expected in text, expected
+    assert "Learnt tokens" not in text
+    assert "not in the reference" not in text
+
+
+def test_the_published_step_is_what_train_wrote_down(make_run):
+    """Not what the curves look like: the lowest loss may be of a checkpoint that was lost."""
+    facts = gather(make_run(best={"step": 90, "metric": "loss", "value": 1.25}))
+    assert "The weights after step 90 were published, with the best validation loss, 1.2500." in pages.report(facts)
+    assert "those after step 90, the best by validation loss (1.2500)" in pages.card(facts, stop=[4])
+    never = gather(make_run(best={"step": 300, "metric": "loss", "value": None}))
+    assert "The weights after step 300 were published." in pages.report(never)
+
+
+@pytest.mark.parametrize(
+    ("method", "says"),
+    [
+        ({"type": "lora"}, "A LoRA adapter for `pvc://models/base`"),
+        ({"type": "qlora"}, "trained beside 4-bit weights (QLoRA), for `pvc"),
+        ({"type": "dora"}, "A DoRA adapter for"),
+        ({"type": "prefix", "promptTuning": {"virtualTokens": 7}}, "7 virtual tokens in every layer, for"),
+        ({"type": "prompt"}, "20 virtual tokens before the input, for"),
+        ({"type": "full"}, "All weights tuned of"),
+        ({"type": "full", "freeze": {"allButLast": 2}}, "The last 2 layers tuned of"),
+    ],
+)
+def test_the_card_says_what_it_is_of_each_method(make_run, method, says):
+    card = pages.card(gather(make_run(spec={"method": method})), stop=[4])
+    assert says in card
+    assert ("library_name: peft" in card) is (method["type"] != "full")
+    assert f"- {method['type']}\n" in card or method["type"] == "full"
+
+
 def test_a_run_without_test_rows_history_or_base_still_reports(make_run):
     config = make_run(
         evaluation={"rows": 0, "metrics": [], "samples": [], "notes": []},
@@ -157,6 +203,21 @@ def test_a_run_without_test_rows_history_or_base_still_reports(make_run):
         ([("loss", 2.0, 1.0)], "better", "Loss went from 2.0000 to 1.0000 on 100 held-out rows."),
         ([("loss", 1.0, 2.0)], "worse", "Loss went from 1.0000 to 2.0000"),
         ([("loss", None, 1.0)], "unknown", "the base model was not measured"),
+        (
+            [("loss", 1.0, 0.5), ("accuracy", 0.5, 0.9)],
+            "better",
+            "Accuracy went from 50.0% to 90.0% on 100 held-out rows.",
+        ),
+        ([("accuracy", 0.9, 0.5), ("loss", 1.0, 0.5)], "worse", "Accuracy went from 90.0% to 50.0%"),
+        ([("f1", 0.3, 0.8)], "better", "F1 went from 30.0% to 80.0% on 100 held-out rows."),
+        ([("recall", 0.8, 0.3)], "worse", "Recall went from 80.0% to 30.0%"),
+        ([("precision", 0.8, 0.82)], "same", "which may be chance"),
+        (
+            [("accuracy", 0.5, 0.5), ("f1", 0.4, 0.4), ("loss", 2.0, 1.0)],
+            "better",
+            "Accuracy stayed at 50.0%; loss went from",
+        ),
+        ([("perplexity", 9.0, 3.0)], "better", "Perplexity went from 9.0000 to 3.0000"),
         ([], "unknown", "no test rows"),
     ],
 )

@@ -42,7 +42,10 @@ def report(facts: Facts) -> str:
             metric_chart=_metric_chart(facts),
             rate_chart=_rate_chart(facts),
             length_chart=_length_chart(facts.prepared.get("lengths", [])),
-            samples=[_sample(sample) for sample in facts.evaluation.get("samples", ())],
+            samples=[
+                _sample(sample, marked=facts.task != "sequence-classification")
+                for sample in facts.evaluation.get("samples", ())
+            ],
             invalid=facts.invalid[:_INVALID_SHOWN],
             settings=_flat(facts.effective),
             digests=_digests(facts),
@@ -209,13 +212,16 @@ def _length_chart(lengths: Sequence[Sequence[int]]) -> Markup:
     )
 
 
-def _sample(sample: dict[str, Any]) -> dict[str, Any]:
+def _sample(sample: dict[str, Any], *, marked: bool) -> dict[str, Any]:
+    """`marked`: whether it is shown where answers depart from the reference; between labels there is nothing to mark."""
     reference = sample.get("reference", "")
     answers = [
         {
             "name": name,
             "equal": sample[name].strip() == reference.strip(),
-            "pieces": differences.pieces(sample[name], reference),
+            "pieces": differences.pieces(sample[name], reference)
+            if marked
+            else [differences.Piece("same", sample[name])],
         }
         for name in ("base", "tuned")
         if name in sample
