@@ -33,7 +33,8 @@ def turns(gang: Gang, task: Task, split: Split, *, doing: str, on_batch: Callabl
     """
     lengths = split.lengths()
     order = np.lexsort((np.arange(split.rows), -lengths))
-    groups = micro_batches.cut(order, lengths, micro_batches.TOKEN_BUDGET[gang.device.type], task)
+    packed = getattr(task, "packs", False)
+    groups = micro_batches.cut(order, lengths, micro_batches.TOKEN_BUDGET[gang.device.type], packed=packed)
     done = 0
     for start in range(0, len(groups), gang.world_size):
         if gang.should_stop():

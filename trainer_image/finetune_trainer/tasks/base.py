@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,12 +20,12 @@ Rows = Sequence[int] | np.ndarray
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """`inputs` are keyword arguments of the model's forward; `labels` are the task's own affair.
+    """`inputs` are keyword arguments of the model's forward: tensors, and numbers that the host must know; `labels` are the task's own affair.
 
     `extra` holds whatever else the task's loss needs on the device.
     """
 
-    inputs: dict[str, torch.Tensor]
+    inputs: dict[str, Any]
     labels: torch.Tensor
     extra: dict[str, torch.Tensor] = field(default_factory=dict)
 
@@ -33,7 +33,10 @@ class Batch:
         """Itself on a CPU; else a copy, by pinned memory and without waiting."""
         if device.type == "cpu":
             return self
-        move = lambda tensor: tensor.pin_memory().to(device, non_blocking=True)  # noqa: E731
+
+        def move(value: Any) -> Any:
+            return value.pin_memory().to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+
         return Batch(
             {name: move(tensor) for name, tensor in self.inputs.items()},
             move(self.labels),

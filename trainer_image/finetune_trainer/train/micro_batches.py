@@ -38,6 +38,23 @@ def group(rows: np.ndarray, lengths: np.ndarray, budget: int) -> list[np.ndarray
     return [np.array(part, dtype=np.int64) for part in groups]
 
 
+def pack(rows: np.ndarray, lengths: np.ndarray, budget: int) -> list[np.ndarray]:
+    """Groups of `rows` (longest first) with at most `budget` tokens in sum, or of one row if that is longer: as few as can be, of even sums."""
+    if not len(rows):
+        return []
+    count = max(1, -(-int(lengths[rows].sum()) // budget))
+    while True:  # as many packs as rows always fit
+        packs = divide(rows, lengths, count)
+        if all(len(part) == 1 or int(lengths[part].sum()) <= budget for part in packs):
+            return packs
+        count += 1
+
+
+def cut(rows: np.ndarray, lengths: np.ndarray, budget: int, *, packed: bool) -> list[np.ndarray]:
+    """Micro-batches of one rank's rows (longest first), for a task that packs or one that pads."""
+    return (pack if packed else group)(rows, lengths, budget)
+
+
 def at_least(groups: list[np.ndarray], count: int, filler: int) -> list[tuple[np.ndarray, bool]]:
     """Split the largest groups until there are `count`; if rows run out, add the row `filler` with the flag False: it counts nothing.
 

@@ -1,0 +1,154 @@
+"""Packed rows give what they give alone: the same loss, the same gradients; and a model of which that is not true is found out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from finetune_api.effective import resolve
+from finetune_api.spec import FineTuneJobSpec
+from finetune_trainer.errors import BadInput
+from finetune_trainer.model import attention
+from finetune_trainer.model.checkpointing import checkpoint_activations
+from finetune_trainer.tasks import probes
+from finetune_trainer.tasks.causal import CausalTask, packed, padded
+from finetune_trainer.tasks.seq2seq import Seq2SeqTask
+from finetune_trainer.train.micro_batches import pack
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from .conftest import gradients, same_gradients
+
+PACKABLE = ("llama", "qwen3", "mistral", "gemma", "cohere", "granite", "phi", "gpt2", "opt", "mixtral")
+
+
+def settled(model: nn.Module, packing: bool | None) -> tuple[CausalTask, list[str]]:
+    task = CausalTask(pad=0)
+    gang: Any = SimpleNamespace(device=torch.device("cpu"), gather=lambda value: [value])
+    return task, probes.settle(task, model, spec(packing), gang)
+
+
+def spec(packing: bool | None = None, **method: Any) -> FineTuneJobSpec:
+    place = {"uri": "pvc://claim/x"}
+    data = {"train": [place]} | ({} if packing is None else {"packing": packing})
+    return resolve(
+        FineTuneJobSpec.model_validate(
+            {
+                "model": place,
+                "method": {"type": "full", **method},
+                "data": data,
+                "compute": {"device": "cpu"},
+                "workspace": place,
+                "output": place,
+            }
+        )
+    )
+
+
+@pytest.mark.parametrize("family", PACKABLE)
+def test_loss_and_gradients(make_model: Callable[..., nn.Module], rows: Any, trained: Any, family: str) -> None:
+    model = make_model(family)
+    task, said = settled(model, True)
+    assert task.packs, said
+    apart = gradients(model, task.loss(model, padded(rows, trained, pad=0)))
+    together = gradients(model, task.loss(model, packed(rows, trained, pad=0)))
+    same_gradients(together, apart)
+    with torch.no_grad():
+        losses = [task.loss(model, lay(rows, trained, pad=0)) for lay in (padded, packed)]
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["selective", "full"])
+def test_segments_are_there_when_a_layer_is_computed_again(
+    make_model: Callable[..., nn.Module], rows: Any, trained: Any, kind: Any
+) -> None:
+    model = make_model("llama")
+    task, _ = settled(model, True)
+    model.train()
+    kept = gradients(model, task.loss(model, packed(rows, trained, pad=0)))
+    checkpoint_activations(model, kind)
+    same_gradients(gradients(model, task.loss(model, packed(rows, trained, pad=0))), kept)
+
+
+def test_recurrent_state_would_mix_rows(make_model: Callable[..., nn.Module]) -> None:
+    model = make_model("mamba")
+    task, said = settled(model, None)
+    assert not task.packs
+    assert said[0].startswith("rows are padded, since ")
+    with pytest.raises(BadInput, match=r"data\.packing: rows of this model cannot be packed: "):
+        settled(model, True)
+
+
+def test_an_attention_that_sees_everything_is_found_out(
+    make_model: Callable[..., nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch.nn.functional as F  # noqa: N812 (its usual name)
+
+    def careless(_: Any, query: Any, key: Any, value: Any, **__: Any) -> torch.Tensor:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True).transpose(1, 2)
+
+    monkeypatch.setattr(attention, "packed_attention", careless)
+    task, said = settled(make_model("llama"), None)
+    assert not task.packs
+    assert "see the rows before it" in said[0]
+
+
+def test_positions_that_run_on_are_found_out(
+    make_model: Callable[..., nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def running_on(*args: Any, **kwargs: Any) -> Any:
+        batch = packed(*args, **kwargs)
+        batch.inputs["position_ids"] = torch.arange(batch.inputs["input_ids"].shape[1])[None]
+        return batch
+
+    monkeypatch.setattr(probes, "packed", running_on)
+    task, _ = settled(make_model("gpt2"), None)
+    assert not task.packs
+
+
+def test_packing_is_left_out_where_it_was_not_wanted_or_cannot_be(make_model: Callable[..., nn.Module]) -> None:
+    model = make_model("llama")
+    assert not settled(model, False)[0].packs
+    gang: Any = SimpleNamespace(device=torch.device("cpu"), gather=lambda value: [value, "another rank's model mixes"])
+    task = CausalTask(pad=0)
+    said = probes.settle(task, model, spec(None), gang)
+    assert not task.packs
+    assert "another rank's model mixes" in said[0]
+    assert probes.settle(Seq2SeqTask(pad=0), model, spec(None), gang) == []
+
+
+def test_probing_leaves_no_trace(make_model: Callable[..., nn.Module]) -> None:
+    model = make_model("llama").train()
+    before = torch.random.get_rng_state()
+    settled(model, None)
+    assert model.training
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_rows_that_are_not_packed_go_to_transformers_own_attention(make_model: Callable[..., nn.Module]) -> None:
+    model = make_model("llama")
+    ids = torch.randint(2, 90, (2, 9))
+    mask = torch.ones_like(ids)
+    mask[0, :4] = 0
+    before = model(input_ids=ids, attention_mask=mask).logits
+    attention.install()
+    assert torch.equal(model(input_ids=ids, attention_mask=mask).logits, before)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 300), min_size=1, max_size=60).map(lambda values: np.array(values)),
+    budget=st.integers(1, 2000),
+)
+def test_packs_keep_the_budget_and_all_rows(lengths: np.ndarray, budget: int) -> None:
+    rows = np.argsort(-lengths, kind="stable")
+    packs = pack(rows, lengths, budget)
+    assert sorted(np.concatenate(packs).tolist()) == sorted(rows.tolist())
+    for part in packs:
+        assert len(part) == 1 or int(lengths[part].sum()) <= budget
+        assert lengths[part].tolist() == sorted(lengths[part].tolist(), reverse=True)

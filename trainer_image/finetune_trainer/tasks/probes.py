@@ -1,0 +1,146 @@
+"""What this very model can do, tried before the first step on a few made-up tokens.
+
+Libraries mix packed rows silently where one argument goes another way than expected, and models do things to their
+logits that no config tells. So nothing fast is used that did not give the same as the plain way, here and now.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from finetune_api.spec import FineTuneJobSpec
+from torch import nn
+
+from finetune_trainer.errors import BadInput
+from finetune_trainer.model import attention
+from finetune_trainer.tasks import output_head
+from finetune_trainer.tasks.base import Batch, Task
+from finetune_trainer.tasks.causal import CausalTask, packed, padded, targets_of
+from finetune_trainer.tasks.fused_loss import After
+
+if TYPE_CHECKING:
+    from finetune_trainer.train.gang import Gang
+
+_LENGTHS = (7, 12)
+_SAME = {"fp32": 1e-4, "bf16": 3e-2}
+"""Largest difference between packed and separate logits, over their spread: rounding, by precision."""
+_UNTOUCHED = {"fp32": 1e-5, "bf16": 1e-3}
+"""The same when only the other segment's tokens change; kernels of one shape round alike."""
+_NO_PACKING = ("prefix", "prompt")
+
+
+def settle(task: Task, module: nn.Module, spec: FineTuneJobSpec, gang: Gang) -> list[str]:
+    """Choose the fastest way that is right for this model; what was decided, in sentences. Collective, and needs `module` where it will train.
+
+    Raises BadInput (InvalidSpec) when data.packing is asked for and the rows of a pack would see each other.
+    """
+    if not isinstance(task, CausalTask):
+        return []
+    precision = spec.training.precision or "fp32"
+    with _quietly(module):
+        rows = _rows(module, gang.device)
+        task.way, task.after = _way(module, rows, precision)
+        refusal = None
+        if spec.data.packing is not False and spec.method.type not in _NO_PACKING:
+            attention.install()
+            refusals = gang.gather(_mixes(module, rows, precision, gang.device))
+            refusal = next((one for one in refusals if one is not None), None)
+            task.packs = refusal is None
+    if refusal is not None and spec.data.packing:
+        raise BadInput(
+            f"data.packing: rows of this model cannot be packed: {refusal}",
+            code="InvalidSpec",
+            remedy="remove data.packing; rows of similar length are put together instead",
+        )
+    said = [f"rows are {'packed' if task.packs else 'padded'}" + (f", since {refusal}" if refusal else "")]
+    return [*said, f"output head: {task.way}"]
+
+
+def _way(module: nn.Module, rows: list[np.ndarray], precision: str) -> tuple[output_head.Way, After]:
+    """The fastest loss that equals the plain one."""
+    batch = _to(padded(rows, [np.arange(1, len(row)) for row in rows], pad=0), module)
+    targets = targets_of(batch)
+    plain = output_head.loss_of(module, batch.inputs, targets, "full", after=After())
+    after = _after(module, batch)
+    ways: list[tuple[output_head.Way, After]] = [("picked", After())]
+    if after is not None and output_head.linears(output_head.head_of(module)):
+        ways.insert(0, ("fused", after))
+    for way, then in ways:
+        with contextlib.suppress(Exception):  # models of unknown make may stumble over anything; the plain way remains
+            loss = output_head.loss_of(module, batch.inputs, targets, way, after=then)
+            if bool(torch.isclose(loss, plain, rtol=_SAME[precision] / 10, atol=0)):
+                return way, then
+    return "full", After()
+
+
+def _after(module: nn.Module, batch: Batch) -> After | None:
+    """What the model does to the output of its head: read from the config, and proved on logits of every size."""
+    config = getattr(getattr(module, "config", None), "get_text_config", lambda: None)()
+    cap = getattr(config, "final_logit_softcapping", None)
+    scales = [1.0]
+    if isinstance(scale := getattr(config, "logit_scale", None), (int, float)):
+        scales.append(float(scale))
+    if isinstance(scale := getattr(config, "logits_scaling", None), (int, float)) and scale:
+        scales += [1.0 / scale, float(scale)]
+    logits = torch.linspace(-80, 80, 101, device=batch.labels.device)[None, None]
+    with contextlib.suppress(Exception):
+        made = output_head.made_of(module, batch.inputs, logits).float()
+        for scale, limit in itertools.product(scales, dict.fromkeys([None, cap])):
+            after = After(scale, limit)
+            if made.shape == logits.shape and torch.allclose(made, after(logits), rtol=1e-5, atol=1e-5):
+                return after
+    return None
+
+
+def _mixes(module: nn.Module, rows: list[np.ndarray], precision: str, device: torch.device) -> str | None:
+    """Why packing would be wrong, or None: each segment must give what it gives alone, whatever lies before it."""
+    nothing_wrong, mixed = None, "a row in a pack would see the rows before it"
+    first, second = rows
+    other = rows[0][::-1].copy()
+    try:
+        alone = [_logits(module, padded, [row]) for row in rows]
+        together = _logits(module, packed, rows)
+        beside_another = _logits(module, packed, [other, second])
+    except Exception as error:
+        return f"its attention does not take them ({type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''})"
+    expected = torch.cat(alone)
+    spread = expected.std()
+    apart = (together - expected).abs().max() / spread
+    moved = (together - beside_another)[len(first) - 1 :].abs().max() / spread
+    fine = bool(torch.isfinite(apart)) and float(apart) < _SAME[precision] and float(moved) < _UNTOUCHED[precision]
+    return nothing_wrong if fine else mixed
+
+
+def _logits(module: nn.Module, lay: object, rows: list[np.ndarray]) -> torch.Tensor:
+    """[tokens - rows, vocabulary]: of every position but the last of each row."""
+    batch = _to(lay(rows, [np.arange(1, len(row)) for row in rows], pad=0), module)  # type: ignore[operator]
+    way: output_head.Way = "picked" if output_head.head_of(module) is not None else "full"
+    return output_head.logits_of(module, batch.inputs, targets_of(batch), way).float()
+
+
+def _rows(module: nn.Module, device: torch.device) -> list[np.ndarray]:
+    """Rows of different tokens, the same on every rank."""
+    config = module.config.get_text_config()
+    draw = np.random.default_rng(0)
+    return [draw.integers(1, config.vocab_size, size=length) for length in _LENGTHS]
+
+
+def _to(batch: Batch, module: nn.Module) -> Batch:
+    return batch.to(next(module.parameters()).device)
+
+
+@contextlib.contextmanager
+def _quietly(module: nn.Module) -> Iterator[None]:
+    """Without gradients, dropout or a trace in the random numbers."""
+    training = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        module.train(training)
