@@ -144,7 +144,8 @@ class Stepper:
 
     def _micro_batches(self, rows: np.ndarray) -> list[tuple[np.ndarray, bool]]:
         shares = micro_batches.divide(rows, self._lengths, self._gang.world_size)
-        groups = [micro_batches.group(share, self._lengths, self._budget) for share in shares]
+        packed = getattr(self._task, "packs", False)
+        groups = [micro_batches.cut(share, self._lengths, self._budget, packed=packed) for share in shares]
         count = max(len(each) for each in groups) if self._engine.even else 1
         shortest = int(rows[self._lengths[rows].argmin()])
         return micro_batches.at_least(groups[self._gang.rank], count, filler=shortest)

@@ -20,7 +20,9 @@ from finetune_trainer.evaluate.stage import Evaluation
 from finetune_trainer.model import load as model
 from finetune_trainer.model.adapt import adapt
 from finetune_trainer.model.purpose import Purpose
+from finetune_trainer.model.speed import speed_up
 from finetune_trainer.stage import StageContext
+from finetune_trainer.tasks import probes
 from finetune_trainer.tasks.choose import task_of
 from finetune_trainer.train import handshake, result, shortage
 from finetune_trainer.train.checkpoint import Checkpoint, CheckpointReader, CheckpointStore, sealed_folders
@@ -61,6 +63,7 @@ def run_training(context: StageContext) -> None:
     trainable, total = model.count(net)
     loaded = handshake.weights_digest(net)  # before an engine takes rank 0's for all
     gang = form(context)
+    speed_up(net, spec, gang.device)
     with shortage.explaining(context, "placing the model"):
         engine = engine_of(spec, gang, net)
     store, resumed, best = _take_over(context, gang, run_hash)
@@ -70,11 +73,14 @@ def run_training(context: StageContext) -> None:
     with Watchdog(termination.stacks_path(attempt, gang.rank), lambda seconds: _hung(context, seconds)) as watchdog:
         history = History(attempt if gang.is_first else None)
         task = task_of(shards)
+        ways = probes.settle(task, engine.module, spec, gang)
         loop = TrainLoop(context, gang, engine, shards, task, store, history, watchdog, best=best, tokenizer=tokenizer)
         evaluation = Evaluation(context, gang, shards, task, watchdog)
         _greet(context, gang, engine, shards, loop, resumed, run_hash, loaded)
         if gang.is_first:
             _introduce(context, engine, gang, shards, trainable, total, resumed)
+            for line in ways:
+                _say(line)
         gc.collect()
         gc.freeze()
         gc.enable()
