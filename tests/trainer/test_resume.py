@@ -1,0 +1,148 @@
+"""Killed or stopped anywhere, resumed at any world size by any strategy: it ends where the undisturbed run ends."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from finetune_api.contract import Progress
+from finetune_trainer.data.shards import Shards
+from finetune_trainer.errors import Stopped
+from finetune_trainer.train import micro_batches
+from finetune_trainer.train.checkpoint import CheckpointReader
+from hypothesis import given
+from hypothesis import strategies as st
+
+FULL = {"type": "full"}
+WEIGHTS = 1e-3
+"""Largest difference of a weight after 48 steps in fp32. In one process it is 0; over ranks sums are taken in another order."""
+
+
+class Killed(BaseException):
+    """As SIGKILL would: nothing in the stage catches it, and nothing of it is waited for."""
+
+
+@pytest.fixture(scope="module")
+def undisturbed(make_job: Callable[..., Any]) -> Any:
+    job = make_job("straight", method=FULL, evaluation={"metrics": ["loss"]})
+    job.here()
+    return job
+
+
+def final_weights(job: Any) -> dict[str, torch.Tensor]:
+    return dict(CheckpointReader(job.folder / "checkpoints" / f"step-{job.steps}").weights())
+
+
+def assert_same_end(job: Any, undisturbed: Any, *, within: float) -> None:
+    mine, theirs = final_weights(job), final_weights(undisturbed)
+    assert mine.keys() == theirs.keys()
+    worst = {name: float((mine[name] - theirs[name]).abs().max()) for name in theirs}
+    assert max(worst.values()) <= within, max(worst, key=worst.__getitem__)
+
+
+def at(moment: int, *, kill: bool) -> Callable[[Progress], bool]:
+    """Ends the run at the so many-th time that it tells how far it is: between steps, after a validation, after a checkpoint."""
+    left = moment
+
+    def when(_: Progress) -> bool:
+        nonlocal left
+        left -= 1
+        if left == 0 and kill:
+            raise Killed
+        return left == 0
+
+    return when
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_any_moments_in_one_process(make_job: Callable[..., Any], undisturbed: Any, seed: int) -> None:
+    draw = random.Random(seed)
+    job = make_job(f"disturbed-{seed}", method=FULL, evaluation={"metrics": ["loss"]})
+    ends = 0
+    for attempt in range(1, 5):
+        kill = draw.random() < 0.6
+        try:
+            job.here(attempt=attempt, stop_when=at(draw.randint(2, 28), kill=kill))
+        except (Killed, Stopped):
+            ends += 1
+            continue
+        break
+    else:
+        job.here(attempt=5)
+    assert ends >= 1
+    assert_same_end(job, undisturbed, within=0.0)
+
+
+@pytest.fixture(scope="module")
+def moved(make_job: Callable[..., Any]) -> Any:
+    """Four processes of FSDP2, of which one is killed; one process, told to stop; two of ZeRO-3, to the end."""
+    draw = random.Random(7)
+    job = make_job("moved", method=FULL, evaluation={"metrics": ["loss"]})
+    (first,) = job.start(processesPerNode=4, strategy="fsdp2")
+    first.wait_for_step(draw.randint(5, 12))
+    draw.choice(first.workers()).kill()
+    job.codes = [first.wait()]
+    job.first = first
+    (second,) = job.start(attempt=2, strategy="ddp")
+    second.wait_for_step(draw.randint(18, 28))
+    second.process.send_signal(signal.SIGTERM)
+    job.codes.append(second.wait())
+    job.third = job.run(attempt=3, processesPerNode=2, strategy="zero3")
+    return job
+
+
+def test_moved_between_world_sizes_and_strategies(moved: Any, undisturbed: Any) -> None:
+    assert moved.codes == [1, 5]
+    assert "FSDPModule over 4 ranks: strategy fsdp2" in moved.first.said()
+    assert "DeepSpeedEngine over 2 ranks: strategy zero3" in moved.third.said()
+    assert "resumes from step" in moved.third.said()
+    assert_same_end(moved, undisturbed, within=WEIGHTS)
+
+
+def test_sharded_runs_leave_a_plain_model(moved: Any, undisturbed: Any, make_job: Callable[..., Any]) -> None:
+    late = make_job("late", method=FULL, evaluation={"metrics": ["loss"]})
+    for name in ("checkpoints", "base-evaluation", "fence.json"):
+        _copy(undisturbed.folder / name, late.folder / name)
+    shutil.rmtree(late.folder / "checkpoints" / f"step-{late.steps}")
+    late.run(attempt=2, processesPerNode=2, strategy="fsdp2")
+    assert_same_end(late, undisturbed, within=WEIGHTS)
+    expected = _model(undisturbed)
+    for job in (moved, late):
+        assert job.evaluation()["metrics"][0]["tuned"] == pytest.approx(
+            undisturbed.evaluation()["metrics"][0]["tuned"], abs=1e-3
+        )
+        model = _model(job)
+        assert type(model) is type(expected)
+        assert model.config.architectures == expected.config.architectures
+        for name, tensor in model.state_dict().items():
+            torch.testing.assert_close(tensor, expected.state_dict()[name], atol=WEIGHTS, rtol=0)
+
+
+@given(st.lists(st.sampled_from([1, 2, 3, 4, 7]), min_size=48, max_size=48))
+def test_rows_of_a_step_are_the_same_at_every_world_size(undisturbed: Any, worlds: list[int]) -> None:
+    shards = Shards.open(undisturbed.folder / "prepared")
+    plan, lengths = shards.plan(), shards.train.lengths()
+    for step, world in enumerate(worlds):
+        rows = plan.rows(step)
+        taken = np.concatenate(micro_batches.divide(rows, lengths, world))
+        assert sorted(taken) == sorted(rows)
+
+
+def _copy(source: Path, target: Path) -> None:
+    if source.is_dir():
+        shutil.copytree(source, target)
+    elif source.exists():
+        shutil.copy(source, target)
+
+
+def _model(job: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(job.folder / "trained" / "model")
