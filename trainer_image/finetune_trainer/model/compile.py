@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-
 import torch
 from torch import nn
 
+from finetune_trainer.compiler import check_compiler
 from finetune_trainer.errors import BadInput
-
-_CPP = ("c++", "g++", "clang++")
-_C = ("cc", "gcc", "clang")
 
 
 def compile_blocks(model: nn.Module, device: torch.device, *, backend: str = "inductor") -> int:
@@ -19,13 +14,7 @@ def compile_blocks(model: nn.Module, device: torch.device, *, backend: str = "in
 
     Raises BadInput (InvalidSpec) when there is no compiler for the code that torch writes, or no block is found.
     """
-    names, variable, language = (_CPP, "CXX", "C++") if device.type == "cpu" else (_C, "CC", "C")
-    if not any(shutil.which(name) for name in (os.environ.get(variable, ""), *names) if name):
-        raise BadInput(
-            f"training.compile: this image has no {language} compiler, which torch.compile needs on {device.type}",
-            code="InvalidSpec",
-            remedy="remove training.compile, or take an image with a compiler",
-        )
+    check_compiler(device.type)
     blocks = blocks_of(model)
     if not blocks:
         raise BadInput(

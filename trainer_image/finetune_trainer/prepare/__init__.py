@@ -19,6 +19,7 @@ from finetune_api.contract import RunConfig
 from finetune_api.status import DataStatus, PlanStatus
 
 from finetune_trainer import sealed, source
+from finetune_trainer.compiler import check_compiler
 from finetune_trainer.data import digests, stepplan
 from finetune_trainer.data.chat import load_tokenizer, template_of
 from finetune_trainer.errors import BadInput
@@ -67,6 +68,8 @@ def _prepare(config: RunConfig, report: Callable[[int, float], None]) -> tuple[D
     spec, layout = config.spec, config.layout
     places.check_workspace(config)
     output.check(config)
+    if spec.training.compile:
+        check_compiler(spec.compute.device or "cuda")
     code = ("*.py",) if spec.model.trust_remote_code else ()
     folder = source.fetch(spec.model, config, field="spec.model.uri", files=(*source.MODEL_FILES, *code))
     model = inspect(folder, spec.model.uri, trust_remote_code=spec.model.trust_remote_code)
