@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from finetune_trainer.data.shards import Shards
 from finetune_trainer.errors import BadInput, Diverged, OutOfMemory, Stopped
-from finetune_trainer.train import loop
+from finetune_trainer.tasks.causal import CausalTask
+from finetune_trainer.train import loop, micro_batches
 
 from .conftest import STEPS
 
@@ -116,17 +118,21 @@ def test_a_loss_that_is_no_number_is_traced_to_step_rank_layer_and_row(make_job)
     """The embedding of one word is broken, so the loss is fine until a row with that word comes."""
     job = make_job("diverged", model="broken", **NO_BASE)
     shards = Shards.open(job.folder / "prepared")
-    plan = shards.plan()
-    token = job.broken_token
-    rows = [[row for row in plan.rows(step) if token in shards.train.tokens(row)] for step in range(plan.steps)]
-    first = next(step for step in range(plan.steps) if rows[step])
-    with pytest.raises(Diverged, match=f"not finite at step {first + 1} on rank 0: the weights themselves") as raised:
-        job.here()
-    said = str(raised.value)
-    assert re.search(r"in [\w.]*model\.embed_tokens\b", said)
-    if len(rows[first]) <= 3:
-        for row in rows[first]:
-            assert f"rows.jsonl:{shards.train.source(row).line}" in said
+    plan, lengths, token = shards.plan(), shards.train.lengths(), job.broken_token
+    shares = [micro_batches.divide(plan.rows(step), lengths, 2) for step in range(plan.steps)]
+    bad = [[[row for row in share if token in shards.train.tokens(row)] for share in step] for step in shares]
+    step = next(step for step in range(plan.steps) if any(bad[step]))
+    rank = next(rank for rank in range(2) if bad[step][rank])
+    (pod,) = job.start(processesPerNode=2, strategy="zero2")
+    assert pod.wait() == 6
+    message = pod.message()
+    said = message.cause.message
+    assert message.cause.code == "Diverged"
+    assert f"not finite at step {step + 1} on rank {rank}: the weights themselves are not finite in " in said
+    assert re.search(r"in [\w.]*model\.embed_tokens, with rows? ", said)
+    for row in bad[step][rank][:3]:
+        assert f"rows.jsonl:{shards.train.source(row).line}" in said
+    assert not list((job.folder / "checkpoints").glob("step-*"))
 
 
 @pytest.fixture(scope="session")
@@ -198,6 +204,23 @@ class TestStoppingEarly:
         assert third.evaluation()["metrics"] == stopped_early.evaluation()["metrics"]
 
 
+def test_a_kernel_without_a_deterministic_twin_is_named(make_job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On CPUs hardly any is left: one is put where the loss is computed."""
+    job = make_job("deterministic", training={**TRAINING, "deterministic": True}, **NO_BASE)
+
+    def loss(self: Any, model: Any, batch: Any, *, label_smoothing: float = 0.0) -> Any:
+        assert torch.are_deterministic_algorithms_enabled()
+        return torch.zeros(3).put_(torch.zeros(1, dtype=torch.long), torch.ones(1)).sum()
+
+    monkeypatch.setattr(CausalTask, "loss", loss)
+    try:
+        with pytest.raises(BadInput, match=r"training.deterministic: put_ .* in the forward pass") as bad:
+            job.here()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert bad.value.cause.remedy == "remove training.deterministic"
+
+
 def test_lack_of_memory_names_phase_step_rows_and_size(make_job, claims: Path) -> None:
     """The system really gives no more: one wide layer needs far more than what is left to this process after step 1."""
     wide(claims / "models")
@@ -229,7 +252,6 @@ def data_bytes() -> int:
 
 
 def wide(models: Path) -> None:
-    import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     shutil.copytree(models / "base", models / "wide")
