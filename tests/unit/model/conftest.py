@@ -125,7 +125,7 @@ def batch_of(purpose: Purpose) -> dict[str, torch.Tensor]:
     return batch | {"labels": ids if purpose.task == "causal-lm" else ids[:, :5].contiguous()}
 
 
-def train(net: nn.Module, batch: dict[str, torch.Tensor], *, steps: int = 20, rate: float = 0.02) -> list[float]:
+def train(net: nn.Module, batch: dict[str, torch.Tensor], *, steps: int = 10, rate: float = 0.03) -> list[float]:
     """Losses, the last one after the last step."""
     optimizer = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr=rate)
     net.train()

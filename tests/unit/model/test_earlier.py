@@ -34,7 +34,7 @@ def test_training_goes_on_where_it_ended(name, folder_of, tmp_path):
     first, then, family, purpose = HERE[name]
     base, batch = folder_of(family), batch_of(purpose)
     net = made(base, spec_of(first), purpose)
-    train(net, batch, steps=4)
+    train(net, batch, steps=2, rate=0.005)
     ended, weights = logits(net, batch), trained(net)
     adapter = saved(net, spec_of(first), tmp_path / "first")
     spec = spec_of({"type": then, "initFrom": LOCATION})
@@ -44,7 +44,7 @@ def test_training_goes_on_where_it_ended(name, folder_of, tmp_path):
     assert all(torch.equal(tensor, weights[name]) for name, tensor in trained(net).items())
     if then != "qlora":
         torch.testing.assert_close(logits(net, batch), ended, atol=1e-5, rtol=1e-4)
-    losses = train(net, batch, steps=4)
+    losses = train(net, batch, steps=2, rate=0.005)
     assert losses[-1] < losses[0]
     if then != "qlora":
         expected = logits(net, batch)

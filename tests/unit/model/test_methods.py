@@ -93,7 +93,7 @@ def test_a_method_trains_what_it_should_and_reloads_plainly(name, folder_of, tmp
     gradients = {name for name, p in net.named_parameters() if p.grad is not None}
     assert gradients == names, "what trains has a gradient, and nothing else"
     net.zero_grad()
-    losses = train(net, batch, steps=6)
+    losses = train(net, batch, steps=3)
     assert losses[-1] < losses[0]
     for parameter, tensor in net.named_parameters():
         assert parameter in names or torch.equal(tensor, before[parameter]), f"{parameter} is frozen"
