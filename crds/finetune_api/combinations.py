@@ -190,9 +190,9 @@ COMBINATIONS: tuple[Combination, ...] = (
         "take strategy ddp, or optimizer adamw, whose states are sharded instead",
     ),
     Combination(
-        (_optimizer(*_BNB_OPTIMIZERS), Is("compute.device", ("cpu",))),
-        "bitsandbytes' optimizers are CUDA kernels",
-        "take adamw or adafactor",
+        (_optimizer("paged-adamw", "paged-adamw-8bit"), Is("compute.device", ("cpu",))),
+        "paging moves states between a GPU's memory and the host's",
+        "take adamw or adamw-8bit",
     ),
     Combination(
         (Is("compute.offload.optimizer", ("cpu", "nvme")), _strategy("ddp")),

@@ -14,7 +14,7 @@ OffloadTarget = Literal["none", "cpu", "nvme"]
 
 
 class OffloadSpec(ApiModel, Ruled):
-    """What lies outside GPU memory between uses. Slower, but larger models fit."""
+    """What lies outside GPU memory between uses. Slower, but larger models fit. With fsdp2 either of the two moves both."""
 
     RULES: ClassVar[tuple[Rule, ...]] = (
         Rule(

@@ -65,7 +65,7 @@ class TrainingSpec(ApiModel, Ruled):
         default=None, description="Share of the steps in which schedule wsd falls. Absent: 0.2."
     )
     optimizer: OptimizerName | None = Field(
-        default=None, description="8-bit and paged ones are bitsandbytes' and need a GPU. Absent: adamw."
+        default=None, description="8-bit and paged ones are bitsandbytes'; paging needs a GPU. Absent: adamw."
     )
     weight_decay: float = Field(default=0.0, ge=0, le=1, description="Not applied to biases and norms.")
     max_grad_norm: float = Field(default=1.0, gt=0, le=1000, description="Gradients are scaled down to this L2 norm.")
