@@ -114,14 +114,17 @@ def measured(ranks: Ranks, module: Any, shards: Shards, *, communicates: bool) -
 
 
 def cell(strategy: str, name: str, method: str | None, shards: Shards) -> dict[str, Any]:
-    """What one process gives; and two ranks with sharded weights, and with gathered ones."""
+    """What one process gives; and two ranks with gathered weights, and with sharded ones."""
     model = model_of(name, method)
     found = {"alone": measured(Ranks(alone=True), model, shards, communicates=False)}
     made = groups([(n, p) for n, p in model.named_parameters() if p.requires_grad], weight_decay=0.0, plus_ratio=1.0)
     setting = Setting(rank=dist.get_rank(), world_size=2, device=torch.device("cpu"), bf16=False, max_grad_norm=1.0)
     engine = ENGINES[strategy](setting, model, recipe("adamw", model), made)
     ranks = Ranks(alone=False)
-    for when in ("sharded", "gathered"):
+    for when in (
+        "gathered",
+        "sharded",
+    ):  # in this order: before the first forward DeepSpeed compares what it sees among ranks
         with engine.unsharded() if when == "gathered" else contextlib.nullcontext():
             found[f"{when} communicates"] = engine.module_communicates
             found[when] = measured(ranks, engine.module, shards, communicates=engine.module_communicates)

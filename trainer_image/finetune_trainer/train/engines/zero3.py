@@ -101,12 +101,17 @@ class Zero3Engine(ZeroEngine):
         if not self.module_communicates or not fits_everywhere(size, self._device):
             yield
             return
+        offload = self._zero.parameter_offload
         with unwrap_model_for_generation(self._engine):
+            offload.fwd_pre_hook.remove()  # before the first step it compares the order of modules among ranks
             self.module_communicates = False
             try:
                 yield
             finally:
                 self.module_communicates = True
+                offload.fwd_pre_hook = self.module.register_forward_pre_hook(
+                    lambda *_: offload.get_param_coordinator().reset_step()
+                )
 
     @torch.no_grad()
     def whole(self, *, frozen: bool) -> nn.Module:
