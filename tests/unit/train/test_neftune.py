@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from finetune_trainer.errors import BadInput
 from finetune_trainer.tasks.base import Batch
 from finetune_trainer.train.neftune import Neftune, row_lengths
 from torch import nn
@@ -72,6 +73,26 @@ def test_only_the_batch_s_own_ids_get_noise() -> None:
     neftune.prepare(one, [WIDTH, WIDTH])
     assert model(torch.ones(2, WIDTH, dtype=torch.long)).count_nonzero() == 0
     assert model(one.inputs["input_ids"].view(-1, WIDTH)).count_nonzero() > 0
+
+
+def test_a_model_that_it_cannot_reach_is_refused() -> None:
+    """Or else a job would be trained without what it asks for."""
+
+    class Copies(Model):
+        def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+            return self.embed(input_ids.clone())
+
+    for model in (Model(), Copies()):
+        neftune = Neftune(model.train(), alpha=ALPHA, seed=0, rank=0, device=torch.device("cpu"))
+        one = batch()
+        neftune.begin(0)
+        neftune.prepare(one, [WIDTH, WIDTH])
+        model(one.inputs["input_ids"])
+        if isinstance(model, Copies):
+            with pytest.raises(BadInput, match="neftuneAlpha: Copies does not look up its input"):
+                neftune.check()
+        else:
+            neftune.check()
 
 
 def test_lengths_of_padded_masked_and_packed_rows() -> None:

@@ -181,8 +181,11 @@ class TrainLoop:
             )
 
     def _not_finite(self, step: int, rank: int) -> Diverged:
-        found = self._stepper.search(step - 1)
-        rank, words = found or (rank, "on a second look every layer's output and gradient is finite")
+        words = "on a second look every layer's output and gradient is finite"
+        try:
+            rank, words = self._stepper.search(step - 1) or (rank, words)
+        except Exception as error:  # the step's own failure is the cause, whatever the second look meets
+            words = f"the layer could not be found ({type(error).__name__}: {str(error)[:200]})"
         return Diverged(
             f"loss or gradients are not finite at step {step} on rank {rank}: {words}; the best checkpoint before is kept",
             code="Diverged",

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from finetune_trainer.errors import BadInput
 from finetune_trainer.tasks.base import Batch
 from finetune_trainer.train.seeds import mixed
 
@@ -28,6 +29,7 @@ class Neftune:
         self._module = module
         self._ids: torch.Tensor | None = None
         self._lengths = torch.empty(0)
+        self._added = False
         module.get_input_embeddings().register_forward_hook(self._add)
 
     def begin(self, step: int) -> None:
@@ -39,9 +41,19 @@ class Neftune:
         self._ids = batch.inputs["input_ids"]
         self._lengths = row_lengths(batch, lengths)
 
+    def check(self) -> None:
+        """After a forward. Raises BadInput (InvalidSpec) when it never went through the embeddings with its own ids."""
+        if not self._added:
+            raise BadInput(
+                f"training.neftuneAlpha: {type(self._module).__name__} does not look up its input where noise could be added",
+                code="InvalidSpec",
+                remedy="remove training.neftuneAlpha",
+            )
+
     def _add(self, embedding: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
         if not self._module.training or self._ids is None or not args or args[0].data_ptr() != self._ids.data_ptr():
             return None
+        self._added = True
         lengths = self._lengths
         scale = torch.where(lengths > 0, self._alpha / (lengths.clamp(min=1) * output.shape[-1]).sqrt(), 0.0)
         noise = torch.rand(output.shape, generator=self._generator, device=output.device) * 2 - 1

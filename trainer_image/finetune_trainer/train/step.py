@@ -134,6 +134,8 @@ class Stepper:
             self._neftune.prepare(batch, self._lengths[self._rows])
         self._phase = "the forward pass"
         value = self._task.loss(model, batch, label_smoothing=self._training.label_smoothing)
+        if self._neftune is not None:
+            self._neftune.check()
         self._phase = "the backward pass"
         return value
 

@@ -48,9 +48,7 @@ def run_training(context: StageContext) -> None:
         only_deterministic_kernels()
     folder = source.local(spec.model, config, field="spec.model.uri")
     trusted = spec.model.trust_remote_code
-    tokenizer = load_tokenizer(
-        folder, field="spec.model.uri", template=spec.data.template, trust_remote_code=trusted
-    )
+    tokenizer = load_tokenizer(folder, field="spec.model.uri", template=spec.data.template, trust_remote_code=trusted)
     shards = Shards.open(
         layout.prepared,
         tokenizer_digest=tokenizer_digest(tokenizer),
