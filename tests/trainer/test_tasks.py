@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from finetune_trainer.evaluate.compare import NO_LABEL
+from finetune_trainer.publish import publish
 
 COLOURS = ("red", "green", "blue")
 
@@ -133,6 +134,23 @@ def test_plain_libraries_find_it_again(trained: tuple[str, Any], claims: Path) -
         )
         given.pop("token_type_ids", None)
         assert said(name, folder, claims, given, tokenizer) == sample["tuned"]
+
+
+def test_card_and_report_tell_it(trained: tuple[str, Any], claims: Path) -> None:
+    name, job = trained
+    artifacts = publish(job.config("publish", 1, {}), lambda percent: None)
+    folder = claims / artifacts.uri.removeprefix("pvc://")
+    card, report = (folder / "README.md").read_text(), (folder / "report.html").read_text()
+    sample = job.evaluation()["samples"][0]
+    metric = {"accuracy": "Accuracy", "f1": "F1", "exact-match": "Exact match"}[CASES[name][-2]]
+    for page in (card, report):
+        assert metric in page
+        assert sample["prompt"] in page
+        assert sample["reference"] in page
+    if name.startswith("encoder-decoder"):
+        assert "AutoModelForSeq2SeqLM" in card
+    else:
+        assert all(f'"{colour}"' in card for colour in COLOURS), "the labels in the order of their numbers"
 
 
 def said(name: str, folder: Path, claims: Path, given: Any, tokenizer: Any) -> str:

@@ -153,7 +153,8 @@ def _notes(inputs: Inputs, made: Made, reader: RowReader, found: Found) -> list[
     spec, tokenizer = inputs.config.spec, inputs.tokenizer
     chat = reader.form in ("messages", "instruction") and made.task == "causal-lm"
     if spec.data.format is None:
-        notes.append(f"The format {reader.form} was recognised from the rows' fields {reader.evidence}.")
+        fields = f"field{'s' * (' and ' in (reader.evidence or ''))} {reader.evidence}"
+        notes.append(f"The format {reader.form} was recognised from the rows' {fields}.")
     if spec.model.task is None and made.task != "causal-lm":
         notes.append(f"The task {made.task} was decided from the model and the data.")
     if spec.data.template is not None and not chat:
