@@ -123,6 +123,20 @@ def test_quantised_weights_are_those_of_the_files(quantization, folder_of):
     assert whole == ({"lm_head"} if "bits" in quantization else {"lm_head", "down_proj"})
 
 
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_files_that_are_quantised_already_serve_as_they_are(method, folder_of, tmp_path):
+    base, batch = tmp_path / "base", batch_of(CAUSAL)
+    load.load(folder_of("wide-llama"), spec_of({"type": "qlora"}), CAUSAL).save_pretrained(base)
+    spec = spec_of({"type": method, "lora": {"rank": 4}})
+    net = made(base, spec)
+    assert any(p.dtype == torch.uint8 for p in net.parameters())
+    losses = train(net, batch, steps=2)
+    assert losses[-1] < losses[0]
+    expected = logits(net, batch)
+    result = saved(net, spec, tmp_path / "result")
+    torch.testing.assert_close(logits(plain(base, result, CAUSAL), batch), expected, atol=1e-5, rtol=1e-4)
+
+
 def test_what_trains_is_fp32_beside_a_bf16_base(folder_of):
     base = folder_of("llama", torch.bfloat16)
     for method in (

@@ -49,7 +49,7 @@ def load(
 ) -> nn.Module:
     """The model in `folder`, in evaluation mode, on the CPU, in the precision it is held in while training (or `dtype`).
 
-    With method qlora its weights are quantised and lie on `device`; `adapter` is the folder of the adapter to go on from,
+    With method qlora its weights are quantised; quantised weights lie on `device`. `adapter` is the folder of the adapter to go on from,
     whose whole modules must not be quantised. A classifier's head that the files lack, or have for other labels, begins
     at random values that depend on the training seed alone.
     Raises BadInput (InvalidModel) when it cannot be read, or when its weights are not those that its config describes.
@@ -58,7 +58,7 @@ def load(
     try:
         config = configuration(folder, spec, purpose)
         auto = auto_class(purpose.task)
-        extra = _placed(config, auto, spec, purpose, device, adapter) if spec.method.type == "qlora" else {}
+        extra = _placed(config, auto, spec, purpose, device, adapter)
         torch.manual_seed(spec.training.seed)
         model, report = auto.from_pretrained(
             folder,
@@ -209,9 +209,10 @@ def _labels(purpose: Purpose) -> dict[str, Any]:
 def _placed(
     config: Any, auto: Any, spec: FineTuneJobSpec, purpose: Purpose, device: torch.device | str, adapter: Path | None
 ) -> dict[str, Any]:
-    """Arguments with which the weights are quantised while they are read."""
-    extra: dict[str, Any] = {"device_map": {"": device}}
-    if getattr(config, "quantization_config", None) is None:
+    """Arguments with which quantised weights come to their device, and with qlora are quantised on the way."""
+    already = getattr(config, "quantization_config", None) is not None
+    extra: dict[str, Any] = {"device_map": {"": device}} if already or spec.method.type == "qlora" else {}
+    if extra and not already:
         trained = list((spec.method.lora.modules_to_save if spec.method.lora else None) or ())
         if adapter is not None:
             trained += json.loads((adapter / "adapter_config.json").read_bytes()).get("modules_to_save") or []
