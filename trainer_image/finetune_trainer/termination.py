@@ -17,7 +17,7 @@ from finetune_trainer.errors import StageError, Stopped
 
 _UNKNOWN = 1
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+_NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "'out of memory'", "CUBLAS_STATUS_ALLOC_FAILED")
 _ASKED_BYTES = re.compile(r"you tried to allocate (\d+) bytes")  # torch, on a CPU
 _ASKED = re.compile(r"(?:Tried|Unable) to allocate ([\d.]+ [KMGTPE]?i?B)")  # torch on CUDA, numpy
 _FREE = re.compile(r"GPU \d+ has a total capacity of [\d.]+ \w+ of which [\d.]+ \w+ is free")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import peft
 import pytest
 import torch
+import transformers
 from finetune_trainer.errors import BadInput
 from finetune_trainer.tasks.base import Batch
 from finetune_trainer.train.neftune import Neftune, row_lengths
@@ -103,3 +105,47 @@ def test_lengths_of_padded_masked_and_packed_rows() -> None:
     positions = torch.tensor([[0, 1, 2, 3, 0, 0, 1, 0, 1]])
     packed = Batch({"input_ids": ids, "position_ids": positions}, torch.zeros(0))
     assert row_lengths(packed, [4, 1, 2, 2]).tolist() == [[4] * 4 + [1] + [2] * 4]
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "prompt", "prefix"])
+@pytest.mark.parametrize("family", ["Llama", "GPT2", "OPT", "Bert", "T5", "Bart"])
+def test_noise_reaches_the_input_of_every_family(family: str, method: str) -> None:
+    model, task = tiny(family)
+    if method != "full":
+        model = peft.get_peft_model(model, adapter(method, task))
+    neftune = Neftune(model.train(), alpha=ALPHA, seed=0, rank=0, device=torch.device("cpu"))
+    one = Batch({"input_ids": torch.ones(2, WIDTH, dtype=torch.long)}, torch.zeros(0))
+    more = {"decoder_input_ids": torch.ones(2, WIDTH, dtype=torch.long)} if task == "SEQ_2_SEQ_LM" else {}
+    neftune.begin(0)
+    neftune.prepare(one, [WIDTH, WIDTH])
+    model(**one.inputs, attention_mask=torch.ones(2, WIDTH, dtype=torch.long), **more)
+    neftune.check()
+
+
+def tiny(family: str) -> tuple[nn.Module, str]:
+    small = {"vocab_size": 30, "num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 16, "pad_token_id": 0}
+    pair = {"vocab_size": 30, "d_model": 16, "decoder_start_token_id": 0, "pad_token_id": 0}
+    bart = {
+        f"{half}_{name}": size
+        for half in ("encoder", "decoder")
+        for name, size in (("layers", 1), ("attention_heads", 2), ("ffn_dim", 16))
+    }
+    made = {
+        "Llama": ("LlamaForCausalLM", small | {"intermediate_size": 16}, "CAUSAL_LM"),
+        "GPT2": ("GPT2LMHeadModel", {"vocab_size": 30, "n_embd": 16, "n_layer": 1, "n_head": 2}, "CAUSAL_LM"),
+        "OPT": ("OPTForCausalLM", small | {"ffn_dim": 16, "word_embed_proj_dim": 16}, "CAUSAL_LM"),
+        "Bert": ("BertForSequenceClassification", small | {"intermediate_size": 16}, "SEQ_CLS"),
+        "T5": ("T5ForConditionalGeneration", pair | {"d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}, "SEQ_2_SEQ_LM"),
+        "Bart": ("BartForConditionalGeneration", pair | bart, "SEQ_2_SEQ_LM"),
+    }  # fmt: skip
+    architecture, sizes, task = made[family]
+    kind = getattr(transformers, architecture)
+    torch.manual_seed(0)
+    return kind(kind.config_class(**sizes)), task
+
+
+def adapter(method: str, task: str) -> peft.PeftConfig:
+    if method == "lora":
+        return peft.LoraConfig(task_type=task, target_modules="all-linear", r=2)
+    kind = peft.PromptTuningConfig if method == "prompt" else peft.PrefixTuningConfig
+    return kind(task_type=task, num_virtual_tokens=2)

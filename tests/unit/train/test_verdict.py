@@ -66,6 +66,7 @@ class DistBackendError(RuntimeError):
         (MemoryError(), 4, "OutOfMemory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 4, "OutOfMemory"),
         (DistBackendError("NCCL error"), 7, "PeerLost"),
+        (DistBackendError("NCCL error: unhandled cuda error, Cuda failure 2 'out of memory'"), 4, "OutOfMemory"),
         (RuntimeError("[../gloo/transport/tcp/pair.cc:561] Connection closed by peer"), 7, "PeerLost"),
         (OSError(errno.ENOSPC, "No space left on device", "/x/step-4"), 1, "StorageFull"),
         (RuntimeError("Error: No space left on device (os error 28)"), 1, "StorageFull"),

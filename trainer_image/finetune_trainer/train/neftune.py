@@ -30,7 +30,8 @@ class Neftune:
         self._ids: torch.Tensor | None = None
         self._lengths = torch.empty(0)
         self._added = False
-        module.get_input_embeddings().register_forward_hook(self._add)
+        for embeddings in _embeddings(module):
+            embeddings.register_forward_hook(self._add)
 
     def begin(self, step: int) -> None:
         """The noise of a step depends on the seed, the step and the rank alone."""
@@ -58,6 +59,15 @@ class Neftune:
         scale = torch.where(lengths > 0, self._alpha / (lengths.clamp(min=1) * output.shape[-1]).sqrt(), 0.0)
         noise = torch.rand(output.shape, generator=self._generator, device=output.device) * 2 - 1
         return output + (noise * scale[..., None]).to(output.dtype)
+
+
+def _embeddings(module: nn.Module) -> list[nn.Module]:
+    """Where the input may be looked up: an encoder's table can be a module of its own, tied to the model's by its weights."""
+    found = [module.get_input_embeddings()]
+    base = module.get_base_model() if hasattr(module, "get_base_model") else module
+    if getattr(getattr(base, "config", None), "is_encoder_decoder", False):
+        found.append(base.get_encoder().get_input_embeddings())
+    return list(dict.fromkeys(found))
 
 
 def row_lengths(batch: Batch, lengths: Sequence[int]) -> torch.Tensor:
