@@ -91,6 +91,19 @@ def trl_grouped(workload: Workload, pace: Pace) -> None:
     )
 
 
+def trl_grouped_nll(workload: Workload, pace: Pace) -> None:
+    """The same with all logits at once, instead of a loss by chunks that computes them twice."""
+    _sft(
+        workload,
+        pace,
+        per_device=PER_DEVICE,
+        gradient_checkpointing=False,
+        train_sampling_strategy="group_by_length",
+        logging_nan_inf_filter=False,
+        loss_type="nll",
+    )
+
+
 def trl_packed(workload: Workload, pace: Pace) -> None:
     """Packing, best fit decreasing, into as many tokens as PER_DEVICE rows have."""
     lengths = workload.shards().train.lengths()
@@ -111,6 +124,7 @@ CONTENDERS: dict[str, Callable[[Workload, Pace], None]] = {
     "ours": ours,
     "trl": trl_defaults,
     "trl-grouped": trl_grouped,
+    "trl-grouped-nll": trl_grouped_nll,
     "trl-packed": trl_packed,
     "transformers": transformers_trainer,
 }

@@ -114,7 +114,7 @@ def measure(names: list[str], workload: Workload, options: argparse.Namespace) -
                 windows[name].append(workers[name].window(options.steps))
                 last = windows[name][-1]
                 print(
-                    f"round {turn + 1}  {name:<14} {last.tokens / last.seconds:8.0f} tokens/s  {last.tokens / last.cpu_seconds:8.0f} tokens/cpu s",
+                    f"round {turn + 1}  {name:<16} {last.tokens / last.seconds:8.0f} tokens/s  {last.tokens / last.cpu_seconds:8.0f} tokens/cpu s",
                     flush=True,
                 )
     finally:
@@ -127,13 +127,13 @@ def report(names: list[str], windows: dict[str, list[Window]], options: argparse
     speed = {name: statistics.median(one.tokens / one.seconds for one in windows[name]) for name in names}
     by_cpu = {name: statistics.median(one.tokens / one.cpu_seconds for one in windows[name]) for name in names}
     peak = {name: max(one.peak_mib for one in windows[name]) for name in names}
-    print(f"\n{'contender':<14} {'tokens/s':>10} {'tokens/cpu s':>13} {'peak MiB':>9} {'ours is':>9}")
+    print(f"\n{'contender':<16} {'tokens/s':>10} {'tokens/cpu s':>13} {'peak MiB':>9} {'ours is':>9}")
     for name in names:
         ratio = f"{speed['ours'] / speed[name]:.2f}x" if "ours" in speed else ""
-        print(f"{name:<14} {speed[name]:>10.0f} {by_cpu[name]:>13.0f} {peak[name]:>9.0f} {ratio:>9}")
+        print(f"{name:<16} {speed[name]:>10.0f} {by_cpu[name]:>13.0f} {peak[name]:>9.0f} {ratio:>9}")
     if "ours" not in names:
         return
-    tuned = max((name for name in names if name in ("trl-grouped", "trl-packed")), key=speed.__getitem__, default=None)
+    tuned = max((name for name in names if name.startswith("trl-")), key=speed.__getitem__, default=None)
     what = f"{options.method}, fp32, {options.rows} rows a step, {options.threads} threads" + (
         ", compiled" if options.compile else ""
     )
