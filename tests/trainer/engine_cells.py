@@ -116,7 +116,9 @@ def _quantised(model: Any) -> Any:
 
     with tempfile.TemporaryDirectory() as folder:
         model.config.save_pretrained(folder)
-        save_model(model, f"{folder}/model.safetensors", metadata={"format": "pt"})  # transformers writes on rank 0 alone
+        save_model(
+            model, f"{folder}/model.safetensors", metadata={"format": "pt"}
+        )  # transformers writes on rank 0 alone
         how = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
         return type(model).from_pretrained(folder, quantization_config=how, device_map="cpu").requires_grad_(False)
 
@@ -159,7 +161,7 @@ def engine_of(strategy: str, setting: Setting, model: nn.Module, optimizer: str 
 
 def setting_of(world_size: int, **more: Any) -> Setting:
     rank = dist.get_rank() if world_size > 1 else 0
-    how = {"bf16": False, "max_grad_norm": 0.5, "ema": 0.5} | more
+    how = {"bf16": False, "max_grad_norm": 0.05, "ema": 0.5} | more
     return Setting(rank=rank, world_size=world_size, device=torch.device("cpu"), **how)
 
 
@@ -337,9 +339,23 @@ def half() -> Iterator[tuple[str, dict[str, Any]]]:
                 engine.restore(lambda kind, name, source=alone.after[3]: source[kind, name], 3)
                 report["restored"] = difference(exported(engine, share=True), alone.after[3])
                 report["next"] = _compared(step(engine, "causal-lm", 4), alone.said[3])
+                if method == "full":
+                    once, often = (_moments(engine, alone, micro_batches) for micro_batches in (1, 16))
+                    report["summed"] = float((often - once).norm() / once.norm())
             except Exception:
                 report = {"error": traceback.format_exc()}
             yield f"{method}/{strategy}", report
+
+
+def _moments(engine: Engine, alone: Alone, micro_batches: int) -> torch.Tensor:
+    """First moments after one step over many rows, cut into so many micro-batches."""
+    engine.restore(lambda kind, name: alone.after[0][kind, name], 0)
+    rows = torch.cat([rows_of(number) for number in range(1, 5)]).chunk(2)[dist.get_rank()]
+    makers = [lambda part=part: batch_of("causal-lm", part) for part in rows.tensor_split(micro_batches)]
+    engine.accumulate(makers, lambda model, batch: loss_of("causal-lm", model, batch), 0.01)
+    engine.step(_RATE)
+    found = exported(engine, share=True)
+    return torch.cat([tensor.flatten() for (kind, _), tensor in found.items() if kind == "exp_avg"])
 
 
 def held() -> Iterator[tuple[str, dict[str, Any]]]:

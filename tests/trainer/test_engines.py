@@ -103,6 +103,11 @@ def test_bf16_computes_rounded_and_keeps_exact(gang: dict[str, Any], method: str
     assert found["next"][0] < BF16
 
 
+@pytest.mark.parametrize("strategy", engine_cells.STRATEGIES)
+def test_bf16_gradients_of_many_micro_batches_are_summed_in_fp32(gang: dict[str, Any], strategy: str) -> None:
+    assert said(gang, f"half/full/{strategy}")["summed"] < 0.004, "in bf16 it would be 0.01"
+
+
 @pytest.mark.parametrize("strategy", engine_cells.STRATEGIES[1:])
 def test_large_gradients_are_sharded_in_each_micro_batch(gang: dict[str, Any], strategy: str) -> None:
     found = said(gang, f"held/{strategy}")

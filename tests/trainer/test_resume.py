@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import signal
@@ -15,7 +16,7 @@ import torch
 from finetune_api.contract import Progress
 from finetune_trainer.data.shards import Shards
 from finetune_trainer.errors import Stopped
-from finetune_trainer.train import micro_batches
+from finetune_trainer.train import micro_batches, saving
 from finetune_trainer.train.checkpoint import CheckpointReader
 from hypothesis import given
 from hypothesis import strategies as st
@@ -80,6 +81,19 @@ def test_any_moments_in_one_process(make_job: Callable[..., Any], undisturbed: A
     assert_same_end(job, undisturbed, within=0.0)
 
 
+def test_stop_and_end_wait_for_the_writer(
+    make_job: Callable[..., Any], undisturbed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last steps once more, with checkpoints that another process writes."""
+    monkeypatch.setattr(saving, "SMALL_BYTES", 0)
+    job = _late(make_job("written", method=FULL, evaluation={"metrics": ["loss"]}), undisturbed)
+    with pytest.raises(Stopped):
+        job.here(attempt=2, stop_when=lambda progress: progress.step == 46)
+    assert json.loads((job.folder / "checkpoints" / "step-47" / "state.json").read_text())["step"] == 47
+    job.here(attempt=3)
+    assert_same_end(job, undisturbed, within=0.0)
+
+
 @pytest.fixture(scope="module")
 def moved(make_job: Callable[..., Any]) -> Any:
     """Four processes of FSDP2, of which one is killed; one process, told to stop; two of ZeRO-3, to the end."""
@@ -107,10 +121,7 @@ def test_moved_between_world_sizes_and_strategies(moved: Any, undisturbed: Any) 
 
 
 def test_sharded_runs_leave_a_plain_model(moved: Any, undisturbed: Any, make_job: Callable[..., Any]) -> None:
-    late = make_job("late", method=FULL, evaluation={"metrics": ["loss"]})
-    for name in ("checkpoints", "base-evaluation", "fence.json"):
-        _copy(undisturbed.folder / name, late.folder / name)
-    shutil.rmtree(late.folder / "checkpoints" / f"step-{late.steps}")
+    late = _late(make_job("late", method=FULL, evaluation={"metrics": ["loss"]}), undisturbed)
     late.run(attempt=2, processesPerNode=2, strategy="fsdp2")
     assert_same_end(late, undisturbed, within=WEIGHTS)
     expected = _model(undisturbed)
@@ -133,6 +144,14 @@ def test_rows_of_a_step_are_the_same_at_every_world_size(undisturbed: Any, world
         rows = plan.rows(step)
         taken = np.concatenate(micro_batches.divide(rows, lengths, world))
         assert sorted(taken) == sorted(rows)
+
+
+def _late(job: Any, undisturbed: Any) -> Any:
+    """With all that the undisturbed run had before its last steps."""
+    for name in ("checkpoints", "base-evaluation", "fence.json"):
+        _copy(undisturbed.folder / name, job.folder / name)
+    shutil.rmtree(job.folder / "checkpoints" / f"step-{job.steps}")
+    return job
 
 
 def _copy(source: Path, target: Path) -> None:

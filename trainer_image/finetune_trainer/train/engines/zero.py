@@ -109,7 +109,7 @@ class ZeroEngine:
         trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
         elements = sum(p.numel() for p in trainable.values())
         # DeepSpeed begins with what it has rounded to bf16.
-        exact = {name: p.detach().clone() for name, p in trainable.items()} if setting.bf16 else {}
+        exact = {name: p.detach() for name, p in trainable.items()} if setting.bf16 else {}
         engine, _, _, _ = deepspeed.initialize(
             model=model,
             optimizer=recipe.build(groups),
@@ -130,6 +130,9 @@ class ZeroEngine:
         self.optimizer = recipe.name
         self._parameters = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
         self._holds = 4 * elements <= _HELD_GRADIENT_BYTES
+        if setting.bf16 and self._coalesces:
+            for parameter in self._parameters.values():
+                parameter.grad_dtype = torch.float32  # micro-batches are summed in it, and rounded once
         self.state_bytes = 4 * elements * (1 + len(MOMENTS) + (setting.ema is not None))
         if exact:
             with torch.no_grad():
