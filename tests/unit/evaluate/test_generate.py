@@ -50,7 +50,9 @@ def test_a_batch_writes_what_each_row_would(make_shards, make_model, with_adapte
     if method:
         model = with_adapter(model, method, task)
     rows = range(len(PROMPTS))
-    got = answers(make_rank(), model, shards.test, rows, HOW, on_token=ignore, on_batch=ignore)
+    told = []
+    got = answers(make_rank(), model, shards.test, rows, HOW, on_token=ignore, on_batch=told.append)
+    assert told == [5], "in one batch"
     prompts = [shards.test.tokens(row)[: shards.test.prompt_length(row)].tolist() for row in rows]
     wanted = {row: by_hand(model, prompt, task) for row, prompt in zip(rows, prompts, strict=True)}
     assert got == wanted

@@ -41,7 +41,7 @@ def test_a_text_and_its_pair_are_told_apart_where_the_model_does(make_shards):
     assert batch.inputs["token_type_ids"].tolist() == [[0, 0, 0, 1, 1], [0] * 5]
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "bert", "bart"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bert", "bart", "t5"])
 def test_the_loss_of_one_label_is_the_models_own_times_the_rows(make_shards, make_model, name):
     ended = [([*text, 1], [], label) for text, _, label in ONE]  # BART reads its answer at the end token
     shards = make_shards(**CLASSIFIER, train=ended)

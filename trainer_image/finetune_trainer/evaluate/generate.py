@@ -54,10 +54,10 @@ def answers(
     Batches are the same at every world size. `on_token` is called for each position that a batch has generated,
     `on_batch(rows)` with the rows done so far. Raises Stopped, on all ranks alike, when one of them was asked to stop.
     """
-    # peft puts virtual embeddings before the padding, where they would stand at other distances than in training.
-    alike = virtual_embeddings(module) and not innermost(module).config.is_encoder_decoder
-    groups = _groups(split, rows, how.max_new_tokens, _BATCH_TOKENS[gang.device.type], alike=alike)
     together = how.module_communicates and gang.world_size > 1
+    # Where weights are gathered as they are used, peft must bring the virtual embeddings, and it takes no padding: see `_behind`.
+    alike = together and _embeds(module)
+    groups = _groups(split, rows, how.max_new_tokens, _BATCH_TOKENS[gang.device.type], alike=alike)
     mine: dict[int, list[int]] = {}
     measured = 0
 
@@ -151,21 +151,44 @@ def _generate(
         **({name: _said(inner, name) for name in _OF_THE_MODEL} if of_encoder else {}),
     )
     inner.generation_config = greedy  # else its values would fill what is left open
+    given = {"input_ids": torch.from_numpy(ids).to(device), "attention_mask": torch.from_numpy(mask).to(device)}
     # An adapter of virtual tokens that is disabled would still put them before an encoder's rows.
     writer = module if getattr(module, "has_active_enabled_adapter", True) else inner
+    begins = 1 if of_encoder else width  # a decoder's answer begins after its start token
+    if _embeds(module) and not together:
+        given, writer, begins = _behind(module, given), inner, 0
     try:
         with _mixed(module, device), _gathered(module) if together else torch.inference_mode():
             out = writer.generate(
-                input_ids=torch.from_numpy(ids).to(device),
-                attention_mask=torch.from_numpy(mask).to(device),
+                **given,
                 generation_config=greedy,
                 stopping_criteria=StoppingCriteriaList([ends]),
                 synced_gpus=together,
             )
     finally:
         inner.generation_config = own
-    begins = 1 if of_encoder else width  # a decoder's answer begins after its start token
     return {row: until(out[i, begins:].tolist(), how.stop) for i, row in enumerate(rows)}
+
+
+def _embeds(module: nn.Module) -> bool:
+    """Whether a decoder has virtual tokens before each row as embeddings."""
+    return virtual_embeddings(module) and not innermost(module).config.is_encoder_decoder
+
+
+@torch.no_grad()
+def _behind(module: nn.Module, given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Prompts with their virtual tokens right before them, as embeddings. peft puts them before the padding, where they stand farther away than in training."""
+    ids, mask = given["input_ids"], given["attention_mask"]
+    virtual = module.get_prompt(batch_size=len(ids))  # [rows, virtual tokens, hidden]
+    count = virtual.shape[1]
+    width = ids.shape[1] + count
+    begins = ids.shape[1] - mask.sum(dim=1, keepdim=True)
+    place = torch.arange(width, device=ids.device)[None]
+    is_virtual = (place >= begins) & (place < begins + count)
+    rows = torch.nn.functional.pad(ids, (count, 0))
+    embeds = module.word_embeddings(rows)
+    embeds[is_virtual] = virtual.flatten(0, 1).to(embeds.dtype)
+    return {"inputs_embeds": embeds, "attention_mask": (place >= begins).long()}
 
 
 def _mixed(module: nn.Module, device: torch.device) -> contextlib.AbstractContextManager[object]:
