@@ -29,7 +29,14 @@ def settings(model: PreTrainedModel, spec: FineTuneJobSpec, purpose: Purpose) ->
     if spec.method.type == "prefix":
         return PrefixTuningConfig(**common, **_cache_shape(model))
     # In an encoder-decoder model the encoder alone gets them, as in the paper.
-    return PromptTuningConfig(**common, num_transformer_submodules=1, prompt_tuning_init=PromptTuningInit.SAMPLE_VOCAB)
+    return PromptTuningConfig(
+        **common,
+        num_transformer_submodules=1,
+        prompt_tuning_init=PromptTuningInit.SAMPLE_VOCAB,
+        token_dim=model.get_input_embeddings().weight.shape[1],  # some configurations have other words for it
+        num_layers=model.config.get_text_config().num_hidden_layers,
+        num_attention_heads=model.config.get_text_config().num_attention_heads,
+    )
 
 
 @torch.no_grad()
