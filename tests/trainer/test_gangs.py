@@ -138,6 +138,7 @@ def test_killed_rank_decides_the_verdict(preempted: Any) -> None:
     assert message.step > preempted.first[0].message().step, "what its peer knew"
     log = (preempted.folder / "attempt-2" / "rank-0.log").read_text()
     assert "remote worker" in log
+    assert "loop.py" in (preempted.folder / "attempt-2" / "stacks-rank-0.txt").read_text(), "where its peer left it"
     assert "[rank 0]" not in log
 
 
