@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -104,16 +105,16 @@ class _Writing:
             "state": state,
             "manifest": manifest,
         }
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "finetune_trainer.train.writer"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            pass_fds=staging.descriptors,
-            text=True,
-        )
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(order))
-        self.process.stdin.close()
+        with tempfile.TemporaryFile("w+") as file:  # a pipe would have us wait until the writer reads it
+            json.dump(order, file)
+            file.seek(0)
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "finetune_trainer.train.writer"],
+                stdin=file,
+                stdout=subprocess.PIPE,
+                pass_fds=staging.descriptors,
+                text=True,
+            )
 
     def result(self, *, wait: bool) -> Checkpoint | None:
         """None if it is not done and nobody waits. Raises what the writer met."""
