@@ -59,10 +59,13 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "shared-experts": ("Qwen2MoeForCausalLM", {**_COMMON, **_EXPERTS, "num_experts": 4, "moe_intermediate_size": 8, "shared_expert_intermediate_size": 8}),
     "glm-moe": ("Glm4MoeForCausalLM", {**_COMMON, **_EXPERTS, "n_routed_experts": 4, "n_shared_experts": 1, "moe_intermediate_size": 8, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1}),
     "granite-moe": ("GraniteMoeForCausalLM", {**_COMMON, **_EXPERTS, "num_local_experts": 4}),
+    "mamba": ("MambaForCausalLM", {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 2, "state_size": 4}),
+    "falcon": ("FalconForCausalLM", {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "multi_query": True}),
+    "bart": ("BartForConditionalGeneration", {"vocab_size": VOCABULARY, "d_model": 16, "encoder_layers": 2, "decoder_layers": 3, "encoder_attention_heads": 4, "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2, "init_std": 0.2}),
     "wide-t5": ("T5ForConditionalGeneration", {**FAMILIES["t5"][1], "d_model": 64, "d_kv": 16, "d_ff": 64, "num_decoder_layers": 2}),
     "wide-bert": ("BertForMaskedLM", {**FAMILIES["bert"][1], "hidden_size": 64, "intermediate_size": 64}),
 }  # fmt: skip
-"""Mixtures of other makes; and models wide enough to be quantised in whole blocks (but for one layer)."""
+"""Mixtures of other makes, a recurrent model, keys and values of other shapes; and models wide enough to be quantised in whole blocks (but for one layer)."""
 
 
 @pytest.fixture(scope="session", autouse=True)

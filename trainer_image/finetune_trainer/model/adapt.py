@@ -9,8 +9,10 @@ import torch
 from finetune_api.spec import FineTuneJobSpec
 from torch import nn
 
+from finetune_trainer.errors import BadInput
 from finetune_trainer.model import earlier, load
 from finetune_trainer.model.methods import full, lora, prompt
+from finetune_trainer.model.sentences import first_line
 
 
 def adapt(
@@ -48,7 +50,11 @@ def _wrap(model: nn.Module, spec: FineTuneJobSpec, adapter: Path | None) -> Any:
     purpose = load.of(model).purpose
     if adapter is None:
         family = prompt if spec.method.type in ("prefix", "prompt") else lora
-        return get_peft_model(model, family.settings(model, spec, purpose))
+        settings = family.settings(model, spec, purpose)
+        try:
+            return get_peft_model(model, settings)
+        except ValueError as error:  # what only peft knows of a model
+            raise BadInput(f"spec.method: {first_line(error)}", code="InvalidSpec") from error
     settings = earlier.settings(adapter, spec, purpose)
     try:
         return get_peft_model(model, settings)

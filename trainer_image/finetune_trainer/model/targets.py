@@ -15,6 +15,7 @@ from finetune_trainer.model.sentences import leaves, named, some
 ALL_LINEAR = "all-linear"
 _EXPERTS = "experts"
 _ROUTERS = ("router", "gate")
+_RECURRENT = ("mamba", "falcon_h1", "nemotron_h")
 _FIELD = "spec.method.lora"
 
 
@@ -30,6 +31,7 @@ def modules(model: PreTrainedModel, lora: LoraSpec, *, head: Iterable[str]) -> l
         return _named(model, wanted, everything)
     kept_out = _output(model) | set(head) | set(lora.modules_to_save or ())
     names = [name for name in everything if not any(_inside(name, outer) for outer in kept_out)]
+    names = [name for name in names if _is_called(model, name)]
     if blocks := expert_blocks(model):
         choosers = routers(model, blocks)
         names = [name for name in names if not any(_inside(name, chooser) for chooser in choosers)]
@@ -149,6 +151,12 @@ def _taken_for_experts(model: nn.Module, name: str) -> bool:
     except ValueError:  # one of two that are fused
         return True
     return name not in config.target_modules
+
+
+def _is_called(model: PreTrainedModel, name: str) -> bool:
+    """Recurrent layers take the weights of these projections into kernels of their own, past any adapter on them."""
+    recurrent = any(kind in model.config.model_type for kind in _RECURRENT)
+    return not (recurrent and name.rsplit(".", 1)[-1] in ("out_proj", "dt_proj"))
 
 
 def _short(names: list[str], model: nn.Module) -> list[str]:

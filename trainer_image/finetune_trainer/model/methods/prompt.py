@@ -27,7 +27,7 @@ def settings(model: PreTrainedModel, spec: FineTuneJobSpec, purpose: Purpose) ->
         "modules_to_save": list(load.of(model).head) or None,
     }
     if spec.method.type == "prefix":
-        return PrefixTuningConfig(**common, **_cache_shape(model))
+        return PrefixTuningConfig(**common, **_cache_shape(model, spec))
     # In an encoder-decoder model the encoder alone gets them, as in the paper.
     return PromptTuningConfig(
         **common,
@@ -35,7 +35,7 @@ def settings(model: PreTrainedModel, spec: FineTuneJobSpec, purpose: Purpose) ->
         prompt_tuning_init=PromptTuningInit.SAMPLE_VOCAB,
         token_dim=model.get_input_embeddings().weight.shape[1],  # some configurations have other words for it
         num_layers=model.config.get_text_config().num_hidden_layers,
-        num_attention_heads=model.config.get_text_config().num_attention_heads,
+        num_attention_heads=getattr(model.config.get_text_config(), "num_attention_heads", 1),
     )
 
 
@@ -50,15 +50,33 @@ def begin_with(net: Any, text: str, tokenizer: Any) -> None:
     weight.copy_(net.word_embeddings(torch.tensor(repeated, device=net.word_embeddings.weight.device)))
 
 
-def _cache_shape(model: PreTrainedModel) -> dict[str, int]:
-    """Of the keys and values that a prefix stands for; peft's own guess knows only the commonest names."""
-    config = model.config.get_text_config()
-    layers = getattr(config, "num_decoder_layers", None) or getattr(config, "decoder_layers", None)
+def _cache_shape(model: PreTrainedModel, spec: FineTuneJobSpec) -> dict[str, int]:
+    """Of the keys and values that a prefix stands for, as the model itself makes them of one token. No weights are needed for that.
+
+    Raises BadInput (InvalidSpec) for a model with layers that have none.
+    """
+    empty: Any = load.skeleton(model.config, load.auto_class(load.of(model).purpose.task), spec)
+    ids = torch.zeros((1, 1), dtype=torch.long, device="meta")
+    given = {"input_ids": ids} | ({"decoder_input_ids": ids} if model.config.is_encoder_decoder else {})
+    try:
+        cache = empty(**given, use_cache=True).get("past_key_values")
+    except RuntimeError:  # its code looks at values, which are not there
+        return _usual_shape(model.config)
+    layers = getattr(getattr(cache, "self_attention_cache", cache), "layers", ())
+    keys = [getattr(layer, "keys", None) for layer in layers]
+    if not keys or any(each is None for each in keys):
+        raise BadInput(
+            f"spec.method.type: prefix tuning hands keys and values to every layer, and a {model.config.model_type} model has layers without any",
+            code="InvalidSpec",
+            remedy="take method.type prompt or lora",
+        )
+    _, heads, _, width = max((each.shape for each in keys), key=lambda shape: shape[1] * shape[3])
+    return {"num_attention_heads": heads, "token_dim": width * heads, "num_layers": len(keys)}
+
+
+def _usual_shape(config: Any) -> dict[str, int]:
+    """The same by the commonest names of a configuration's fields."""
     heads = getattr(config, "decoder_attention_heads", None) or config.num_attention_heads
-    width = getattr(config, "d_kv", None) or getattr(config, "head_dim", None)
-    shape = {"num_attention_heads": heads}
-    if layers is not None:
-        shape["num_layers"] = layers
-    if width is not None:
-        shape["token_dim"] = width * heads
-    return shape
+    width = getattr(config, "d_kv", None) or getattr(config, "head_dim", None) or config.hidden_size // heads
+    layers = getattr(config, "decoder_layers", None) or config.num_hidden_layers
+    return {"num_attention_heads": heads, "token_dim": width * heads, "num_layers": layers}
