@@ -90,6 +90,7 @@ def _quantise(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Non
     """Each linear layer but the head to NF4 with double quantisation, one after the other: never two copies of the whole."""
     import bitsandbytes as bnb
     from transformers import BitsAndBytesConfig
+    from transformers.quantizers import AutoHfQuantizer
 
     linear = [(name, m) for name, m in model.named_modules() if type(m) is nn.Linear and name != "lm_head"]
     for name, old in linear:
@@ -106,6 +107,7 @@ def _quantise(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Non
         setattr(model.get_submodule(parent), leaf, new.to(device))
     model.is_loaded_in_4bit = model.is_quantized = True
     model.config.quantization_config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    model.hf_quantizer = AutoHfQuantizer.from_config(model.config.quantization_config)  # what Trainer asks
 
 
 def write_rows(folder: Path, case: Case, steps: int) -> Any:

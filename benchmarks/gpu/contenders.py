@@ -22,9 +22,10 @@ LEARNING_RATE = 1e-4
 
 @dataclass(frozen=True)
 class Window:
-    """Some steps: how long they took, the lengths of the rows in them, and the most memory that was allocated meanwhile."""
+    """Some steps: how long they took, their real tokens, the lengths of rows like them, and the most memory that was allocated meanwhile."""
 
     seconds: float
+    tokens: int
     lengths: np.ndarray
     peak_bytes: int
 
@@ -111,7 +112,7 @@ def trl(
     device: torch.device,
     *,
     tuned: bool,
-    on_step: Callable[[], None],
+    on_step: Callable[[int], None],
 ) -> None:
     """SFTTrainer at its defaults (but the same rows a step), or packed by best fit and with nothing computed twice."""
     from datasets import Dataset
@@ -156,9 +157,13 @@ def trl(
     )
     words = Tokenizer(WordLevel({"<pad>": 0, "<end>": 1}, unk_token="<pad>"))
 
+    tokens = 0
+
     class Told(TrainerCallback):
         def on_step_end(self, *args: Any, **_: Any) -> None:
-            on_step()
+            nonlocal tokens
+            on_step(tokens)
+            tokens = 0
 
     net = adapted(model, case).train()
     trainer = SFTTrainer(
@@ -168,6 +173,15 @@ def trl(
         processing_class=PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<end>"),
         callbacks=[Told()],
     )
+    training_step = trainer.training_step
+
+    def counting(model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        nonlocal tokens
+        mask = inputs.get("attention_mask")
+        tokens += inputs["input_ids"].numel() if mask is None else int(mask.sum())
+        return training_step(model, inputs, *args, **kwargs)
+
+    trainer.training_step = counting
     trainer.train()
 
 

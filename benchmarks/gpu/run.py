@@ -28,10 +28,13 @@ class Clock:
         self._steps = steps
         self._lengths = lengths
         self._window = window
-        self._done = 0
+        self._done = self._tokens = 0
         self.windows: list[contenders.Window] = []
 
-    def step(self) -> None:
+    def step(self, tokens: int | None = None) -> None:
+        """`tokens`: those of the step, if it did not take the rows that were planned."""
+        planned = int(self._lengths[self._steps[self._done]].sum())
+        self._tokens += planned if tokens is None else tokens
         self._done += 1
         within = self._done - WARM_UP
         if within < 0 or within % self._window:
@@ -39,9 +42,11 @@ class Clock:
         now = contenders.now(self._device)
         if within:
             rows = np.concatenate(self._steps[self._done - self._window : self._done])
-            self.windows.append(contenders.Window(now - self._began, self._lengths[rows], _peak(self._device)))
+            seconds = now - self._began
+            self.windows.append(contenders.Window(seconds, self._tokens, self._lengths[rows], _peak(self._device)))
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
+        self._tokens = 0
         self._began = contenders.now(self._device)
 
 
@@ -98,8 +103,10 @@ def report(case: Case, model: Any, measured: dict[str, list[contenders.Window]],
     full = case.method == "full"
     speed, used, memory = {}, {}, {}
     for name, windows in measured.items():
-        speed[name] = statistics.median(float(one.lengths.sum()) / one.seconds for one in windows)
-        rate = statistics.median(flops(model, one.lengths, full=full) / one.seconds for one in windows)
+        speed[name] = statistics.median(one.tokens / one.seconds for one in windows)
+        rate = statistics.median(
+            flops(model, one.lengths, full=full) / one.lengths.sum() * one.tokens / one.seconds for one in windows
+        )
         used[name] = rate / peak if peak else None
         memory[name] = max(one.peak_bytes for one in windows) / 2**30
     why = None if on_gpu else "not measured: no GPU here (the script ran its tiny shapes on the CPU)"

@@ -16,8 +16,7 @@ from benchmarks.report import Row, write
 from benchmarks.trainer import workload
 
 SHAPE = workload.SHAPE | {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2}  # fmt: skip
-BASE_STEPS, STEPS, BATCH = 200, 120, 16
-HELD_OUT = 300
+BATCH = 16
 METHODS: dict[str, tuple[dict[str, Any], float]] = {
     "full": ({"type": "full"}, 1e-3),
     "lora": ({"type": "lora", "lora": {"rank": 16, "alpha": 32.0}}, 3e-3),
@@ -78,16 +77,19 @@ class Stages:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, help="JSON Lines with question and answer; absent: made-up rows")
+    parser.add_argument("--base-steps", type=int, default=200, help="steps that make the base out of random weights")
+    parser.add_argument("--steps", type=int, default=120, help="steps of tuning")
+    parser.add_argument("--held-out", type=int, default=300, help="rows that the loss is measured on")
     options = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        stages = _claims(folder, options.data)
+        stages = _claims(folder, options.data, options.held_out)
         text = {
             "train": [{"uri": "pvc://datasets/text.jsonl"}],
             "split": {"train": 1.0, "validation": 0.0, "test": 0.0},
         }
-        base = stages.run("base", "raw", text, {"type": "full"}, 1e-3, BASE_STEPS)
+        base = stages.run("base", "raw", text, {"type": "full"}, 1e-3, options.base_steps)
         shutil.copytree(base / "trained" / "model", folder / "models" / "base")
         pairs = {
             "train": [{"uri": "pvc://datasets/rows.jsonl"}],
@@ -95,7 +97,7 @@ def main() -> None:
             "split": {"train": 1.0, "validation": 0.0, "test": 0.0},
         }
         for method, (described, rate) in METHODS.items():
-            run = stages.run(method, "base", pairs, described, rate, STEPS)
+            run = stages.run(method, "base", pairs, described, rate, options.steps)
             measured = json.loads((run / "trained" / "evaluation.json").read_text())["metrics"]
             mine = next(row for row in measured if row["metric"] == "loss")
             theirs = _transformers(folder, run, described, rate)
@@ -128,12 +130,12 @@ def main() -> None:
     write("quality", rows)
 
 
-def _claims(folder: Path, data: Path | None) -> Stages:
+def _claims(folder: Path, data: Path | None, held_out: int) -> Stages:
     for claim in ("models", "datasets", "scratch"):
         (folder / claim).mkdir()
     rows = workload.rows_of(data)
     texts = [{"text": row["prompt"] + row["completion"]} for row in rows[: len(rows) // 2]]
-    files = {"text": texts, "held-out": rows[-HELD_OUT:], "rows": rows[len(rows) // 2 : -HELD_OUT]}
+    files = {"text": texts, "held-out": rows[-held_out:], "rows": rows[len(rows) // 2 : -held_out]}
     for name, content in files.items():
         (folder / "datasets" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
     workload.write_model(folder / "models" / "raw", [row["text"] for row in texts], vocabulary=4096, shape=SHAPE)
@@ -165,7 +167,7 @@ def _transformers(folder: Path, run: Path, method: dict[str, Any], rate: float) 
         output_dir=str(folder / "rival"),
         use_cpu=True,
         per_device_train_batch_size=BATCH,
-        max_steps=STEPS,
+        max_steps=plan.steps,
         learning_rate=rate,
         lr_scheduler_type="constant",
         train_sampling_strategy="sequential",

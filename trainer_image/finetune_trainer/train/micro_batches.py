@@ -10,7 +10,7 @@ import heapq
 
 import numpy as np
 
-TOKEN_BUDGET = {"cpu": 4096, "cuda": 16384}
+TOKEN_BUDGET = {"cpu": 2048, "cuda": 16384}
 """Padded tokens in one micro-batch, by device type."""
 
 
