@@ -110,7 +110,10 @@ def test_the_gang_was_two_unprivileged_pods_under_deepspeed(cluster: Any) -> Non
 
 def test_a_job_goes_on_through_eviction_upgrade_and_reinstall(cluster: Any, team: str, manifest: Manifest) -> None:
     name = "survivor"
-    cluster.apply(manifest(name, training={"epochs": 5}, checkpoint={"everySteps": 5}), team)
+    compute, method = {"strategy": "zero3"}, {"type": "dora"}
+    cluster.apply(
+        manifest(name, method=method, training={"epochs": 5}, checkpoint={"everySteps": 5}, compute=compute), team
+    )
     job = cluster.until(
         "a checkpoint while training",
         lambda: (lambda j: j if j["status"].get("lastCheckpoint") and j["status"]["phase"] == "Training" else None)(
@@ -186,7 +189,7 @@ def test_full_fine_tuning_with_two_processes_in_a_pod_is_suspended_and_goes_on(
     body = manifest(
         name,
         training={"maxSteps": 40, "learningRate": 0.0005},
-        compute={"nodes": 1, "processesPerNode": 2},
+        compute={"nodes": 1, "processesPerNode": 2, "strategy": "fsdp2"},
         checkpoint={"everySteps": 5},
         evaluation={"metrics": ["loss", "perplexity"]},
     )
@@ -204,6 +207,7 @@ def test_full_fine_tuning_with_two_processes_in_a_pod_is_suspended_and_goes_on(
     cluster.kubectl("patch", "-n", team, f"ftj/{name}", "--type=merge", "-p", '{"spec": {"suspend": false}}')
     job = cluster.until_phase(name, team, "Completed")
     assert job["status"]["progress"]["step"] == 40
+    assert "over 2 ranks: strategy fsdp2" in cluster.run("ftj", "logs", name, "-n", team).stdout
     assert metric(job, "loss")["tuned"] < metric(job, "loss")["base"]
 
 
