@@ -160,7 +160,8 @@ class ZeroEngine:
         if self._ema is not None:
             self._ema.update()
         norm = self._engine.get_global_grad_norm()
-        self._guard.see(torch.as_tensor(norm, device=self._device))  # where DeepSpeed left this step out itself, it would take those that follow
+        # Where DeepSpeed left this step out itself, it would take those that follow.
+        self._guard.see(torch.as_tensor(norm, device=self._device))
         return norm
 
     @torch.no_grad()
