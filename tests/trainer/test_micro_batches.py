@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,23 +11,17 @@ from finetune_trainer.train.engines import zero
 
 
 @pytest.fixture
-def deepspeed_rank(monkeypatch: pytest.MonkeyPatch, free_port: int) -> Iterator[None]:
-    """What PID 1 would have set for one rank of strategy zero2; accelerate keeps its first state for the whole process otherwise."""
-    from accelerate.state import AcceleratorState
-
+def deepspeed_rank(monkeypatch: pytest.MonkeyPatch, free_port: int) -> None:
+    """What PID 1 would have set for one rank of strategy zero2."""
     for name, value in {
         "RANK": "0",
         "LOCAL_RANK": "0",
         "LOCAL_SIZE": "1",
         "MASTER_PORT": str(free_port),
         "DS_ACCELERATOR": "cpu",
-        "ACCELERATE_USE_DEEPSPEED": "true",
         "GLOO_SOCKET_IFNAME": "lo",
     }.items():
         monkeypatch.setenv(name, value)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture
