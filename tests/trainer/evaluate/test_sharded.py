@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.evaluate import sharded_ranks
+from tests.trainer.evaluate import sharded_ranks
 
 PROMPTS = [[5, 9, 13, 17], [6], [20, 21, 22, 23, 24, 25, 26], [30, 31], [7, 7, 7]]
 
