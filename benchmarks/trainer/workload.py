@@ -106,7 +106,10 @@ def rows_of(data: Path | None) -> list[dict[str, str]]:
 
 
 def _read(path: Path) -> list[dict[str, str]]:
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    try:
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"{path}: cannot be read as JSON Lines: {error}; name a file with DATA=") from error
     return [{"prompt": row["question"] + "\n", "completion": row["answer"]} for row in rows]
 
 

@@ -27,8 +27,8 @@ from finetune_trainer.train.engines.ddp import DdpEngine
 from finetune_trainer.train.engines.engine import Engine, Setting
 from finetune_trainer.train.engines.fsdp2 import Fsdp2Engine
 from finetune_trainer.train.engines.zero3 import Zero3Engine
+from finetune_trainer.train.optimizers.choose import recipe_of
 from finetune_trainer.train.optimizers.groups import groups
-from finetune_trainer.train.optimizers.recipe import recipe
 from torch import nn
 
 from tests.trainer.engine_models import VOCABULARY, model_of
@@ -76,7 +76,7 @@ def engine_of(strategy: str, setting: Setting, model: nn.Module, optimizer: str 
     """As `train.engines.choose`, with weight decay and a LoRA+ ratio."""
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     made = groups(trained, weight_decay=_DECAY, plus_ratio=4.0)
-    kind = recipe(optimizer, model)
+    kind = recipe_of(optimizer, model)
     if strategy == "ddp":
         return DdpEngine(setting, model, kind, made)
     if strategy == "fsdp2":

@@ -22,8 +22,8 @@ from finetune_trainer.tasks.choose import task_of
 from finetune_trainer.train.engines.engine import Setting
 from finetune_trainer.train.engines.fsdp2 import Fsdp2Engine
 from finetune_trainer.train.engines.zero3 import Zero3Engine
+from finetune_trainer.train.optimizers.choose import recipe_of
 from finetune_trainer.train.optimizers.groups import groups
-from finetune_trainer.train.optimizers.recipe import recipe
 
 ENGINES = {"zero3": Zero3Engine, "fsdp2": Fsdp2Engine}
 CELLS = [
@@ -119,7 +119,7 @@ def cell(strategy: str, name: str, method: str | None, shards: Shards) -> dict[s
     found = {"alone": measured(Ranks(alone=True), model, shards, communicates=False)}
     made = groups([(n, p) for n, p in model.named_parameters() if p.requires_grad], weight_decay=0.0, plus_ratio=1.0)
     setting = Setting(rank=dist.get_rank(), world_size=2, device=torch.device("cpu"), bf16=False, max_grad_norm=1.0)
-    engine = ENGINES[strategy](setting, model, recipe("adamw", model), made)
+    engine = ENGINES[strategy](setting, model, recipe_of("adamw", model), made)
     ranks = Ranks(alone=False)
     for when in (
         "gathered",

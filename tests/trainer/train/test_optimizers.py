@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (its usual name)
 from finetune_trainer.train.engines.ddp import DdpEngine
 from finetune_trainer.train.engines.engine import Setting
+from finetune_trainer.train.optimizers.choose import recipe_of
 from finetune_trainer.train.optimizers.groups import groups, set_learning_rate
 from finetune_trainer.train.optimizers.muon import Muon
-from finetune_trainer.train.optimizers.recipe import recipe
 from torch import nn
 
 OURS = ["adamw", "adafactor", "muon"]
@@ -46,7 +46,7 @@ class Loss:
 def engine(optimizer: str) -> DdpEngine:
     net = Net()
     setting = Setting(rank=0, world_size=1, device=torch.device("cpu"), bf16=False, max_grad_norm=1.0, ema=0.8)
-    return DdpEngine(setting, net, recipe(optimizer, net), groups(net.named_parameters(), weight_decay=0.1))
+    return DdpEngine(setting, net, recipe_of(optimizer, net), groups(net.named_parameters(), weight_decay=0.1))
 
 
 def train(one: DdpEngine, steps: range) -> list[float]:

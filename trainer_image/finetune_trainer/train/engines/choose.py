@@ -8,8 +8,8 @@ from torch import nn
 from finetune_trainer.errors import BadInput
 from finetune_trainer.train.engines.engine import Engine, Setting
 from finetune_trainer.train.gang import Gang
+from finetune_trainer.train.optimizers.choose import recipe_of
 from finetune_trainer.train.optimizers.groups import groups
-from finetune_trainer.train.optimizers.recipe import recipe
 
 
 def engine_of(spec: FineTuneJobSpec, gang: Gang, net: nn.Module) -> Engine:
@@ -28,7 +28,7 @@ def engine_of(spec: FineTuneJobSpec, gang: Gang, net: nn.Module) -> Engine:
         offload=compute.offload,
     )
     strategy = compute.strategy or "ddp"
-    kind = recipe(training.optimizer or "adamw", net)
+    kind = recipe_of(training.optimizer or "adamw", net)
     if strategy != "ddp" and not kind.elementwise:
         raise BadInput(
             f"spec.training.optimizer: the states of {kind.name} cannot be sharded by strategy {strategy}",

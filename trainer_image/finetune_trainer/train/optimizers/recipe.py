@@ -1,4 +1,4 @@
-"""What the engines ask of an optimizer, and which one a name means."""
+"""What the engines ask of an optimizer."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
-
-from finetune_trainer.errors import BadInput
 
 Group = dict[str, Any]
 """A parameter group of torch: `params`, `weight_decay`, and `ratio`, its learning rate over that of the schedule."""
@@ -37,32 +35,6 @@ class Recipe(Protocol):
     ) -> None:
         """Make the states those after `steps` updates. `states` are whole, in fp32, on the CPU."""
         ...
-
-
-def recipe(name: str, model: nn.Module) -> Recipe:
-    """By `training.optimizer`. Raises BadInput (InvalidSpec) when this machine cannot run it."""
-    if name == "adamw":
-        from finetune_trainer.train.optimizers.adamw import AdamW
-
-        return AdamW()
-    if name == "adafactor":
-        from finetune_trainer.train.optimizers.adafactor import Adafactor
-
-        return Adafactor()
-    if name == "muon":
-        from finetune_trainer.train.optimizers.muon import Muon
-
-        return Muon(model)
-    try:
-        from finetune_trainer.train.optimizers.bnb import BitsAndBytes
-
-        return BitsAndBytes(name)
-    except ImportError as error:
-        raise BadInput(
-            f"training.optimizer: {name} is bitsandbytes', which cannot be imported here: {error}",
-            code="InvalidSpec",
-            remedy="take optimizer adamw",
-        ) from error
 
 
 def states_of(
