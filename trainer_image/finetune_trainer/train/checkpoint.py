@@ -156,6 +156,7 @@ class CheckpointReader:
             with safe_open(path, framework="pt") as file:
                 self._places |= dict.fromkeys(file.keys(), path)
         self._folder = folder
+        self._measured = _AVERAGE if any(key.startswith(f"{_AVERAGE}/") for key in self._places) else _WEIGHTS
 
     def __call__(self, kind: str, name: str) -> torch.Tensor:
         key = f"{kind}/{name}"
@@ -164,13 +165,16 @@ class CheckpointReader:
         with safe_open(self._places[key], framework="pt") as file:
             return file.get_tensor(key)
 
+    def measured(self, name: str) -> torch.Tensor:
+        """What of a trained weight is measured and published: its moving average if the run keeps one."""
+        return self(self._measured, name)
+
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """What is measured and published, by name: the moving average of the weights if the run keeps one."""
-        wanted = _AVERAGE if any(key.startswith(f"{_AVERAGE}/") for key in self._places) else _WEIGHTS
+        """All of `measured`, by name."""
         for key in self._places:
             kind, _, name = key.partition("/")
-            if kind == wanted:
-                yield name, self(kind, name)
+            if kind == self._measured:
+                yield name, self.measured(name)
 
 
 def sealed_folders(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:

@@ -91,7 +91,7 @@ def run_training(context: StageContext) -> None:
         if best is None:
             raise StageError("training ended, but its last checkpoint is gone from the workspace")
         if best.step != last or resumed is not None or spec.training.ema:
-            engine.load(CheckpointReader(best.folder).weights())
+            engine.load(CheckpointReader(best.folder).measured)
         if gang.is_first and evaluation.measures:
             _say(f"measuring on {shards.test.rows} test rows with the weights of step {best.step}")
         with shortage.explaining(context, "the evaluation"), engine.unsharded():

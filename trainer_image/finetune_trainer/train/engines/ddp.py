@@ -92,9 +92,9 @@ class DdpEngine:
             self._recipe.write(self._optimizer, parameter, states, steps)
 
     @torch.no_grad()
-    def load(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
-        for name, tensor in weights:
-            self._parameters[name].copy_(tensor)
+    def load(self, read: Callable[[str], torch.Tensor]) -> None:
+        for name, parameter in self._parameters.items():
+            parameter.copy_(read(name))
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:

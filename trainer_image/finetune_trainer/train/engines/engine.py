@@ -76,8 +76,8 @@ class Engine(Protocol):
         """Take weights and states from a checkpoint of whatever strategy. `read(kind, name)` gives a whole tensor; `steps` updates were made."""
         ...
 
-    def load(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
-        """Collective: take whole trainable weights by name, to be measured; training is over."""
+    def load(self, read: Callable[[str], torch.Tensor]) -> None:
+        """Collective: take trainable weights, whole, to be measured; training is over. `read(name)` is asked for one at a time."""
         ...
 
     def averaged(self) -> AbstractContextManager[None]:

@@ -147,10 +147,9 @@ class Fsdp2Engine:
         return placed.to_local()
 
     @torch.no_grad()
-    def load(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
-        for name, tensor in weights:
-            parameter = self._parameters[name]
-            parameter.to_local().copy_(self._cut(parameter, tensor))
+    def load(self, read: Callable[[str], torch.Tensor]) -> None:
+        for name, parameter in self._parameters.items():
+            parameter.to_local().copy_(self._cut(parameter, read(name)))
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:

@@ -78,7 +78,7 @@ def _need_async_io() -> None:
 
 
 def compile_nothing() -> None:
-    """Keep DeepSpeed from building code at run time, which takes a minute and a compiler that images lack, and from talking."""
+    """Keep DeepSpeed from building code at run time, which takes a minute in every process, and from talking."""
     import deepspeed
     from deepspeed.runtime import bf16_optimizer
 
@@ -97,7 +97,7 @@ def compile_nothing() -> None:
 class ZeroEngine:
     """See `engine.Engine`. Optimizers must be elementwise, for they see flat slices of all weights together.
 
-    A stage says how a named tensor is cut (`_parts`), made whole (`_gather`) and how new fp32 weights reach the forward (`_refresh`).
+    A stage says how a named tensor is cut (`_write`), made whole (`_gather`) and how new fp32 weights reach the forward (`_refresh`).
     """
 
     stage: int
@@ -184,9 +184,8 @@ class ZeroEngine:
         self._write(read, self._kinds())
 
     @torch.no_grad()
-    def load(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
-        read = dict(weights)
-        self._write(lambda kind, name: read[name], (WEIGHTS,))
+    def load(self, read: Callable[[str], torch.Tensor]) -> None:
+        self._write(lambda kind, name: read(name), (WEIGHTS,))
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
