@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from finetune_trainer.data.shards import Shards
 from finetune_trainer.evaluate.measure import ROW_CAP, Measured, Wanted
+from finetune_trainer.evaluate.nll import perplexity
 from finetune_trainer.evaluate.scores import Labels, scores
 
-_LARGEST_LOSS = 700.0  # exp of more is no float
 NO_LABEL = "(no label)"
 
 
@@ -67,7 +66,7 @@ class _Written:
         hits = sum(_text(self._tokenizer, ids) == self._references[row] for row, ids in answers.items())
         return {
             "loss": loss,
-            "perplexity": None if loss is None else math.exp(min(loss, _LARGEST_LOSS)),
+            "perplexity": None if loss is None else perplexity(loss),
             "exact-match": hits / len(answers) if answers else None,
         }
 

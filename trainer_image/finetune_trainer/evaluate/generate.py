@@ -18,7 +18,7 @@ from torch.distributed.fsdp import FSDPModule
 from finetune_trainer.data.shards import Split
 from finetune_trainer.errors import Stopped
 from finetune_trainer.evaluate.rounds import evaluating
-from finetune_trainer.tasks.wrapped import innermost, virtual_embeddings, virtual_tokens
+from finetune_trainer.model.wrapped import innermost, virtual_embeddings, virtual_tokens
 from finetune_trainer.train.gang import Gang
 
 _BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}

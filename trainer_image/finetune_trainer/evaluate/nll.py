@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,6 +14,8 @@ from finetune_trainer.evaluate.rounds import evaluating, turns
 from finetune_trainer.tasks.base import Task
 from finetune_trainer.train.gang import Gang
 
+_LARGEST_LOSS = 700.0  # exp of more is no float
+
 
 @dataclass(frozen=True, slots=True)
 class SplitLoss:
@@ -20,6 +23,11 @@ class SplitLoss:
 
     loss: float
     tokens: int
+
+
+def perplexity(loss: float) -> float:
+    """Of a loss in nats a token; finite for any that is."""
+    return math.exp(min(loss, _LARGEST_LOSS))
 
 
 def split_loss(

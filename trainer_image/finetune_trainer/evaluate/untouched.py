@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from finetune_trainer.tasks.wrapped import virtual_tokens
+from finetune_trainer.model.wrapped import virtual_tokens
 
 
 def has_base(module: nn.Module) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ from finetune_trainer.data.shards import Shards
 from finetune_trainer.evaluate.classes import classify
 from finetune_trainer.evaluate.generate import answers, until
 from finetune_trainer.evaluate.measure import answerable, greedy, spread
-from finetune_trainer.evaluate.nll import split_loss
+from finetune_trainer.evaluate.nll import perplexity, split_loss
 from finetune_trainer.evaluate.scores import SCORES, scores
 from finetune_trainer.tasks.base import Task
 from finetune_trainer.tasks.classification import ClassificationTask
@@ -22,8 +21,6 @@ from finetune_trainer.train.gang import Gang
 
 GENERATED_ROWS = 128
 """Most rows whose answers are generated for exact match, evenly spread."""
-
-_LARGEST_LOSS = 700.0  # exp of more is no float
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +61,7 @@ def validate(
     measured = split_loss(gang, module, task, split, on_batch=on_batch)
     value = measured.loss
     if metric == "perplexity":
-        value = math.exp(min(measured.loss, _LARGEST_LOSS))
+        value = perplexity(measured.loss)
     elif metric == "exact-match":
         asked = spread(answerable(split), GENERATED_ROWS)
         how = greedy(shards, shards.resolved["max_new_tokens"], module_communicates=module_communicates)

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
 from finetune_trainer.errors import BadInput
+from finetune_trainer.model.wrapped import innermost
 
 Kind = Literal["none", "selective", "full"]
 
@@ -34,7 +35,7 @@ def checkpoint_activations(model: nn.Module, kind: Kind) -> None:
     how: dict[str, Any] = {"use_reentrant": False}
     if kind == "selective":
         how["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _policy)
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = innermost(model)
     if not getattr(inner, "supports_gradient_checkpointing", False):
         raise BadInput(
             f"training.activationCheckpointing: {type(inner).__name__} cannot compute its activations again",

@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (its usual name)
 from torch import nn
 
+from finetune_trainer.model.wrapped import innermost
 from finetune_trainer.tasks.base import IGNORED
 from finetune_trainer.tasks.fused_loss import After, fused_cross_entropy
-from finetune_trainer.tasks.wrapped import innermost
 
 Way = Literal["fused", "picked", "full"]
 """fused: no logits at all. picked: logits at trained positions alone. full: all logits, where no head is to be found."""

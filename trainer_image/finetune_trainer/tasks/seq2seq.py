@@ -8,8 +8,8 @@ import torch.nn.functional as F  # noqa: N812 (its usual name)
 from torch import nn
 
 from finetune_trainer.data.shards import Split
+from finetune_trainer.model.wrapped import innermost
 from finetune_trainer.tasks.base import IGNORED, Batch, Rows
-from finetune_trainer.tasks.wrapped import innermost
 
 
 class Seq2SeqTask:

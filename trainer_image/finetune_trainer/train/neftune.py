@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from finetune_trainer.errors import BadInput
+from finetune_trainer.model.wrapped import innermost
 from finetune_trainer.tasks.base import Batch
 from finetune_trainer.train.seeds import mixed
 
@@ -64,7 +65,7 @@ class Neftune:
 def _embeddings(module: nn.Module) -> list[nn.Module]:
     """Where the input may be looked up: an encoder's table can be a module of its own, tied to the model's by its weights."""
     found = [module.get_input_embeddings()]
-    base = module.get_base_model() if hasattr(module, "get_base_model") else module
+    base = innermost(module)
     if getattr(getattr(base, "config", None), "is_encoder_decoder", False):
         found.append(base.get_encoder().get_input_embeddings())
     return list(dict.fromkeys(found))
