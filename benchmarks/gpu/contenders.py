@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from benchmarks.gpu.cases import Case
+from benchmarks.real_tokens import RealTokens
 
 LORA = {"rank": 16, "alpha": 32}
 LEARNING_RATE = 1e-4
@@ -157,13 +158,9 @@ def trl(
     )
     words = Tokenizer(WordLevel({"<pad>": 0, "<end>": 1}, unk_token="<pad>"))
 
-    tokens = 0
-
     class Told(TrainerCallback):
         def on_step_end(self, *args: Any, **_: Any) -> None:
-            nonlocal tokens
-            on_step(tokens)
-            tokens = 0
+            on_step(tokens.taken())
 
     net = adapted(model, case).train()
     trainer = SFTTrainer(
@@ -173,15 +170,7 @@ def trl(
         processing_class=PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<end>"),
         callbacks=[Told()],
     )
-    training_step = trainer.training_step
-
-    def counting(model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        nonlocal tokens
-        mask = inputs.get("attention_mask")
-        tokens += inputs["input_ids"].numel() if mask is None else int(mask.sum())
-        return training_step(model, inputs, *args, **kwargs)
-
-    trainer.training_step = counting
+    tokens = RealTokens(trainer)
     trainer.train()
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.real_tokens import RealTokens
 from benchmarks.trainer.pace import Finished, Pace
 from benchmarks.trainer.workload import LEARNING_RATE, LORA, Workload
 
@@ -79,15 +80,20 @@ def trl_defaults(workload: Workload, pace: Pace) -> None:
     _sft(workload, pace, per_device=PER_DEVICE)
 
 
+_GROUPED = {
+    "gradient_checkpointing": False,
+    "train_sampling_strategy": "group_by_length",
+    "logging_nan_inf_filter": False,
+}
+
+
 def trl_grouped(workload: Workload, pace: Pace) -> None:
     """Rows of similar length together, nothing computed twice, no check of the loss in between."""
     _sft(
         workload,
         pace,
         per_device=PER_DEVICE,
-        gradient_checkpointing=False,
-        train_sampling_strategy="group_by_length",
-        logging_nan_inf_filter=False,
+        **_GROUPED,
     )
 
 
@@ -97,9 +103,7 @@ def trl_grouped_nll(workload: Workload, pace: Pace) -> None:
         workload,
         pace,
         per_device=PER_DEVICE,
-        gradient_checkpointing=False,
-        train_sampling_strategy="group_by_length",
-        logging_nan_inf_filter=False,
+        **_GROUPED,
         loss_type="nll",
     )
 
@@ -149,28 +153,18 @@ def _run(trainer: Any, pace: Pace) -> None:
     """Count the real tokens of each micro-batch, and stop at the pace's word."""
     from transformers import TrainerCallback
 
-    tokens = 0
-    training_step = trainer.training_step
-
-    def counting(model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        nonlocal tokens
-        mask = inputs.get("attention_mask")
-        tokens += inputs["input_ids"].numel() if mask is None else int(mask.sum())
-        return training_step(model, inputs, *args, **kwargs)
+    tokens = RealTokens(trainer)
 
     class Paced(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             pace.begin()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            nonlocal tokens
             try:
-                pace.step(tokens)
+                pace.step(tokens.taken())
             except Finished:
                 control.should_training_stop = True
-            tokens = 0
 
-    trainer.training_step = counting
     trainer.add_callback(Paced())
     trainer.train()
 

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.trainer import engine_cells
+from tests.trainer import engine_cells, two_ranks
 
 pytestmark = pytest.mark.timeout(900)  # the first test waits for the gang
 
@@ -25,30 +20,8 @@ BF16 = 0.02
 def gang(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """All cells, as rank 0 of two processes saw them."""
     folder = tmp_path_factory.mktemp("engines")
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path]),
-        "OMP_NUM_THREADS": "1",
-        "GLOO_SOCKET_IFNAME": "lo",
-        "DEEPSPEED_LOG_LEVEL": "error",
-    }
-    command = [sys.executable, "-W", "ignore", engine_cells.__file__]
-    ranks = [
-        subprocess.Popen(
-            [*command, str(rank), str(folder)],
-            env=environment,
-            stdout=(folder / f"output-{rank}").open("w"),
-            stderr=subprocess.STDOUT,
-        )
-        for rank in range(2)
-    ]
-    try:
-        codes = [rank.wait(800) for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert codes == [0, 0], "".join((folder / f"output-{rank}").read_text()[-3000:] for rank in range(2))
-    return json.loads((folder / "rank-0.json").read_text())
+    two_ranks.run(engine_cells.__file__, folder, seconds=800)
+    return two_ranks.found(folder)
 
 
 CHAINS = [

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -30,3 +31,27 @@ class Ema:
             kept = weight.detach().clone()
             weight.detach().copy_(average)
             average.copy_(kept)
+
+
+def _nothing() -> None: ...
+
+
+@contextlib.contextmanager
+def in_force(
+    kept: Ema | None, *, before: Callable[[], None] = _nothing, after: Callable[[], None] = _nothing
+) -> Iterator[None]:
+    """Inside, the weights are their averages; nothing happens without any. `before` and `after` each exchange, what an engine needs."""
+    if kept is None:
+        yield
+        return
+
+    def exchange() -> None:
+        before()
+        kept.swap()
+        after()
+
+    exchange()
+    try:
+        yield
+    finally:
+        exchange()

@@ -96,16 +96,8 @@ class DdpEngine:
         for name, parameter in self._parameters.items():
             parameter.copy_(read(name))
 
-    @contextlib.contextmanager
-    def averaged(self) -> Iterator[None]:
-        if self._ema is None:
-            yield
-            return
-        self._ema.swap()
-        try:
-            yield
-        finally:
-            self._ema.swap()
+    def averaged(self) -> contextlib.AbstractContextManager[None]:
+        return ema.in_force(self._ema)
 
     def unsharded(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()

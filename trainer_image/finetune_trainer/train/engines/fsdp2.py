@@ -151,18 +151,8 @@ class Fsdp2Engine:
         for name, parameter in self._parameters.items():
             parameter.to_local().copy_(self._cut(parameter, read(name)))
 
-    @contextlib.contextmanager
-    def averaged(self) -> Iterator[None]:
-        if self._ema is None:
-            yield
-            return
-        self._reshard()
-        self._ema.swap()
-        try:
-            yield
-        finally:
-            self._reshard()
-            self._ema.swap()
+    def averaged(self) -> contextlib.AbstractContextManager[None]:
+        return ema.in_force(self._ema, before=self._reshard)
 
     @contextlib.contextmanager
     def unsharded(self) -> Iterator[None]:

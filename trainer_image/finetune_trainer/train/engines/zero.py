@@ -187,18 +187,8 @@ class ZeroEngine:
     def load(self, read: Callable[[str], torch.Tensor]) -> None:
         self._write(lambda kind, name: read(name), (WEIGHTS,))
 
-    @contextlib.contextmanager
-    def averaged(self) -> Iterator[None]:
-        if self._ema is None:
-            yield
-            return
-        self._ema.swap()
-        self._refresh()
-        try:
-            yield
-        finally:
-            self._ema.swap()
-            self._refresh()
+    def averaged(self) -> contextlib.AbstractContextManager[None]:
+        return ema.in_force(self._ema, after=self._refresh)
 
     def _kinds(self) -> tuple[str, ...]:
         return (WEIGHTS, *((ema.KIND,) if self._ema is not None else ()), *MOMENTS)
