@@ -70,6 +70,13 @@ class ComputeSpec(ApiModel, Ruled):
     processes_per_node: Annotated[int, Field(ge=1, le=64)] | None = Field(
         default=None, description="Absent: one a GPU, or one on cpu."
     )
+    gpu_type: Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")] | None = Field(
+        default=None,
+        description="What the GPUs are, for memory, time and price: h100, h200, a100-80gb, l40s ... (`ftj plan --list-gpus`). Absent: the platform's.",
+    )
+    gpu_memory: Annotated[str, Field(max_length=16, pattern=r"^[1-9][0-9]*(Mi|Gi)$")] | None = Field(
+        default=None, description="Memory of one GPU. Absent: that of gpuType."
+    )
     strategy: Strategy | None = Field(
         default=None,
         description="ddp keeps everything on each process; DeepSpeed's zero1 shards optimizer states, zero2 gradients too, zero3 weights too; fsdp2 is PyTorch's own full sharding. Absent: zero2 if there are several processes, zero3 to offload parameters.",

@@ -12,14 +12,18 @@ Files of a run, below the workspace location (`Layout`):
 from __future__ import annotations
 
 import enum
+import hashlib
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from finetune_api.base import ApiModel
-from finetune_api.location import CLAIMS_ROOT, Location
+from finetune_api.data import DataSpec
+from finetune_api.findings import DataReport
+from finetune_api.location import CLAIMS_ROOT, Place
+from finetune_api.planner.facts import PlanFacts
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import ArtifactsStatus, CheckpointStatus, DataStatus, EvaluationStatus, PlanStatus, Stage
 
@@ -50,6 +54,10 @@ ENV_PROGRESS_PORT = "FINETUNE_PROGRESS_PORT"  # instead of PROGRESS_PORT, likewi
 ENV_SCRATCH = "FINETUNE_SCRATCH"  # a writable folder for HOME, caches and rank files; an emptyDir at SCRATCH in pods
 SCRATCH = "/scratch"
 
+SECRET_PREFIX = "FTSECRET_"
+CA_BUNDLES = "/etc/finetune/ca"
+"""Where the key of a location's caBundleRef lies in the pod that downloads: CA_BUNDLES/NAME/KEY."""
+
 LABEL_JOB = "finetune.dev/job"
 LABEL_UID = "finetune.dev/job-uid"
 LABEL_RUN = "finetune.dev/run"
@@ -57,6 +65,12 @@ LABEL_STAGE = "finetune.dev/stage"
 LABEL_ATTEMPT = "finetune.dev/attempt"
 MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
 MANAGED_BY = "finetune-operator"
+
+
+def secret_prefix(secret: str) -> str:
+    """What stands before the keys of a location's Secret among the environment variables of prepare, so that two Secrets with
+    the same keys do not meet. In local runs the keys stand alone."""
+    return f"{SECRET_PREFIX}{hashlib.sha256(secret.encode()).hexdigest()[:8].upper()}_"
 
 
 class ExitCode(enum.IntEnum):
@@ -93,7 +107,7 @@ class RunConfig(ApiModel):
     def layout(self) -> Layout:
         return Layout(self.path(self.spec.workspace) / self.job.uid / self.job.run)
 
-    def path(self, location: Location) -> Path:
+    def path(self, location: Place) -> Path:
         """Where a pvc or file location lies on this machine."""
         return location.parsed.on_disk(self.claims_root)
 
@@ -119,6 +133,40 @@ class Layout:
 
     def attempt(self, number: int) -> Path:
         return self.root / f"attempt-{number}"
+
+
+class Cause(ApiModel):
+    """Why a stage ended other than well: what is wrong and where, and what to do."""
+
+    code: str = Field(
+        description="CamelCase and stable: InvalidData, InvalidModel, InvalidSpec, MissingCredential, OutOfMemory, Diverged, PeerLost, StorageFull, Unknown ..."
+    )
+    message: str = Field(description="One sentence that names the field, or the file and line.")
+    remedy: str | None = None
+
+
+class SurveyRequest(ApiModel):
+    """What `python -m finetune_trainer survey` reads from standard input: look at data and model without a job.
+
+    The answer is a SurveyAnswer on standard output; progress comes as lines of Progress on standard error.
+    """
+
+    spec: FineTuneJobSpec | None = Field(default=None, description="Absent: `data` alone is looked at.")
+    data: DataSpec | None = Field(default=None, description="Used where there is no spec.")
+    claims_root: str | None = Field(default=None, description="Absent: claims cannot be reached here.")
+    cache: str = Field(description="Folder for what is downloaded.")
+    write_fixed: bool = Field(default=False, description="Write mended copies beside local originals.")
+    rows: bool = Field(default=True, description="False: only the model is looked at, and the data's size is guessed.")
+
+
+class SurveyAnswer(ApiModel):
+    """`report` None: the data could not be reached. `problem` says in one sentence what could not be looked at, and why."""
+
+    report: DataReport | None = None
+    facts: PlanFacts | None = None
+    decided: dict[str, Any] = Field(default_factory=dict)
+    plan: PlanStatus | None = Field(default=None, description="Steps, epochs and tokens, as prepare would say.")
+    problem: Cause | None = None
 
 
 class Progress(ApiModel):
@@ -147,16 +195,6 @@ class Progress(ApiModel):
     updated: float = Field(default=0, description="Unix time in seconds at which the trainer wrote this.")
 
 
-class Cause(ApiModel):
-    """Why a stage ended other than well: what is wrong and where, and what to do."""
-
-    code: str = Field(
-        description="CamelCase and stable: InvalidData, InvalidModel, InvalidSpec, MissingCredential, OutOfMemory, Diverged, PeerLost, StorageFull, Unknown ..."
-    )
-    message: str = Field(description="One sentence that names the field, or the file and line.")
-    remedy: str | None = None
-
-
 class TerminationMessage(ApiModel):
     """The last word of a rank, in its pod's termination message. `encode` keeps it within TERMINATION_BYTES."""
 
@@ -177,6 +215,10 @@ class TerminationMessage(ApiModel):
     metrics: dict[str, float] = Field(default_factory=dict, description="Final loss, eval_loss, tokens_per_second ...")
     data: DataStatus | None = None
     plan: PlanStatus | None = None
+    facts: PlanFacts | None = None
+    decided: dict[str, Any] | None = Field(
+        default=None, description="From prepare: absent fields of the spec that the data decided, as a part of a spec."
+    )
     evaluation: EvaluationStatus | None = None
     artifacts: ArtifactsStatus | None = None
 

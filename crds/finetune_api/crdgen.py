@@ -32,8 +32,12 @@ COLUMNS: tuple[tuple[str, str, str, int], ...] = (
     ("Model", "string", ".spec.model.uri", 1),
     ("Method", "string", ".spec.method.type", 1),
     ("Step", "integer", ".status.progress.step", 1),
+    ("Cost", "number", ".status.plan.cost", 1),
     ("Reason", "string", ".status.reason", 1),
 )
+
+_LONG_ENUM = 20
+"""More words than this cost more bytes than they are worth here: the operator refuses a wrong one at once, and `ftj` before that."""
 
 _COPIED = (
     "type",
@@ -90,11 +94,12 @@ def _model(model: type[BaseModel], schema: dict[str, Any]) -> dict[str, Any]:
         for bound, flag in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
             if bound in node:
                 out[flag], out[bound] = node[bound], True
+        if len(out.get("enum", ())) > _LONG_ENUM:
+            del out["enum"]
         if "enum" in out and "type" not in out:
             out["type"] = "string"
         if out.get("type") == "array" and "items" in node:
-            out["items"] = convert(node["items"])
-            out.setdefault("x-kubernetes-list-type", "atomic")
+            out["items"] = convert(node["items"])  # a list is atomic unless it says otherwise
         if out.get("type") == "object":
             values = node.get("additionalProperties")
             if isinstance(values, dict) and values:
@@ -152,6 +157,9 @@ def crd() -> dict[str, Any]:
         data[same] |= {"items": _undescribed(data[same]["items"])}
     method = spec["properties"]["method"]["properties"]
     method["initFrom"] = _undescribed(method["initFrom"]) | {"description": method["initFrom"]["description"]}
+    for written in ("workspace", "output"):
+        location = spec["properties"][written]
+        spec["properties"][written] = _undescribed(location) | {"description": location["description"]}
     stages = spec["properties"]["pods"]["properties"]
     for stage in stages.keys() - {"common"}:
         stages[stage] = _undescribed(stages[stage])  # the same fields four times; `common` explains them

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from finetune_api.base import ApiModel
+from finetune_api.checks import CheckCode, Fix
 from finetune_api.location import Location
 from finetune_api.rules import Rule, Ruled
 
@@ -41,10 +42,26 @@ class ChecksSpec(ApiModel):
     max_invalid_fraction: Fraction = Field(
         default=0.0, description="Share of rows that may be invalid; these are left out and listed in the report."
     )
+    exact_duplicates: Fraction | None = Field(
+        default=None, description="Share of rows that may repeat an earlier one. Absent: told, never refused."
+    )
+    near_duplicates: Fraction | None = Field(default=None, description="The same of almost equal rows.")
+    leakage: Fraction | None = Field(
+        default=None, description="Share of validation and test rows that may be in train too, or almost. Absent: told."
+    )
+    fail: list[CheckCode] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=40,
+        description="Checks (docs/checks.md) that refuse the data when they find anything.",
+    )
+    ignore: list[CheckCode] | None = Field(
+        default=None, min_length=1, max_length=40, description="Checks that are not made."
+    )
 
 
 class DataSpec(ApiModel, Ruled):
-    """The examples: JSON Lines or JSON arrays."""
+    """The examples: JSON Lines, JSON, CSV or Parquet, plain or compressed."""
 
     RULES: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -85,3 +102,9 @@ class DataSpec(ApiModel, Ruled):
         description="Lay rows end to end without padding; none sees another. Absent: where the model proves at start that it can, and it pays.",
     )
     checks: ChecksSpec = Field(default_factory=ChecksSpec)
+    fixes: list[Fix] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=7,
+        description="What is mended before training, in this order; counted in the report, the originals stay as they are.",
+    )

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import Field
 
 from finetune_api.base import ApiModel
+from finetune_api.budget import Money
 from finetune_api.combinations import refused
 from finetune_api.compute import ComputeSpec, OffloadSpec, Strategy
 from finetune_api.method import (
@@ -30,6 +31,8 @@ class PlatformDefaults(ApiModel):
     """The platform team's settings (chart value `trainer.defaults`): they lie beneath every job's own."""
 
     pods: PodSettings = Field(default_factory=PodSettings)
+    gpu_hour_price: Money | None = Field(default=None, description="Of one GPU, in your currency.")
+    gpu_type: str | None = Field(default=None, max_length=63, description="What most GPUs of the cluster are: h100 ...")
 
 
 LEARNING_RATES: dict[MethodType, float] = {
@@ -37,8 +40,31 @@ LEARNING_RATES: dict[MethodType, float] = {
 }  # fmt: skip
 
 
-def resolve(spec: FineTuneJobSpec, defaults: PlatformDefaults | None = None) -> FineTuneJobSpec:
-    """The spec with every field decided that can be decided without reading data. Pure; resolving twice changes nothing."""
+def overlay(spec: FineTuneJobSpec, decided: dict[str, Any]) -> FineTuneJobSpec:
+    """`spec` with what prepare `decided` in the places that are absent. Raises ValueError for a part that is no spec."""
+    if not decided:
+        return spec
+    return FineTuneJobSpec.model_validate(_under(spec.wire(), decided))
+
+
+def _under(above: dict[str, Any], below: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(above)
+    for name, value in below.items():
+        if name not in merged:
+            merged[name] = value
+        elif isinstance(value, dict) and isinstance(merged[name], dict):
+            merged[name] = _under(merged[name], value)
+    return merged
+
+
+def resolve(
+    spec: FineTuneJobSpec, defaults: PlatformDefaults | None = None, decided: dict[str, Any] | None = None
+) -> FineTuneJobSpec:
+    """The spec with every field decided that can be decided without reading data, and with what prepare `decided`.
+
+    Pure; resolving twice changes nothing.
+    """
+    spec = overlay(spec, decided or {})
     # Copied as far as it changes: a whole deep copy costs more than everything else that the operator does in a look.
     out = spec.model_copy(
         update={
@@ -66,6 +92,10 @@ def resolve(spec: FineTuneJobSpec, defaults: PlatformDefaults | None = None) -> 
     if defaults is not None:
         pods = out.pods or Pods()
         out.pods = pods.model_copy(update={"common": merge(defaults.pods, pods.common)})
+        if out.budget.gpu_hour_price is None and defaults.gpu_hour_price is not None:
+            out.budget = out.budget.model_copy(update={"gpu_hour_price": defaults.gpu_hour_price})
+        if out.compute.gpu_type is None and out.compute.device == "cuda":
+            out.compute.gpu_type = defaults.gpu_type
     return out
 
 
@@ -116,6 +146,6 @@ def shown(spec: FineTuneJobSpec) -> dict[str, Any]:
     wire = spec.wire()
     return {
         name: wire[name]
-        for name in ("model", "method", "data", "training", "compute", "checkpoint", "evaluation", "retry")
+        for name in ("model", "method", "data", "training", "compute", "checkpoint", "evaluation", "budget", "retry")
         if name in wire
     }

@@ -6,8 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from finetune_api.base import ApiModel, ObjectName, PreservedObject
+from finetune_api.base import ApiModel, PreservedObject
 
+PodName = Annotated[str, Field(max_length=253)]
+"""The name of an object that pods refer to: the API server checks it with the Job."""
 LabelValue = Annotated[str, Field(max_length=63)]
 Quantity = Annotated[
     int | str,
@@ -31,7 +33,7 @@ class EnvVar(ApiModel):
 class NamedObject(ApiModel):
     """Reference by name."""
 
-    name: ObjectName
+    name: PodName
 
 
 class Resources(ApiModel):
@@ -47,7 +49,7 @@ class PodSettings(ApiModel):
     image: str | None = Field(default=None, min_length=1, max_length=512, description="Trainer image of this stage.")
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
     image_pull_secrets: list[NamedObject] | None = Field(default=None, max_length=8)
-    service_account_name: ObjectName | None = None
+    service_account_name: PodName | None = None
     labels: dict[str, LabelValue] | None = Field(default=None, max_length=32)
     annotations: dict[str, Annotated[str, Field(max_length=4096)]] | None = Field(default=None, max_length=32)
     node_selector: dict[str, LabelValue] | None = Field(default=None, max_length=16)
@@ -61,7 +63,7 @@ class PodSettings(ApiModel):
         default=None, max_length=16, description="Mounts as in a Pod, merged by name."
     )
     resources: Resources | None = None
-    runtime_class_name: ObjectName | None = None
+    runtime_class_name: PodName | None = None
     scheduler_name: str | None = Field(default=None, max_length=63)
     security_context: PreservedObject | None = Field(
         default=None,

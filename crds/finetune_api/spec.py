@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from finetune_api.base import ApiModel
+from finetune_api.budget import BudgetSpec
 from finetune_api.combinations import COMBINATIONS
 from finetune_api.compute import ComputeSpec
 from finetune_api.data import DataSpec
@@ -73,6 +74,7 @@ def _fixed_data() -> Rule:
         ("template", True),
         ("packing", True),
         ("checks", False),
+        ("fixes", True),
     ):
         new, old = f"self.data.{part}", f"oldSelf.data.{part}"
         same.append(f"has({new}) == has({old}) && (!has({new}) || {new} == {old})" if optional else f"{new} == {old}")
@@ -88,8 +90,8 @@ class FineTuneJobSpec(ApiModel, Ruled):
         _fixed_data(),
         fixed("training", what="spec.training"),
         fixed("evaluation", what="spec.evaluation"),
-        _fixed_location("workspace"),
-        _fixed_location("output"),
+        fixed("workspace", what="spec.workspace"),
+        fixed("output", what="spec.output"),
         fixed("managedBy", what="spec.managedBy"),
         *(combination.rule() for combination in COMBINATIONS),
     )
@@ -109,7 +111,11 @@ class FineTuneJobSpec(ApiModel, Ruled):
     output: ClaimLocation = Field(
         description="Folder that will hold the tuned adapter or model, its card and its report."
     )
+    budget: BudgetSpec = Field(default_factory=BudgetSpec)
     retry: RetrySpec = Field(default_factory=RetrySpec)
+    mode: Literal["Run", "Plan"] = Field(
+        default="Run", description="Plan: check the data, make the plan and end; Run then goes on from there."
+    )
     suspend: bool = Field(
         default=False, description="Stop with a checkpoint and give the GPUs back; false again goes on."
     )

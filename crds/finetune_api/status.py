@@ -8,7 +8,9 @@ from pydantic import Field
 
 from finetune_api.base import ApiModel, Int64, PreservedObject, schema
 
-Phase = Literal["Pending", "Preparing", "Queued", "Training", "Publishing", "Suspended", "Completed", "Failed"]
+Phase = Literal[
+    "Pending", "Preparing", "AwaitingApproval", "Queued", "Training", "Publishing", "Suspended", "Completed", "Failed"
+]
 Stage = Literal["prepare", "train", "publish"]
 Time = Annotated[str, Field(json_schema_extra=schema(format="date-time"))]
 """RFC 3339 in UTC with seconds, as Kubernetes writes it: 2026-01-31T12:00:00Z."""
@@ -23,6 +25,22 @@ class Condition(ApiModel):
     message: str = ""
     observed_generation: Int64 | None = None
     last_transition_time: Time
+
+
+class FindingStatus(ApiModel):
+    """What a check found. The report has the rows."""
+
+    code: str
+    severity: Literal["Error", "Warning", "Info"]
+    count: int
+    where: str | None = Field(default=None, description="FILE:LINE of the first row.")
+
+
+class SourceStatus(ApiModel):
+    """Where something was downloaded from, pinned to what it was."""
+
+    uri: str
+    digest: str
 
 
 class DataStatus(ApiModel):
@@ -40,11 +58,22 @@ class DataStatus(ApiModel):
     truncated_rows: int | None = None
     dropped_rows: int | None = None
     digest: str | None = Field(default=None, description="sha256 over the data files' content.")
+    findings: list[FindingStatus] | None = Field(default=None, max_length=32)
+    sources: list[SourceStatus] | None = Field(default=None, max_length=16, description="What was downloaded.")
+
+
+class ChoiceStatus(ApiModel):
+    """A field that was left out, what it became, and why."""
+
+    field: str
+    value: str
+    why: str
 
 
 class PlanStatus(ApiModel):
-    """What training will do."""
+    """What training will do, and what it will take."""
 
+    digest: str | None = Field(default=None, description="Names this plan, for budget.approvedPlan.")
     steps: int | None = None
     epochs: float | None = None
     tokens: Int64 | None = Field(default=None, description="Tokens of the whole training.")
@@ -52,6 +81,18 @@ class PlanStatus(ApiModel):
     checkpoint_every_steps: int | None = None
     validate_every_steps: int | None = None
     max_new_tokens: int | None = None
+    parameters: Int64 | None = None
+    trainable_parameters: Int64 | None = None
+    memory_per_gpu: str | None = Field(default=None, description="Peak: 41.3Gi.")
+    storage: str | None = None
+    duration: str | None = None
+    duration_seconds: Int64 | None = None
+    longest_seconds: Int64 | None = None
+    gpu_hours: float | None = None
+    cost: float | None = None
+    basis: str | None = None
+    warning: str | None = None
+    choices: list[ChoiceStatus] | None = Field(default=None, max_length=32)
 
 
 class ProgressStatus(ApiModel):
@@ -157,6 +198,8 @@ class FineTuneJobStatus(ApiModel):
         default=None, description="The platform's defaults as they were when the job was accepted."
     )
     data: DataStatus | None = None
+    facts: PreservedObject | None = Field(default=None, description="Of model and data.")
+    decided: PreservedObject | None = Field(default=None, description="What the data decided of absent fields.")
     plan: PlanStatus | None = None
     progress: ProgressStatus | None = None
     attempts: list[AttemptStatus] | None = Field(default=None, max_length=20, description="The newest ones.")
@@ -167,5 +210,6 @@ class FineTuneJobStatus(ApiModel):
     failure: FailureStatus | None = None
     artifacts: ArtifactsStatus | None = None
     gpu_seconds: Int64 | None = Field(default=None, description="GPUs times the seconds in which training pods ran.")
+    train_seconds: Int64 | None = Field(default=None, description="Seconds in which training pods ran.")
     start_time: Time | None = None
     completion_time: Time | None = None

@@ -11,7 +11,7 @@ from typing import Any
 from finetune_api import API_VERSION, KIND
 from finetune_api.errors import sentences
 from finetune_api.finetunejob import FineTuneJob
-from finetune_api.location import Location
+from finetune_api.location import Place
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
@@ -67,14 +67,14 @@ def refuse_file_locations(manifest: Manifest) -> None:
         raise CliError(*wrong)
 
 
-def locations(model: BaseModel, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Location]]:
+def locations(model: BaseModel, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Place]]:
     """Every location below `model`, with its path in the API's own names."""
     for name, field in type(model).model_fields.items():
         value = getattr(model, name)
         here = (*path, field.alias or name)
         for index, item in enumerate(value) if isinstance(value, list) else ((None, value),):
             where = here if index is None else (*here, index)
-            if isinstance(item, Location):
+            if isinstance(item, Place):
                 yield where, item
             elif isinstance(item, BaseModel):
                 yield from locations(item, where)

@@ -70,7 +70,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         ("spec.data.train.0.uri", "datasets/x", "spec.data.train[0]: uri must be pvc://CLAIM/PATH"),
         ("spec.output.uri", "hf://a/b", "spec.output: uri must be pvc://CLAIM/PATH"),
         ("spec.output.uri", "pvc://models/../etc", "spec.output: uri must be pvc://CLAIM/PATH"),
-        ("spec.model.revision", "main", "spec.model: revision, endpoint and secretRef belong to hf:// locations"),
+        ("spec.model.revision", "main", "spec.model: revision, endpoint, secretRef and caBundleRef belong to what is downloaded"),
         ("spec.data.split", {"train": 0.9}, "spec.data.split: train, validation and test must add up to 1"),
         ("spec.compute", {"device": "cuda", "gpusPerNode": 0}, "spec.compute.gpusPerNode must be at least 1"),
         ("spec.compute", {"device": "cpu", "gpusPerNode": 1}, "spec.compute.gpusPerNode must be 0 or absent"),

@@ -5,21 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 from finetune_api.contract import RUN_CONFIG_DIR, SCRATCH
-from finetune_api.location import CLAIMS_ROOT, Location
+from finetune_api.location import CLAIMS_ROOT, Location, Place
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Stage
 
 CONFIG_VOLUME = "run-config"
 
 
-def locations(spec: FineTuneJobSpec, stage: Stage) -> list[tuple[Location, bool]]:
+def locations(spec: FineTuneJobSpec, stage: Stage) -> list[tuple[Place, bool]]:
     """The locations that a stage uses, each with whether it writes there.
 
     Prepare writes a trial file to the output, so that a job does not find out after its training that it cannot write.
     Train evaluates on prepared shards and needs no raw data.
     """
-    models = [(location, False) for location in (spec.model, spec.method.init_from) if location is not None]
-    workspace, output = (spec.workspace, True), (spec.output, True)
+    models: list[tuple[Place, bool]] = [(location, False) for location in (spec.model, spec.method.init_from) if location is not None]
+    workspace: tuple[Place, bool] = (spec.workspace, True)
+    output: tuple[Place, bool] = (spec.output, True)
     match stage:
         case "prepare":
             data = spec.data.train + (spec.data.validation or []) + (spec.data.test or [])
@@ -46,7 +47,7 @@ def secrets(spec: FineTuneJobSpec, stage: Stage) -> list[str]:
         return []
     found: dict[str, None] = {}
     for location, _ in locations(spec, stage):
-        if location.secret_ref is not None:
+        if isinstance(location, Location) and location.secret_ref is not None:
             found[location.secret_ref.name] = None
     return list(found)
 
