@@ -14,6 +14,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -223,23 +224,26 @@ class TerminationMessage(ApiModel):
     artifacts: ArtifactsStatus | None = None
 
     def encode(self) -> bytes:
-        """JSON of at most TERMINATION_BYTES: the texts are shortened, never the verdict."""
-        message = self
-        for limit in (3000, 1500, 700, 200):
+        """JSON of at most TERMINATION_BYTES: details are left out and texts shortened, never the verdict."""
+        for message in self._shorter_and_shorter():
             data = json.dumps(message.wire(), separators=(",", ":")).encode()
-            if len(data) <= TERMINATION_BYTES or message.cause is None:
+            if len(data) <= TERMINATION_BYTES:
                 break
-            cause = message.cause.model_copy(
-                update={
-                    "message": _shorten(message.cause.message, limit),
-                    "remedy": message.cause.remedy and _shorten(message.cause.remedy, limit // 2),
-                }
-            )
-            message = message.model_copy(update={"cause": cause})
-        if len(data) > TERMINATION_BYTES:
-            message = message.model_copy(update={"metrics": {}, "evaluation": None, "data": None, "plan": None})
-            data = json.dumps(message.wire(), separators=(",", ":")).encode()
         return data
+
+    def _shorter_and_shorter(self) -> Iterator[TerminationMessage]:
+        """What people miss least goes first: all of it stands in files too."""
+        message = self
+        yield message
+        for findings, where, sources in ((12, 200, 4), (12, 0, 1), (4, 0, 0), (0, 0, 0)):
+            if message.data is not None:
+                message = message.model_copy(update={"data": _trimmed(message.data, findings, where, sources)})
+                yield message
+        for limit in (3000, 1500, 700, 200):
+            if message.cause is not None:
+                message = message.model_copy(update={"cause": _shortened(message.cause, limit)})
+                yield message
+        yield message.model_copy(update={"metrics": {}, "evaluation": None, "data": None, "plan": None})
 
     @classmethod
     def decode(cls, text: str) -> TerminationMessage | None:
@@ -248,6 +252,19 @@ class TerminationMessage(ApiModel):
             return cls.model_validate_json(text)
         except ValueError:
             return None
+
+
+def _trimmed(data: DataStatus, findings: int, where: int, sources: int) -> DataStatus:
+    kept = [
+        finding.model_copy(update={"where": finding.where if where and len(finding.where or "") <= where else None})
+        for finding in (data.findings or [])[:findings]
+    ]
+    return data.model_copy(update={"findings": kept or None, "sources": (data.sources or [])[:sources] or None})
+
+
+def _shortened(cause: Cause, limit: int) -> Cause:
+    remedy = cause.remedy and _shorten(cause.remedy, limit // 2)
+    return cause.model_copy(update={"message": _shorten(cause.message, limit), "remedy": remedy})
 
 
 def _shorten(text: str, limit: int) -> str:

@@ -23,10 +23,11 @@ from finetune_api.effective import PlatformDefaults, resolve, shown
 from finetune_api.errors import sentences
 from finetune_api.finetunejob import FineTuneJob
 from finetune_api.location import parse_uri
+from finetune_api.planner.facts import LENGTH_BINS, DataFacts, ModelShape, PlanFacts
 from finetune_api.planner.steps import plan_steps
 from finetune_api.pods import EnvVar, NamedObject, PodSettings, Resources, merge
 from finetune_api.spec import FineTuneJobSpec
-from finetune_api.status import MetricRow
+from finetune_api.status import DataStatus, FindingStatus, MetricRow, PlanStatus, SourceStatus
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -70,7 +71,11 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         ("spec.data.train.0.uri", "datasets/x", "spec.data.train[0]: uri must be pvc://CLAIM/PATH"),
         ("spec.output.uri", "hf://a/b", "spec.output: uri must be pvc://CLAIM/PATH"),
         ("spec.output.uri", "pvc://models/../etc", "spec.output: uri must be pvc://CLAIM/PATH"),
-        ("spec.model.revision", "main", "spec.model: revision, endpoint, secretRef and caBundleRef belong to what is downloaded"),
+        (
+            "spec.model.revision",
+            "main",
+            "spec.model: revision, endpoint, secretRef and caBundleRef belong to what is downloaded",
+        ),
         ("spec.data.split", {"train": 0.9}, "spec.data.split: train, validation and test must add up to 1"),
         ("spec.compute", {"device": "cuda", "gpusPerNode": 0}, "spec.compute.gpusPerNode must be at least 1"),
         ("spec.compute", {"device": "cpu", "gpusPerNode": 1}, "spec.compute.gpusPerNode must be 0 or absent"),
@@ -217,6 +222,28 @@ def test_a_termination_message_fits_and_keeps_its_verdict(message: str, remedy: 
     assert back.cause is not None
     assert back.cause.message[:100] == message[:100]
     assert TerminationMessage.decode("Traceback (most recent call last):") is None
+
+
+def test_a_full_prepare_record_keeps_what_the_plan_is_made_from() -> None:
+    shape = ModelShape(
+        model_type="x" * 30, hidden_size=2**31, layers=999, heads=2**20, kv_heads=2**20, head_dim=2**20,
+        intermediate_size=2**31, vocab_size=2**31, parameters=2**40, weight_bytes=2**41, linear_in_out=2**40,
+    )  # fmt: skip
+    facts = PlanFacts(
+        model=shape,
+        data=DataFacts(rows=2**31, tokens=2**40, longest=2**20, lengths=[(2**20, 2**31)] * LENGTH_BINS),
+    )
+    uri = "s3://" + "b" * 60 + "/" + "k" * 400
+    findings = [FindingStatus(code="NearDuplicates", severity="Warning", count=2**31, where=uri + ":999")] * 32
+    data = DataStatus(rows=1, findings=findings, sources=[SourceStatus(uri=uri, digest="sha256:" + "0" * 64)] * 16)
+    record = TerminationMessage(stage="prepare", outcome="succeeded", exit_code=0, data=data, facts=facts,
+                                decided={"training": {"learningRate": 1e-4}}, plan=PlanStatus(steps=5))  # fmt: skip
+    assert len(record.encode()) <= TERMINATION_BYTES
+    back = TerminationMessage.decode(record.encode().decode())
+    assert back is not None
+    assert (back.facts, back.decided, back.plan) == (facts, record.decided, record.plan)
+    assert back.data is not None
+    assert back.data.findings
 
 
 def test_a_run_config_survives_its_way_to_the_pod(tmp_path: Any) -> None:
