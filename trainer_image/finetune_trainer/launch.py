@@ -29,12 +29,12 @@ from finetune_api.contract import (
     RunConfig,
     TerminationMessage,
 )
-from finetune_api.effective import resolve
 from finetune_api.status import Stage
 from pydantic import ValidationError
 
 from finetune_trainer import environment, progress, stop, termination
 from finetune_trainer.errors import BadInput, StageError
+from finetune_trainer.settled import settle
 
 GRACE_SECONDS = 20.0
 """How long peers of a failed rank may take to notice it themselves before they are killed."""
@@ -87,8 +87,7 @@ def _read(path: str, stage: Stage) -> RunConfig:
         raise BadInput(f"{path}: {where}: {first['msg']}", code="InvalidSpec") from error
     if config.stage != stage:
         raise BadInput(f"{path} is a run config of stage {config.stage}, not {stage}", code="InvalidSpec")
-    config.spec = resolve(config.spec)
-    return config
+    return settle(config)
 
 
 def _scratch(stage: Stage, node: int) -> Path:

@@ -6,6 +6,7 @@ not, and tells by `context.note` whatever the termination message should say in 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,8 @@ class StageContext:
     world_size: int = 1
     known: dict[str, Any] = field(default_factory=dict)
     alarm: Callable[[], None] = lambda: None
+    began: float = field(default_factory=time.monotonic)
+    """Of the monotonic clock, before anything large was imported."""
 
     def note(self, **fields: Any) -> None:
         """Fields of the termination message that are known by now (step, last_checkpoint, metrics, data ...)."""

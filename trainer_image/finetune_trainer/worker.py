@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TextIO
 
 from finetune_api.contract import ExitCode, Progress, RunConfig
-from finetune_api.effective import resolve
 
 from finetune_trainer import progress, stop, termination
 from finetune_trainer.errors import StageError, Stopped
+from finetune_trainer.settled import settle
 from finetune_trainer.stage import StageContext
 from finetune_trainer.stop import StopFlag
 
@@ -34,8 +34,7 @@ def main(stage: str, config_path: str, folder: str) -> None:
     _quiet()
     rank = int(os.environ["RANK"])
     stacks = _stacks_on_request(Path(folder), rank)
-    config = RunConfig.read(config_path)
-    config.spec = resolve(config.spec)
+    config = settle(RunConfig.read(config_path))
     context = StageContext(
         config=config,
         progress=progress.ProgressWriter(

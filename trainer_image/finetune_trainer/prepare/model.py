@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -22,6 +23,10 @@ _FIELD = "spec.model.uri"
 _LFS_POINTER = b"version https://git-lfs"
 _RELATIVE = ("t5", "mt5", "umt5", "longt5", "switch_transformers", "udop", "pop2piano")
 """Model types whose positions are not bounded, though their configurations carry a length that they were trained with."""
+_NO_LINEAR_LAYER = re.compile(
+    r"embed|\b(wte|wpe|shared|lm_head|cls|score|classifier|classification_head|relative_attention_bias|qa_outputs|pooler|predictions|encodings?)\b"
+)
+"""Parts of the names of two-dimensional weights that adapters do not go to: tables and heads."""
 _CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
 
 
@@ -41,6 +46,8 @@ class ModelFacts:
     matrices: tuple[str, ...]
     tasks: tuple[Task, ...]
     config: Any
+    linear_in_out: int = 0
+    """Sum of inputs and outputs over the linear layers, the output head aside."""
 
 
 def inspect(folder: Path, uri: str, *, trust_remote_code: bool = False) -> ModelFacts:
@@ -82,6 +89,11 @@ def inspect(folder: Path, uri: str, *, trust_remote_code: bool = False) -> Model
         ),
         tasks=tasks,
         config=config,
+        linear_in_out=sum(
+            sum(facts["shape"])
+            for name, facts in tensors.items()
+            if name.endswith(".weight") and len(facts["shape"]) == 2 and not _NO_LINEAR_LAYER.search(name)
+        ),
     )
 
 

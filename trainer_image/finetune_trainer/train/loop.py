@@ -97,6 +97,7 @@ class TrainLoop:
         self._rate = 0.0
         self._norm: torch.Tensor | float = 0.0
         self.first_rows = self._stepper.first_rows
+        self.pace = self._reporter.pace
 
     def run(self, resumed: Checkpoint | None) -> int:
         """Train to the end, or until validation stops improving. Returns the number of the last step.

@@ -30,6 +30,19 @@ class Told:
     seconds: float
 
 
+@dataclass(slots=True)
+class Pace:
+    """How fast the steps were. The first interval counts as start-up: it pays for whatever libraries put off until then."""
+
+    startup_seconds: float | None = None
+    row_tokens: int = 0
+    step_seconds: float = 0.0
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        return self.row_tokens / self.step_seconds if self.step_seconds else None
+
+
 class Reporter:
     """On rank 0 it speaks; on all ranks it notes what their termination messages should say."""
 
@@ -52,9 +65,15 @@ class Reporter:
         self._step_seconds: float | None = None
         self._validation_seconds = 0.0
         self._save_seconds = 0.0
+        self.pace = Pace()
 
     def steps(self, done: int, told: Told) -> None:
         """`done` steps are done, the last `told.steps` of them since the last word."""
+        if self.pace.startup_seconds is None:
+            self.pace.startup_seconds = time.monotonic() - self._context.began
+        else:
+            self.pace.row_tokens += told.row_tokens
+            self.pace.step_seconds += told.seconds
         if done > 1:  # the first step also pays for whatever libraries put off until then
             self._step_seconds = told.seconds / told.steps
         values = {

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from finetune_api.planner.facts import Measured, PlanFacts
 
-from finetune_trainer import source, termination
+from finetune_trainer import source, termination, throughput
 from finetune_trainer.data.chat import load_tokenizer, settle, template_of
 from finetune_trainer.data.digests import template_digest, tokenizer_digest
 from finetune_trainer.data.shards import Shards
@@ -34,7 +35,7 @@ from finetune_trainer.train.gang import Gang, form
 from finetune_trainer.train.history import History, eval_name
 from finetune_trainer.train.identity import config_hash
 from finetune_trainer.train.loop import TrainLoop
-from finetune_trainer.train.reporting import TRAIN_SHARE
+from finetune_trainer.train.reporting import TRAIN_SHARE, Pace
 from finetune_trainer.train.watchdog import Watchdog
 
 _STACKS_SECONDS = 1.0
@@ -104,6 +105,8 @@ def run_training(context: StageContext) -> None:
         with watchdog.paused():
             module = engine.whole(frozen=False)  # what was not trained is read from the model's folder again
             gang.on_first(lambda: _finish(context, store, module, best, tokenizer, measured))
+            if gang.is_first and resumed is None:
+                _remember_speed(context, shards, loop.pace)
             gang.barrier()
 
 
@@ -147,6 +150,20 @@ def _finish(
     for row in measured["metrics"]:
         values = "  ".join(f"{name} {row[name]:.4f}" for name in ("base", "tuned") if name in row)
         print(f"test {row['metric']}  {values}", flush=True)
+
+
+def _remember_speed(context: StageContext, shards: Shards, pace: Pace) -> None:
+    """For the next plan of such a training. One that was interrupted is no measure."""
+    facts = shards.manifest.get("facts")
+    if facts is None or pace.tokens_per_second is None or pace.startup_seconds is None:
+        return
+    whole = time.monotonic() - context.began
+    measured = Measured(
+        tokens_per_second=pace.tokens_per_second,
+        startup_seconds=pace.startup_seconds,
+        evaluation_seconds=max(0.0, whole - pace.startup_seconds - pace.step_seconds),
+    )
+    throughput.remember(context.config, PlanFacts.model_validate(facts), measured)
 
 
 def _take_over(
