@@ -1,14 +1,16 @@
-"""A manifest from a file to a checked FineTuneJob. Every complaint names the file, the line and the field."""
+"""Manifests, from a file to checked FineTuneJobs. Every complaint names the file, the line and the field."""
 
 from __future__ import annotations
 
+import copy
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune_api import API_VERSION, KIND
+from finetune_api import API_VERSION, GROUP, KIND
 from finetune_api.errors import sentences
 from finetune_api.finetunejob import FineTuneJob
 from finetune_api.location import Place
@@ -19,6 +21,19 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from finetune_cli.errors import CliError
 
 STDIN = "-"
+_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Complaint:
+    """One thing that is wrong with a manifest: a sentence that begins with the field."""
+
+    source: str
+    line: int | None
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.source}:{self.line}: {self.message}" if self.line else f"{self.source}: {self.message}"
 
 
 @dataclass(frozen=True)
@@ -39,20 +54,67 @@ class Manifest:
 
 def read(file: str) -> Manifest:
     """The one FineTuneJob in `file` ("-" is the standard input). Raises CliError with a sentence for each thing that is wrong."""
-    source, text = _text(file)
-    nodes = _document(source, text)
+    source, text = text_of(file)
+    documents, complaints = _documents(source, text)
+    if complaints:
+        raise CliError(*map(str, complaints))
+    if not documents:
+        raise CliError(f"{source}: the file is empty")
+    if len(documents) > 1:
+        raise CliError(
+            f"{source}: {len(documents)} documents; ftj run takes one FineTuneJob: apply the others with kubectl apply -f"
+        )
+    given = checked(source, documents[0])
+    if not isinstance(given, Manifest):
+        raise CliError(*map(str, given))
+    return given
+
+
+def read_all(file: str) -> tuple[list[Manifest], list[Complaint]]:
+    """Every FineTuneJob in `file`, however many documents it has, and all that is wrong in it. Other kinds are passed over."""
+    source, text = text_of(file)
+    documents, complaints = _documents(source, text)
+    jobs: list[Manifest] = []
+    for nodes in documents:
+        for item in nodes["items"] if isinstance(nodes, dict) and nodes.get("kind") == "List" else [nodes]:
+            if not _meant(item):
+                continue
+            given = checked(source, item)
+            if isinstance(given, Manifest):
+                jobs.append(given)
+            else:
+                complaints += given
+    return jobs, complaints
+
+
+def checked(source: str, nodes: Any) -> Manifest | list[Complaint]:
+    """A document as a FineTuneJob, or what is wrong with it."""
     if not isinstance(nodes, dict):
-        raise CliError(f"{source}: this is not a Kubernetes object: it has to begin with apiVersion: {API_VERSION}")
+        message = f"this is not a Kubernetes object: it has to begin with apiVersion: {API_VERSION}"
+        return [Complaint(source, None, message)]
     body = plain(nodes)
     if (body.get("apiVersion"), body.get("kind")) != (API_VERSION, KIND):
         found = f"{body.get('apiVersion', 'no apiVersion')}, {body.get('kind', 'no kind')}"
-        raise CliError(f"{source}: not a FineTuneJob: write apiVersion: {API_VERSION} and kind: {KIND} (found {found})")
+        message = f"not a FineTuneJob: write apiVersion: {API_VERSION} and kind: {KIND} (found {found})"
+        return [Complaint(source, None, message)]
     body.pop("status", None)  # what `kubectl get -o yaml` wrote; only the operator may say it
     try:
-        job = FineTuneJob.model_validate(body, strict=True)  # as the API server reads it: "2" is no number
-    except ValidationError as error:
-        raise CliError(*_complaints(error, source, nodes)) from None
+        job = _parse(body)
+    except ValidationError:
+        return _complaints(body, source, nodes)
     return Manifest(body=body, job=job, source=source, nodes=nodes)
+
+
+def _parse(body: dict[str, Any]) -> FineTuneJob:
+    """As the API server reads it: "2" is no number."""
+    return FineTuneJob.model_validate(body, strict=True)
+
+
+def _meant(nodes: Any) -> bool:
+    """Whether a document is one of ours, or was meant to be (a misspelt kind, another version)."""
+    if not isinstance(nodes, dict):
+        return False
+    return str(nodes.get("apiVersion")).startswith(f"{GROUP}/") or str(nodes.get("kind")).lower() == KIND.lower()
 
 
 def refuse_file_locations(manifest: Manifest) -> None:
@@ -113,7 +175,8 @@ def line_of(nodes: Any, path: tuple[str | int, ...]) -> int | None:
     return line
 
 
-def _text(file: str) -> tuple[str, str]:
+def text_of(file: str) -> tuple[str, str]:
+    """What the file is called in messages, and what it holds. Raises CliError when it cannot be read."""
     if file == STDIN:
         return "<stdin>", sys.stdin.read()
     try:
@@ -128,30 +191,59 @@ def _text(file: str) -> tuple[str, str]:
         raise CliError(f"{file}: cannot be read: {error.strerror}") from None
 
 
-def _document(source: str, text: str) -> Any:
-    """The only document in `text`; empty ones (a leading or trailing ---) do not count."""
+def _documents(source: str, text: str) -> tuple[list[Any], list[Complaint]]:
+    """The documents in `text`; empty ones (a leading or trailing ---) do not count. With a complaint none is whole."""
     yaml = YAML(typ="rt")  # YAML 1.2: 2e-4 is a number and `no` is a word
     try:
-        documents = [document for document in yaml.load_all(text) if document is not None]
+        return [document for document in yaml.load_all(text) if document is not None], []
     except MarkedYAMLError as error:
         mark = error.problem_mark
-        place = f"{source}:{mark.line + 1}" if mark else source
-        raise CliError(f"{place}: not YAML: {error.problem or error.context}") from None
+        return [], [Complaint(source, mark.line + 1 if mark else None, f"not YAML: {error.problem or error.context}")]
     except (YAMLError, ValueError) as error:
-        raise CliError(f"{source}: not YAML: {str(error).splitlines()[0]}") from None
-    if not documents:
-        raise CliError(f"{source}: the file is empty")
-    if len(documents) > 1:
-        raise CliError(
-            f"{source}: {len(documents)} documents; ftj run takes one FineTuneJob: apply the others with kubectl apply -f"
-        )
-    return documents[0]
+        return [], [Complaint(source, None, f"not YAML: {str(error).splitlines()[0]}")]
 
 
-def _complaints(error: ValidationError, source: str, nodes: Any) -> list[str]:
-    lines = []
-    for item, sentence in zip(error.errors(include_url=False), sentences(error, FineTuneJob), strict=True):
-        # A rule of the whole object begins with the field that it is about.
-        line = line_of(nodes, item["loc"] or tuple(sentence.partition(" ")[0].split(".")))
-        lines.append(f"{source}:{line}: {sentence}" if line else f"{source}: {sentence}")
-    return lines
+def _complaints(body: dict[str, Any], source: str, nodes: Any) -> list[Complaint]:
+    """Rules across fields are looked at only when the fields are right, so wrong ones are taken out and the rest is read again."""
+    left, taken = copy.deepcopy(body), set[tuple[str | int, ...]]()
+    found: dict[str, Complaint] = {}
+    for _ in range(_ROUNDS):
+        try:
+            _parse(left)
+            break
+        except ValidationError as error:
+            items = error.errors(include_url=False)
+            for item, sentence in zip(items, sentences(error, FineTuneJob), strict=True):
+                if item["loc"] not in taken:
+                    line = line_of(nodes, _named(item, sentence))
+                    found.setdefault(sentence, Complaint(source, line, sentence))
+            wrong = {item["loc"] for item in items if item["type"] not in ("missing", "value_error")} - taken
+        gone = {loc for loc in wrong if _take_out(left, loc)}
+        if not gone:
+            break
+        taken |= gone
+    return sorted(found.values(), key=lambda complaint: complaint.line or 0)
+
+
+def _named(item: Any, sentence: str) -> tuple[str | int, ...]:
+    """The field that a complaint is about. A rule's own words begin with it; anything else has it in `loc`."""
+    if item["type"] != "value_error":
+        return tuple(item["loc"])
+    first, _, rest = sentence.partition(" ")
+    path = f"spec.{rest.partition(' ')[0]}" if first == "spec:" else first.rstrip(":")
+    parts = tuple(int(part) if part.isdigit() else part for part in re.split(r"[.\[\]]+", path) if part)
+    return parts if parts[: len(item["loc"])] == item["loc"] else tuple(item["loc"])
+
+
+def _take_out(body: Any, loc: tuple[str | int, ...]) -> bool:
+    """Whether there was such a field. Items of lists stay, since the others would move."""
+    *above, name = loc
+    try:
+        for part in above:
+            body = body[part]
+        if isinstance(body, dict):
+            del body[name]
+            return True
+    except (KeyError, IndexError, TypeError):
+        pass
+    return False

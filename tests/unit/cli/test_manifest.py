@@ -103,3 +103,25 @@ def test_files_that_cannot_be_read(tmp_path: Path, make: object, complaint: str)
     make(path)  # type: ignore[operator]
     with pytest.raises(CliError, match=complaint):
         manifest.read(str(path))
+
+
+def test_a_wrong_field_hides_no_rule(tmp_path: Path) -> None:
+    """pydantic looks at rules across fields only when each field is right; a user wants all of it at once."""
+    text = GOOD.replace("type: lora", "type: qlora").replace("2e-4", "2\n  compute: {strategy: zero3, nodes: no}")
+    lines = complaints(tmp_path, text)
+    assert [line.partition(": ")[0] for line in lines] == ["job.yaml:7", "job.yaml:12", "job.yaml:13"]
+    assert "method.type qlora and compute.strategy zero3 or fsdp2 cannot go together" in lines[0]
+
+
+def test_a_file_may_hold_several_jobs_and_other_kinds(tmp_path: Path) -> None:
+    """Each job is checked, whatever else there is; a misspelt kind is no other kind."""
+    path = tmp_path / "all.yaml"
+    other = GOOD.replace("kind: FineTuneJob", "kind: FinetuneJob")
+    listed = "apiVersion: v1\nkind: List\nitems:\n  - " + GOOD.replace("\n", "\n    ")
+    path.write_text("\n---\n".join(["kind: ConfigMap", GOOD, GOOD.replace("2e-4", "2"), other, listed, "just text"]))
+    jobs, wrong = manifest.read_all(str(path))
+    assert [(job.job.metadata.name, job.where("spec", "method")) for job in jobs] == [("bot", f"{path}:9"), ("bot", f"{path}:60")]  # fmt: skip
+    assert [(complaint.line, complaint.message[:30]) for complaint in wrong] == [
+        (30, "spec.training.learningRate: in"),
+        (None, "not a FineTuneJob: write apiVe"),
+    ]
