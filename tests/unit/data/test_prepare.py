@@ -142,11 +142,12 @@ def test_bad_rows_are_left_out_within_the_limit_and_listed(job):
     data, _, shards = job.prepare(job.write("rows.jsonl", rows), data={"checks": {"maxInvalidFraction": 0.1}})
     assert (data.rows, data.invalid_rows, data.train_rows) == (42, 2, 32)
     listed = [json.loads(line) for line in (shards.folder / "invalid.jsonl").read_text().splitlines()]
-    assert [(row["line"], row["reason"]) for row in listed] == [
-        (41, "messages is empty"),
-        (42, "messages[1].content is empty"),
+    assert [(row["line"], row["code"], row["reason"]) for row in listed] == [
+        (41, "EmptyField", "messages is empty"),
+        (42, "EmptyField", "messages[1].content is empty"),
     ]
-    assert shards.manifest["invalid"] == listed
+    told = [{name: value for name, value in row.items() if name != "code"} for row in listed]
+    assert shards.manifest["invalid"] == told
 
 
 REFUSED_ROWS = {

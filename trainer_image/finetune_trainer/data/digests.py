@@ -49,4 +49,4 @@ def json_digest(value: Any) -> str:
 
 def code_digest() -> str:
     """sha256 (hex) of the modules that decide what shards hold: this package's source."""
-    return files_digest(sorted(Path(__file__).parent.glob("*.py")))
+    return files_digest(sorted(Path(__file__).parent.rglob("*.py")))

@@ -31,7 +31,9 @@ class LabelSet:
             self.multi_label = several
         elif several != self.multi_label:
             have, had = ("labels", "label") if several else ("label", "labels")
-            raise InvalidRow(f"has a field {have!r}, but the rows before it have {had!r}: write all rows alike")
+            raise InvalidRow(
+                f"has a field {have!r}, but the rows before it have {had!r}: write all rows alike", "WrongType"
+            )
         labels = label if isinstance(label, tuple) else (label,)
         for one in labels:
             self._check(one, learn)
@@ -39,9 +41,13 @@ class LabelSet:
 
     def _check(self, label: Label, learn: bool) -> None:
         if self._numbers and type(label) is not (kind := type(next(iter(self._numbers)))):
-            raise InvalidRow(f"has the label {_shown(label)}, but those before it are {_KINDS[kind]}: write all alike")
+            raise InvalidRow(
+                f"has the label {_shown(label)}, but those before it are {_KINDS[kind]}: write all alike", "WrongType"
+            )
         if not learn and label not in self._numbers:
-            raise InvalidRow(f"has the label {_shown(label)}, which no training row has: those are {self._known()}")
+            raise InvalidRow(
+                f"has the label {_shown(label)}, which no training row has: those are {self._known()}", "WrongType"
+            )
 
     def _known(self) -> str:
         names = [_shown(label) for label in self._sorted()]

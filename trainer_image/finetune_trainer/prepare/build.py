@@ -68,7 +68,12 @@ class Part:
     def add(self, batch: Sequence[Row], invalid: Invalid, names: Sequence[str]) -> None:
         for row, result in zip(batch, self._encoder.encode([row.example for row in batch]), strict=True):
             if isinstance(result, str):
-                invalid.add(names[row.source[0]], row.source[1], result)
+                invalid.add(
+                    names[row.source[0]],
+                    row.source[1],
+                    result,
+                    "InvalidTurnOrder" if row.example.messages else "NothingToTrain",
+                )
                 continue
             fitting = self._fitted(row.example, result)
             if fitting is None:
@@ -78,7 +83,7 @@ class Part:
                 try:
                     self.labels.append(self._label_set.add(row.example.label, learn=self.name == "train"))
                 except InvalidRow as error:
-                    invalid.add(names[row.source[0]], row.source[1], str(error))
+                    invalid.add(names[row.source[0]], row.source[1], str(error), error.code)
                     continue
             self._found.special_text += result.special_text
             self._found.lost_answers += result.lost_answers

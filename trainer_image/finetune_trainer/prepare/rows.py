@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
+from finetune_api.checks import CheckCode
 from finetune_api.contract import RunConfig
 from finetune_api.data import DataFormat
 from finetune_api.location import Location
@@ -15,7 +16,7 @@ from finetune_api.location import Location
 from finetune_trainer import source
 from finetune_trainer.data import formats
 from finetune_trainer.data.formats import Example, InvalidRow
-from finetune_trainer.data.reader import RawRow, Unreadable, data_files, read_rows
+from finetune_trainer.data.readers import RawRow, Unreadable, data_files, read_rows
 from finetune_trainer.errors import BadInput
 
 SHOWN = 20
@@ -61,17 +62,17 @@ def _name(location: Location, path: Path, file: Path) -> str:
 
 @dataclass
 class Invalid:
-    """Rows that cannot be used. Every one is written to `file` as {"file", "line", "reason"}; the first ones are kept."""
+    """Rows that cannot be used. Every one is written to `file` as {"file", "line", "code", "reason"}; the first ones are kept."""
 
     file: TextIO
     count: int = 0
     first: list[tuple[str, int, str]] = field(default_factory=list)
 
-    def add(self, name: str, line: int, reason: str) -> None:
+    def add(self, name: str, line: int, reason: str, code: CheckCode) -> None:
         self.count += 1
         if len(self.first) < SHOWN:
             self.first.append((name, line, reason))
-        json.dump({"file": name, "line": line, "reason": reason}, self.file, ensure_ascii=False)
+        json.dump({"file": name, "line": line, "code": code, "reason": reason}, self.file, ensure_ascii=False)
         self.file.write("\n")
 
 
@@ -104,7 +105,8 @@ class RowReader:
                     yield batch
                     batch = []
         except Unreadable as error:
-            raise BadInput(f"{file.name} {error}", code="InvalidData", remedy=error.remedy) from error
+            where = file.name if error.line is None else f"{file.name}:{error.line}:"
+            raise BadInput(f"{where} {error}", code="InvalidData", remedy=error.remedy) from error
         except OSError as error:
             raise BadInput(f"{file.name} cannot be read: {error.strerror}", code="InvalidData") from error
         self._advance(self.rows - told_rows, raw_end - told_bytes)
@@ -114,13 +116,13 @@ class RowReader:
     def _example(self, file: DataFile, raw: RawRow) -> Example | None:
         try:
             if raw.value is None:
-                raise InvalidRow(raw.fault)
+                raise InvalidRow(raw.fault or "cannot be read", raw.code or "InvalidJson")
             if self.form is None:
                 self.form = formats.detect(raw.value)
                 self.evidence = formats.evidence(raw.value, self.form)
             return formats.read(raw.value, self.form)
         except InvalidRow as error:
-            self._invalid.add(file.name, raw.line, str(error))
+            self._invalid.add(file.name, raw.line, str(error), error.code)
             return None
 
 

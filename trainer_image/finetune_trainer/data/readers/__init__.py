@@ -6,12 +6,14 @@ import json
 import mmap
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finetune_trainer.data.readers.row import MAX_ROW_BYTES, RawRow, Unreadable
+
+__all__ = ["MAX_ROW_BYTES", "SUFFIXES", "RawRow", "Unreadable", "data_files", "read_rows"]
+
 SUFFIXES = (".jsonl", ".ndjson", ".json")
-MAX_ROW_BYTES = 64 * 1024 * 1024
 
 _SPACE = b" \t\r\n"
 _BOM = b"\xef\xbb\xbf"
@@ -32,25 +34,6 @@ _OTHER_KINDS = (
     (b"ARROW1", "an Arrow file", "write it as JSON Lines"),
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself", "fetch it with `git lfs pull`"),
 )
-
-
-class Unreadable(ValueError):
-    """A file as a whole is at fault. `remedy` says what to do."""
-
-    def __init__(self, message: str, remedy: str | None = None) -> None:
-        super().__init__(message)
-        self.remedy = remedy
-
-
-@dataclass(frozen=True, slots=True)
-class RawRow:
-    """`value` is the parsed row, or None with `fault` set. `line` counts from 1; `offset` and `length` are bytes."""
-
-    line: int
-    offset: int
-    length: int
-    value: dict[str, Any] | None
-    fault: str | None = None
 
 
 def data_files(path: Path) -> list[Path]:
@@ -104,7 +87,9 @@ def _lines(file: Any, offset: int) -> Iterator[RawRow]:
             while line and not line.endswith(b"\n"):
                 line = file.readline(1 << 20)
                 offset += len(line)
-            yield RawRow(number, start, offset - start, None, f"is longer than {MAX_ROW_BYTES >> 20} MiB")
+            yield RawRow(
+                number, start, offset - start, None, f"is longer than {MAX_ROW_BYTES >> 20} MiB", "RowTooLarge"
+            )
             continue
         text = line.strip(_SPACE)
         if not text:
@@ -177,7 +162,7 @@ def _element(data: mmap.mmap, start: int, end: int, line_at: Any) -> RawRow | No
         return None
     line = line_at(start)
     if end - start > MAX_ROW_BYTES:
-        return RawRow(line, start, end - start, None, f"is longer than {MAX_ROW_BYTES >> 20} MiB")
+        return RawRow(line, start, end - start, None, f"is longer than {MAX_ROW_BYTES >> 20} MiB", "RowTooLarge")
     return _row(data[start:end], line, start, end - start)
 
 
@@ -193,7 +178,8 @@ def _row(text: bytes, line: int, offset: int, length: int) -> RawRow:
     value, fault = _parse(text)
     if fault is None and not isinstance(value, dict):
         fault = f"is {_kind(value)}, not an object with fields"
-    return RawRow(line, offset, length, value if fault is None else None, fault)
+    code = None if fault is None else "InvalidEncoding" if "UTF-8" in fault or "NUL" in fault else "InvalidJson"
+    return RawRow(line, offset, length, value if fault is None else None, fault, code)
 
 
 def _parse(text: bytes) -> tuple[Any, str | None]:
