@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 if TYPE_CHECKING:
+    from finetune_api.checks import Fix
+    from finetune_api.data import DataFormat
+
     from finetune_cli.cluster import Target
 
 app = typer.Typer(
@@ -29,6 +32,8 @@ Output = Annotated[
 ]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the FineTuneJob.")]
 Stage = Literal["prepare", "train", "publish"]
+Claims = Annotated[Path | None, typer.Option("--claims", metavar="DIR", help="pvc://CLAIM/PATH is DIR/CLAIM/PATH.")]
+Download = Annotated[bool, typer.Option("--download", help="Fetch what lies on hubs, object stores and web servers.")]
 
 
 @app.command(short_help="Submit a job and follow it to its end.")
@@ -69,6 +74,54 @@ def run(
     from finetune_cli.run import submit
 
     submit(file, _target(namespace, context, kubeconfig), follow=follow, force_conflicts=force_conflicts, output=output)
+
+
+@app.command(short_help="Check manifests and data, with no cluster.")
+def validate(
+    files: Annotated[
+        list[str],
+        typer.Argument(metavar="FILE", help="Manifests and data files, folders, patterns; - is standard input."),
+    ],
+    data: Annotated[
+        bool, typer.Option("--data/--no-data", help="Look at the rows too, where they can be reached.")
+    ] = True,
+    claims: Claims = None,
+    download: Download = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Warnings count as well.")] = False,
+    fix: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--fix",
+            metavar="FIX",
+            help="Write a mended copy beside each data file: DropInvalid, DropDuplicates, DropNearDuplicates, RedactPii, "
+            "RedactSecrets, Rebalance, Truncate. May be repeated; they are made in this order.",
+        ),
+    ] = None,
+    proof: Annotated[
+        bool,
+        typer.Option("--proof", help="Show sample rows token by token: what is trained, masked, and the template's."),
+    ] = False,
+    format: Annotated[
+        str | None,
+        typer.Option("--format", metavar="FORMAT", help="Of data files that no manifest names; default: recognised."),
+    ] = None,
+    output: Annotated[
+        Literal["text", "json", "sarif", "github"],
+        typer.Option("-o", "--output", help="sarif and github are for pull requests."),
+    ] = "text",
+) -> None:
+    """Check FineTuneJobs and data as the cluster would: schema, rules, combinations; then every row.
+
+    Exit code: 0 a job with them would start, 3 it would not. What cannot be reached from here is named, and not counted.
+    """
+    from finetune_cli.reach import Reach
+    from finetune_cli.validate import ValidateOptions
+    from finetune_cli.validate import validate as check
+
+    options = ValidateOptions(
+        Reach(claims, download), data=data, strict=strict, fixes=_fixes(fix or []), proof=proof, format=_format(format)
+    )
+    check(files, options, output)
 
 
 @app.command(short_help="Follow a job that is already there.")
@@ -142,3 +195,27 @@ def _target(namespace: str | None, context: str | None, kubeconfig: str | None) 
     from finetune_cli.cluster import Target
 
     return Target(kubeconfig=kubeconfig, context=context, namespace=namespace)
+
+
+def _fixes(names: list[str]) -> tuple[Fix, ...]:
+    from typing import get_args
+
+    from finetune_api.checks import Fix
+
+    return tuple(_one_of(name, get_args(Fix), "--fix") for name in names)
+
+
+def _format(name: str | None) -> DataFormat | None:
+    from typing import get_args
+
+    from finetune_api.data import DataFormat
+
+    return None if name is None else _one_of(name, get_args(DataFormat), "--format")
+
+
+def _one_of(name: str, known: tuple[Any, ...], option: str) -> Any:
+    """The value that `name` means, whatever its case. The API's own names are not imported for help alone."""
+    for value in known:
+        if value.lower() == name.lower():
+            return value
+    raise typer.BadParameter(f"{name!r} is not one of {', '.join(known)}", param_hint=option)

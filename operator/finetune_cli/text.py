@@ -33,3 +33,11 @@ def bytes_size(value: float) -> str:
             break
         value /= 1000
     return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
+
+
+def visible(text: str) -> str:
+    """Text of others on one line, without anything that a terminal would obey."""
+    return "".join(char if char.isprintable() else _SIGNS.get(char, "�") for char in text)
+
+
+_SIGNS = {"\n": "⏎", "\t": "⇥", "\r": "␍", "\u00a0": "␣", "\u3000": "\u3000"}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from finetune_api.finetunejob import FineTuneJob
-from finetune_cli import view
+from finetune_cli import survey, view
 
 BODY: dict[str, Any] = {
     "apiVersion": "finetune.dev/v1alpha1",
@@ -42,3 +44,48 @@ def job(body: dict[str, Any]) -> Job:
         return view.parse({**body, "status": {"observedGeneration": 1, **status}})
 
     return make
+
+
+class Surveyor:
+    """Stands for `python -m finetune_trainer survey`, as a process: gives the answer that a test lays down, keeps the question."""
+
+    PROGRAM = """
+import json, os, sys
+from pathlib import Path
+here = Path(__file__).parent
+asked = sys.stdin.read()
+with (here / "asked").open("a") as file:
+    file.write(asked + "\\n")
+for step in (50, 100):
+    print(json.dumps({"stage": "prepare", "step": step, "totalSteps": 100}), file=sys.stderr, flush=True)
+if (here / "crash").exists():
+    sys.exit("MemoryError: \\x1b[31mno room")
+answers = json.loads((here / "answers").read_text())
+print(json.dumps(answers.get(Path(json.loads(asked).get("data", {}).get("train", [{}])[0].get("uri", "")).name) or answers[""]))
+"""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "finetune_trainer"
+        self.folder.mkdir(parents=True)
+        (self.folder / "__init__.py").touch()
+        (self.folder / "__main__.py").write_text(self.PROGRAM)
+
+    def answers(self, usual: dict[str, Any] | None = None, **by_name: dict[str, Any]) -> None:
+        """What it says of everything, and of files (without their suffix) when they are asked for alone."""
+        names = {f"{name}.jsonl": answer for name, answer in by_name.items()}
+        (self.folder / "answers").write_text(json.dumps({"": usual or {}, **names}))
+
+    def crashes(self) -> None:
+        (self.folder / "crash").touch()
+
+    @property
+    def asked(self) -> list[Any]:
+        file = self.folder / "asked"
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+@pytest.fixture
+def surveyor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Surveyor:
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "stand-in"))
+    monkeypatch.setattr(survey, "MODULES", ())
+    return Surveyor(tmp_path / "stand-in")

@@ -1,0 +1,83 @@
+"""The trainer's own look at data and model, as a process: `python -m finetune_trainer survey`. No cluster, no torch, no GPU."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+from finetune_api.contract import Progress, SurveyAnswer, SurveyRequest
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+
+from finetune_cli.errors import CliError
+from finetune_cli.text import visible
+
+COMMAND = (sys.executable, "-P", "-m", "finetune_trainer", "survey")  # -P: no module of the user's own folder
+MODULES = ("orjson", "pyarrow", "fsspec", "jinja2", "transformers")
+INSTALL = "pip install 'finetune-operator[cli,data]'"
+
+
+def missing() -> str | None:
+    """The first module that reading data needs and this Python has not."""
+    return next((module for module in MODULES if find_spec(module) is None), None)
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept between calls."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune-operator" / "survey"
+
+
+def survey(request: SurveyRequest, seen: Callable[[Progress], None] = lambda _: None) -> SurveyAnswer:
+    """Ask, tell `seen` how far it is, and return the answer. Raises CliError when the process gives none."""
+    question = request.model_dump_json(by_alias=True, exclude_none=True).encode()
+    process = subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdin
+    assert process.stdout
+    assert process.stderr
+    answer, last = bytearray(), ""
+    reader = threading.Thread(target=lambda out=process.stdout: answer.extend(out.read()), daemon=True)
+    reader.start()
+    try:
+        with contextlib.suppress(BrokenPipeError), process.stdin:
+            process.stdin.write(question)
+        for line in process.stderr:
+            try:
+                seen(Progress.model_validate_json(line))
+            except ValidationError:
+                last = line.decode("utf-8", "replace").strip() or last
+        code = process.wait()
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+        reader.join()
+        process.stdout.close()
+        process.stderr.close()
+    try:
+        return SurveyAnswer.model_validate_json(bytes(answer))
+    except ValidationError:
+        said = f": {visible(last)[:400]}" if last else ""
+        raise CliError(f"the look at the data ended with exit code {code} and gave no answer{said}") from None
+
+
+@contextlib.contextmanager
+def bar(console: Console, what: str) -> Iterator[Callable[[Progress], None]]:
+    """A progress bar on a terminal, nothing elsewhere. Yields what `survey` tells its progress to."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        task = bars.add_task(what, total=None)
+        yield lambda progress: bars.update(task, completed=progress.step, total=progress.total_steps or None)

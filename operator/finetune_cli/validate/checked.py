@@ -1,0 +1,125 @@
+"""What was found, in one shape for manifests and data, from which text, JSON, SARIF and annotations are made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from finetune_api.checks import CHECKS, Fix, Severity
+from finetune_api.findings import DataReport, Finding
+
+from finetune_cli.manifest import Complaint
+from finetune_cli.reach import shown_path
+
+MANIFEST_RULES: dict[str, tuple[Severity, str, str]] = {
+    "InvalidManifest": ("Error", "a field that the API server would refuse", "correct the field"),
+    "InvalidData": ("Error", "data that a job could not use", "see the message"),
+    "LocalLocation": ("Info", "a file:// location, which only local runs can read", "write pvc://CLAIM/PATH"),
+}
+"""Codes beside those of finetune_api.checks: severity, what it finds, what to do."""
+
+ORDER: dict[Severity, int] = {"Error": 0, "Warning": 1, "Info": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """`line` None: the file as a whole. `text`: what is wrong just there."""
+
+    file: str
+    line: int | None = None
+    text: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}" if self.line else self.file
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that somebody should know. `refuses`: a job with it would not start. `count`: of rows, of which `rows` are the first."""
+
+    code: str
+    severity: Severity
+    message: str
+    where: Place
+    remedy: str | None = None
+    count: int | None = None
+    fraction: float | None = None
+    refuses: bool = False
+    fix: Fix | None = None
+    rows: tuple[Place, ...] = ()
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """The rows, or where the whole is named."""
+        return self.rows or (self.where,)
+
+    def wire(self) -> dict[str, Any]:
+        places = [
+            {name: value for name in ("file", "line", "text") if (value := getattr(place, name)) is not None}
+            for place in self.places
+        ]
+        known = {name: value for name in _WIRED if (value := getattr(self, name)) is not None}
+        return known | {"places": places}
+
+
+_WIRED = ("code", "severity", "message", "remedy", "count", "fraction", "refuses", "fix")
+
+
+@dataclass
+class Checked:
+    """One FILE, or one job of a FILE with several. `notes` say what was not looked at, and why."""
+
+    file: str
+    job: str | None = None
+    problems: list[Problem] = field(default_factory=list)
+    report: DataReport | None = None
+    notes: list[str] = field(default_factory=list)
+    claims_root: str | None = None
+
+    def sort(self) -> None:
+        """The worst first."""
+        self.problems.sort(key=lambda problem: (not problem.refuses, ORDER[problem.severity]))
+
+    def passes(self, *, strict: bool) -> bool:
+        """Whether a job would start. `strict`: and whether nobody is warned."""
+        return not any(problem.refuses or (strict and problem.severity != "Info") for problem in self.problems)
+
+    def wire(self) -> dict[str, Any]:
+        return {
+            "file": self.file,
+            **({"job": self.job} if self.job else {}),
+            "passes": self.passes(strict=False),
+            "problems": [problem.wire() for problem in self.problems],
+            "notes": self.notes,
+            **({"report": self.report.wire()} if self.report else {}),
+        }
+
+
+def of_complaint(complaint: Complaint) -> Problem:
+    place = Place(complaint.source, complaint.line)
+    return Problem("InvalidManifest", "Error", complaint.message, place, refuses=True)
+
+
+def of_report(report: DataReport, where: Place, claims_root: str | None) -> list[Problem]:
+    """Findings of data. `where` stands for findings that have no row, and for a refusal that no finding explains."""
+    problems = [_of_finding(finding, where, claims_root) for finding in report.findings]
+    if report.refused and not any(problem.refuses for problem in problems):
+        code = report.refused_code or "InvalidData"
+        problems.append(Problem(code, "Error", report.refused, where, report.refused_remedy, refuses=True))
+    return problems
+
+
+def _of_finding(finding: Finding, where: Place, claims_root: str | None) -> Problem:
+    rows = tuple(Place(shown_path(row.file, claims_root), row.line, row.text) for row in finding.rows)
+    return Problem(
+        finding.code,
+        finding.severity,
+        finding.message,
+        where,
+        finding.remedy,
+        finding.count,
+        finding.fraction,
+        finding.refuses,
+        CHECKS[finding.code].fix,
+        rows,
+    )

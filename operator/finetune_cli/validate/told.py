@@ -1,0 +1,95 @@
+"""What was found, for people: a paragraph a file, the worst first, and one line that sums it up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from finetune_api.checks import Severity
+from finetune_api.findings import DataReport
+from rich.console import Console
+from rich.text import Text
+
+from finetune_cli.text import count, number, visible
+from finetune_cli.validate.checked import ORDER, Checked, Problem
+from finetune_cli.validate.proof import show_proof
+
+ROWS_TOLD = 3
+MARKS: dict[Severity, tuple[str, str]] = {"Error": ("✗", "red"), "Warning": ("!", "yellow"), "Info": ("·", "dim")}
+NOUNS: dict[Severity, str] = {"Error": "error", "Warning": "warning", "Info": "note"}
+
+
+def tell(console: Console, checked: Sequence[Checked], *, proof: bool, strict: bool) -> None:
+    """Everything about every file. A file in which nothing was found is one line."""
+    for one in checked:
+        _file(console, one)
+        if proof and one.report is not None and one.report.proof is not None:
+            show_proof(console, one.report.proof, one.claims_root)
+    _sum(console, checked, strict=strict)
+
+
+def _file(console: Console, one: Checked) -> None:
+    title = one.file + (f" ({one.job})" if one.job else "")
+    console.print(Text.assemble((title, "bold"), (_about(one), "dim")))
+    for problem in one.problems:
+        _problem(console, problem)
+    if one.report is not None:
+        _fixed(console, one.report)
+    for note in one.notes:
+        console.print(Text(f"  · {note}", style="dim"))
+
+
+def _about(one: Checked) -> str:
+    report = one.report
+    if report is None or not report.rows:
+        return ""
+    parts = [f"  {count(report.rows, 'row')}"]
+    if len(report.files) > 1:
+        parts.append(count(len(report.files), "file"))
+    if report.format:
+        parts.append(report.format + (f" ({visible(report.evidence)})" if report.evidence else ""))
+    return ", ".join(parts) + f"; {report.seconds:.1f} s"
+
+
+def _problem(console: Console, problem: Problem) -> None:
+    mark, style = MARKS[problem.severity]
+    if problem.count is None:  # of a file as a whole, or of one field
+        where = Text(f"  {mark} {problem.where}  ", style=style)
+        console.print(Text.assemble(where, (problem.message, style if problem.refuses else "")))
+    else:
+        console.print(Text.assemble((f"  {mark} {problem.code}  ", style), problem.message))
+        for place in problem.rows[:ROWS_TOLD]:
+            console.print(Text.assemble(f"      {place}  ", (visible(place.text or ""), "dim")))
+        told = min(ROWS_TOLD, len(problem.rows))
+        if told and problem.count > told:
+            console.print(Text(f"      and {number(problem.count - told)} more", style="dim"))
+    if problem.remedy and (problem.count is not None or problem.severity != "Info"):
+        mended = f", or --fix {problem.fix}" if problem.fix else ""
+        console.print(Text(f"    → {problem.remedy}{mended}", style="dim" if problem.severity == "Info" else ""))
+
+
+def _fixed(console: Console, report: DataReport) -> None:
+    for record in report.fixes:
+        console.print(Text.assemble(("  ✓ ", "green"), f"{record.fix}: {record.detail}"))
+    for file in report.fixed_files:
+        console.print(Text.assemble(("  ✓ ", "green"), f"written: {file.fixed} ({file.fixed_digest})"))
+
+
+def _sum(console: Console, checked: Sequence[Checked], *, strict: bool) -> None:
+    found = [problem.severity for one in checked for problem in one.problems]
+    counts = ", ".join(
+        count(found.count(kind), NOUNS[kind]) for kind in sorted(ORDER, key=ORDER.__getitem__) if kind in found
+    )
+    wrong = sum(not one.passes(strict=strict) for one in checked)
+    if wrong:
+        which = "Refused" if len(checked) == 1 else f"{wrong} of {len(checked)} refused"
+        strictly = " (--strict: warnings count)" if strict and all(one.passes(strict=False) for one in checked) else ""
+        console.print(Text(f"{which}: {counts}{strictly}.", style="red"))
+    else:
+        unseen = any(one.report is None and one.notes for one in checked)
+        what = count(len(checked), "file")
+        console.print(
+            Text(
+                f"{what} passed{f': {counts}' if counts else ''}{'; not everything was looked at' if unseen else ''}.",
+                style="yellow" if unseen else "green",
+            )
+        )
