@@ -53,6 +53,9 @@ def run(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="With --local: start anew instead of going on with an earlier run.")
     ] = False,
+    approve: Annotated[
+        bool, typer.Option("--approve", help="With --local: approve the plan of a job with approval: Manual.")
+    ] = False,
     namespace: Namespace = None,
     context: Context = None,
     kubeconfig: Kubeconfig = None,
@@ -60,17 +63,17 @@ def run(
 ) -> None:
     """Submit the FineTuneJob in FILE and follow it until it ends.
 
-    Exit code: 0 completed, 3 the job failed or the file is wrong, 1 the cluster refused or cannot be reached, 130
-    interrupted. An interrupted `ftj run` leaves the job running on the cluster; with --local the same command goes on
+    Exit code: 0 completed, 3 the job failed or the file is wrong, 5 stopped with a checkpoint since the
+    budget is spent, 1 the cluster refused or cannot be reached, 130 interrupted. An interrupted `ftj run` leaves the job running on the cluster; with --local the same command goes on
     where the run stopped.
     """
     if local:
         from finetune_cli.local.run import LocalOptions, run_local
 
-        run_local(file, LocalOptions(claims=claims, fresh=fresh), output)
+        run_local(file, LocalOptions(claims=claims, fresh=fresh, approve=approve), output)
         return
-    if claims or fresh:
-        raise typer.BadParameter("--claims and --fresh belong to --local")
+    if claims or fresh or approve:
+        raise typer.BadParameter("--claims, --fresh and --approve belong to --local; on a cluster: ftj approve NAME")
     from finetune_cli.run import submit
 
     submit(file, _target(namespace, context, kubeconfig), follow=follow, force_conflicts=force_conflicts, output=output)
@@ -136,6 +139,27 @@ def watch(
     from finetune_cli.run import watch_job
 
     watch_job(name, _target(namespace, context, kubeconfig), output)
+
+
+@app.command(short_help="Approve the plan of a job that waits for it.")
+def approve(
+    name: Name,
+    plan: Annotated[
+        str | None, typer.Option("--plan", metavar="DIGEST", help="Only this plan; asks no more questions.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("-y", "--yes", help="Whatever plan it is; asks no question.")] = False,
+    namespace: Namespace = None,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
+    output: Output = None,
+) -> None:
+    """Show the plan of a job with spec.budget.approval: Manual, and let it go on.
+
+    Writes the plan's digest into spec.budget.approvedPlan, as a commit could.
+    """
+    from finetune_cli.approve import approve as say_yes
+
+    say_yes(name, plan, _target(namespace, context, kubeconfig), yes=yes, output=output)
 
 
 @app.command(short_help="Print the logs of a job's pods, ranks merged.")

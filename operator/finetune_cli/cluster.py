@@ -79,7 +79,17 @@ class Cluster:
         metadata = body["metadata"]
         query = {"fieldManager": FIELD_MANAGER, "fieldValidation": "Strict", "force": str(force_conflicts).lower()}
         path = _job_path(metadata["namespace"], metadata["name"])
-        return self._json(_job_text(metadata["namespace"], metadata["name"]), "PATCH", path, query, body)
+        return self._json(
+            _job_text(metadata["namespace"], metadata["name"]), "PATCH", path, query, body, kind="apply-patch+yaml"
+        )
+
+    def approve_plan(self, namespace: str, name: str, digest: str) -> Json:
+        """Writes spec.budget.approvedPlan and nothing else; the job as it is then."""
+        query = {"fieldManager": f"{FIELD_MANAGER}-approve", "fieldValidation": "Strict"}
+        body = {"spec": {"budget": {"approvedPlan": digest}}}
+        return self._json(
+            _job_text(namespace, name), "PATCH", _job_path(namespace, name), query, body, kind="merge-patch+json"
+        )
 
     def job(self, namespace: str, name: str) -> Json:
         """Raises Gone when there is no such FineTuneJob."""
@@ -127,11 +137,17 @@ class Cluster:
             for line in _lines(response):
                 yield line.decode("utf-8", "replace")
 
-    def _json(self, what: str, method: str, path: str, query: Query | None = None, body: Json | None = None) -> Json:
-        kind = "application/apply-patch+yaml" if method == "PATCH" else "application/json"
-        response = self._send(
-            what, method, path, query, body=None if body is None else json.dumps(body), headers={"Content-Type": kind}
-        )
+    def _json(
+        self,
+        what: str,
+        method: str,
+        path: str,
+        query: Query | None = None,
+        body: Json | None = None,
+        kind: str = "json",
+    ) -> Json:
+        text, headers = None if body is None else json.dumps(body), {"Content-Type": f"application/{kind}"}
+        response = self._send(what, method, path, query, body=text, headers=headers)
         answer: Json = json.loads(response.data)
         return answer
 

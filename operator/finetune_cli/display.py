@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from finetune_api.checks import Severity
 from finetune_api.finetunejob import FineTuneJob
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -20,6 +21,7 @@ from finetune_cli.text import duration
 
 PLAIN_EVERY_SECONDS = 10
 BAR_WIDTH = 24
+SEVERITIES: dict[Severity, str] = {"Error": "red", "Warning": "yellow", "Info": "dim"}
 MARKS = {"done": ("✓", "green"), "failed": ("✗", "red"), "waiting": ("·", "dim")}
 
 
@@ -53,6 +55,8 @@ class Lines:
         if self.before is None:
             self._print(view.headline(job))
         for sentence in view.news(self.before, job):
+            self._print(sentence)
+        for _, sentence in view.findings(self.before, job):
             self._print(sentence)
         self.before = job
         for stage in stages(job):
@@ -90,10 +94,12 @@ class Bars:
     def show(self, job: FineTuneJob) -> None:
         if self.job is None:
             self.console.print(Text(view.headline(job), style="bold"))
-        standing = {view.waiting(job), view.data_sentence(job), view.plan_sentence(job)}
+        standing = {view.waiting(job), view.data_sentence(job), None if view.awaits(job) else view.plan_sentence(job)}
         for sentence in view.news(self.job, job):
             if sentence not in standing:  # those stand beside or below the bars for as long as they are true
                 self.console.print(Text(sentence, style="dim"))
+        for severity, sentence in view.findings(self.job, job):
+            self.console.print(Text(sentence, style=SEVERITIES[severity]))
         self.job = job
 
     def say(self, sentence: str, *, warning: bool = False) -> None:

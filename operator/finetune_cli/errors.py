@@ -11,6 +11,7 @@ class Exit(enum.IntEnum):
     DONE = 0
     UNREACHABLE = 1  # the cluster refused or did not answer; nothing is known to be wrong with the job
     FAILED = 3  # the job failed, or its manifest is wrong
+    BUDGET = 5  # stopped with a checkpoint because the budget is spent
     INTERRUPTED = 130
 
 

@@ -12,6 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from finetune_cli import view
+from finetune_cli.errors import Exit
+from finetune_cli.planned import show_plan
 from finetune_cli.text import count, number
 
 SHARES = {"exact-match"}
@@ -28,12 +30,14 @@ def show(console: Console, job: FineTuneJob, next_steps: Sequence[str] = ()) -> 
             if status.evaluation.generated_rows:
                 line += f"; answers generated for {number(status.evaluation.generated_rows)} of them"
             console.print(Text(line + ".", style="dim"))
+    if view.planned(job) and status.plan:
+        show_plan(console, status.plan)
     if ended is None or not ended.succeeded:
         if status.last_checkpoint:
             kept = f"Last sealed checkpoint: step {number(status.last_checkpoint.step)}"
             console.print(Text(kept + (f" in {status.last_checkpoint.path}" if status.last_checkpoint.path else "")))
         if ended is not None:
-            console.print(Text(ended.sentence, style="red"))
+            console.print(Text(ended.sentence, style="yellow" if ended.exit_code is Exit.BUDGET else "red"))
         return
     if status.artifacts:
         console.print(Text.assemble(("Artifacts  ", "bold"), view.artifacts_sentence(job)))

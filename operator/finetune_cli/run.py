@@ -76,7 +76,7 @@ def _follow(cluster: Cluster, namespace: str, job: FineTuneJob, console: Console
 
 def _until_end(cluster: Cluster, namespace: str, job: FineTuneJob, screen: Display) -> dict[str, Any]:
     """Show every piece of news until the job ends; returns the object as it was then."""
-    submitted, warned, away = time.monotonic(), False, False
+    submitted, warned, away, told = time.monotonic(), False, False, ""
     for item in following.follow(cluster, namespace, job.metadata.name, job.metadata.uid):
         match item:
             case following.Snapshot(body):
@@ -85,6 +85,10 @@ def _until_end(cluster: Cluster, namespace: str, job: FineTuneJob, screen: Displ
                     away = False
                 job = view.parse(body)
                 screen.show(job)
+                if (digest := view.awaits(job)) and digest != told:
+                    flags = cluster.flags(namespace)
+                    screen.say(f"Approve it: ftj approve {job.metadata.name} --plan {digest}{flags}", warning=True)
+                    told = digest
                 if view.end(job):
                     return body
             case following.Quiet():

@@ -10,7 +10,7 @@ from finetune_api.finetunejob import FineTuneJob
 from finetune_api.status import FineTuneJobStatus
 
 from finetune_cli.text import count, duration, number
-from finetune_cli.view import artifacts_sentence, data_sentence, end, plan_sentence
+from finetune_cli.view import artifacts_sentence, awaits, data_sentence, end, plan_sentence
 
 StageName = Literal["prepare", "train", "evaluate", "publish"]
 STAGES: tuple[StageName, ...] = ("prepare", "train", "evaluate", "publish")
@@ -48,6 +48,8 @@ def _stage(job: FineTuneJob, name: StageName) -> tuple[State, float | None, str]
         return "done", 100, count(rows, "held-out row") if rows else ""
     if name == "publish" and (succeeded or status.artifacts):
         return "done", 100, artifacts_sentence(job)
+    if name == "train" and (digest := awaits(job)):
+        return "waiting", None, f"plan {digest} waits for approval"
     moving = _moving(status)
     percent = _percent(status, name) if moving == name or (name == "train" and moving == "evaluate") else None
     if (ended := end(job)) and not ended.succeeded:

@@ -13,6 +13,16 @@ def count(value: int, noun: str) -> str:
     return f"{number(value)} {noun}{'' if value == 1 else 's'}"
 
 
+def figure(value: float) -> str:
+    """Three digits that mean something: 0.0123, 4.57, 1,235."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def money(value: float) -> str:
+    """1,234.50, in whatever currency the price was."""
+    return f"{value:,.2f}" if value >= 0.01 or value == 0 else "less than 0.01"
+
+
 def duration(seconds: float) -> str:
     """3m12s, as kubectl writes it: the two largest units."""
     left = max(0, round(seconds))

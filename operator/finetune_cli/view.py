@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from finetune_api.checks import CHECKS, Severity
 from finetune_api.finetunejob import FineTuneJob
-from finetune_api.status import AttemptStatus, FineTuneJobStatus
+from finetune_api.status import AttemptStatus, FindingStatus, FineTuneJobStatus, PlanStatus
 
 from finetune_cli.errors import Exit
-from finetune_cli.text import bytes_size, count, duration, number
+from finetune_cli.text import bytes_size, count, duration, figure, money, number
 
 ORDINARY = {
     "Starting",
@@ -25,8 +26,13 @@ ORDINARY = {
     "Suspending",
     "Suspended",
     "Completed",
+    "Planned",
 }
 """Reasons of a job that is on its way; with any other one somebody has to mend something."""
+
+
+BUDGET_EXHAUSTED, PLANNED = "BudgetExhausted", "Planned"
+PLAN_GOES_ON = "With spec.mode: Run it goes on from there."
 
 
 @dataclass(frozen=True)
@@ -54,10 +60,28 @@ def end(job: FineTuneJob) -> End | None:
     if not observed(job):
         return None
     if _true(status, "Complete") or status.phase == "Completed":
+        if planned(job):
+            return End(True, f"{job.metadata.name} is planned; nothing was trained. {PLAN_GOES_ON}", Exit.DONE)
         return End(True, f"{job.metadata.name} completed{_took(status)}.", Exit.DONE)
+    if status.phase == "Suspended" and status.reason == BUDGET_EXHAUSTED:
+        why = status.message or "the budget is spent; raise spec.budget, and it goes on"
+        return End(False, f"{job.metadata.name} stopped with a checkpoint: {_sentence(why)}", Exit.BUDGET)
     if _true(status, "Failed") or status.phase == "Failed":
         return End(False, failure_sentence(job), Exit.FAILED)
     return None
+
+
+def planned(job: FineTuneJob) -> bool:
+    """Whether the plan was all that was asked for, and is there."""
+    return job.status.phase == "Completed" and job.status.reason == PLANNED
+
+
+def awaits(job: FineTuneJob) -> str | None:
+    """Digest of the plan that somebody has to approve before the job goes on."""
+    status = job.status
+    if not observed(job) or status.phase != "AwaitingApproval" or status.plan is None:
+        return None
+    return status.plan.digest
 
 
 def failure_sentence(job: FineTuneJob) -> str:
@@ -112,12 +136,25 @@ def news(before: FineTuneJob | None, now: FineTuneJob) -> list[str]:
     if new.data and new.data.rows is not None and (old.data is None or old.data.rows is None):
         said.append(data_sentence(now))
     if new.plan and new.plan.steps is not None and (old.plan is None or old.plan.steps is None):
-        said.append(plan_sentence(now))
+        said += [sentence for sentence in (plan_sentence(now), estimate_sentence(new.plan)) if sentence]
     said += _attempts(old, new)
     if (new.phase, new.reason, new.message) != (old.phase, old.reason, old.message) and end(now) is None:
         if new.message and new.message != old.message:
             said.append(_sentence(new.message))
     return said
+
+
+def findings(before: FineTuneJob | None, now: FineTuneJob) -> list[tuple[Severity, str]]:
+    """What the checks of the data found, said once: how much each matters, and a line."""
+    old = before.status.data.findings if before is not None and observed(before) and before.status.data else None
+    new = now.status.data.findings if observed(now) and now.status.data else None
+    return [] if old or not new else [(one.severity, _finding(one)) for one in new]
+
+
+def _finding(one: FindingStatus) -> str:
+    check = {str(code): check for code, check in CHECKS.items()}.get(one.code)
+    line = f"{one.severity}: {one.code}, {number(one.count)}"
+    return line + (f" ({check.finds})" if check else "") + (f", first at {one.where}" if one.where else "") + "."
 
 
 def data_sentence(job: FineTuneJob) -> str:
@@ -154,6 +191,23 @@ def plan_sentence(job: FineTuneJob) -> str:
     if plan.tokens:
         sentence += f", {count(plan.tokens, 'token')}"
     return sentence + "."
+
+
+def estimate_sentence(plan: PlanStatus) -> str:
+    """What training will take."""
+    parts = []
+    if plan.duration:
+        parts.append(f"about {plan.duration}")
+    if plan.gpu_hours:
+        parts.append(f"{figure(plan.gpu_hours)} GPU hours")
+    if plan.cost:
+        parts.append(f"cost {money(plan.cost)}")
+    if plan.memory_per_gpu:
+        parts.append(f"at most {plan.memory_per_gpu} of memory on each GPU")
+    if not parts:
+        return ""
+    sentence = ", ".join(parts)
+    return f"{sentence[:1].upper()}{sentence[1:]}."
 
 
 def artifacts_sentence(job: FineTuneJob) -> str:

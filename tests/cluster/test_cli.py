@@ -177,6 +177,47 @@ def test_a_job_that_is_deleted_meanwhile(ftj: Ftj) -> None:
     assert (code, errors.strip()) == (3, f"FineTuneJob {ftj.namespace}/bot was deleted")
 
 
+PLAN = {"digest": "4f2a", "steps": 150, "globalBatchSize": 16, "duration": "2h10m", "cost": 86.8}
+WAITING = {"phase": "AwaitingApproval", "reason": "AwaitingApproval", "message": "Plan 4f2a waits", "plan": PLAN}
+
+
+def test_a_plan_is_approved_while_run_waits(ftj: Ftj) -> None:
+    """By its digest alone, and so that applying the manifest once more takes nothing back."""
+    process = ftj.start("run", ftj.manifest(budget={"approval": "Manual", "maxCost": 100}))
+    ftj.say(phase="Preparing", reason="Preparing", message="Reading the data")
+    early = ftj("approve", "bot", "--yes")
+    assert (early.returncode, early.stdout) == (3, "")
+    assert early.stderr.startswith("bot does not wait for an approval: it is Preparing; follow it: ftj watch bot")
+    ftj.say(**WAITING)
+    assert process.stdout
+    while "Approve it: ftj approve bot --plan 4f2a" not in (line := process.stdout.readline()):
+        assert line
+    unasked = ftj("approve", "bot")
+    assert (unasked.returncode, "nobody is here to ask: give --plan 4f2a" in unasked.stderr) == (3, True)
+    other = ftj("approve", "bot", "--plan", "beef")
+    assert (other.returncode, other.stderr.strip()) == (
+        3,
+        "the plan of bot is 4f2a now, not beef: look at it, then approve that one",
+    )
+    assert "approvedPlan" not in ftj.job()["spec"]["budget"]
+    done = ftj("approve", "bot", "--plan", "4f2a")
+    assert done.returncode == 0, done.stderr
+    assert "Cost   86.80" in done.stdout
+    assert ftj.job()["spec"]["budget"] == {"approval": "Manual", "maxCost": 100, "approvedPlan": "4f2a"}
+    assert "the operator has not looked at the last change" in ftj("approve", "bot", "--yes").stderr
+    assert ftj("run", str(ftj.file), "--no-follow").returncode == 0
+    assert ftj.job()["spec"]["budget"]["approvedPlan"] == "4f2a"
+    ftj.say(**COMPLETED)
+    assert ftj.ends(process)[0] == 0
+
+
+def test_a_budget_that_is_spent_is_exit_code_5(ftj: Ftj) -> None:
+    process = ftj.start("run", ftj.manifest())
+    ftj.say(phase="Suspended", reason="BudgetExhausted", message="spec.budget.maxDuration: 2h are used up; raise it")
+    code, lines, _ = ftj.ends(process)
+    assert (code, lines[-1]) == (5, "bot stopped with a checkpoint: spec.budget.maxDuration: 2h are used up; raise it.")
+
+
 class Wire:
     """A TCP relay to the API server that can be cut."""
 

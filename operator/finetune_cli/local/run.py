@@ -33,10 +33,11 @@ POLL_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class LocalOptions:
-    """`claims`: the folder that stands for the cluster's claims."""
+    """`claims`: the folder that stands for the cluster's claims. `approve`: the plan is good, whatever it is."""
 
     claims: Path | None = None
     fresh: bool = False
+    approve: bool = False
 
 
 class _Interrupts:

@@ -11,6 +11,7 @@ from finetune_cli.display import Bars, Lines, display
 from rich.console import Console
 
 from .conftest import Job
+from .test_view import FULL_PLAN
 
 ATTEMPTS = [
     {"stage": "prepare", "number": 1, "job": "j", "outcome": "Succeeded"},
@@ -126,6 +127,43 @@ def test_the_last_line_of_a_failed_job_is_why_and_what_to_do(job: Job) -> None:
         "Last sealed checkpoint: step 40 in pvc://s/step-40",
         "bot Failed in train: GPU memory is full. Use more.",
     ]
+
+
+def test_a_plan_that_was_all_that_was_asked_for(job: Job) -> None:
+    screen = console()
+    result.show(screen, job(phase="Completed", reason="Planned", plan=FULL_PLAN))
+    assert (
+        text(screen)
+        == """\
+Plan        4f2a
+Steps       150 of 16 rows, 3 epochs, 120,000 tokens
+Parameters  8,030,000,000, 20,971,520 trained (0.26%)
+Memory      41.3Gi on each GPU at the peak
+Storage     12Gi
+Time        2h10m, at most 3h (by table)
+GPU hours   34.7
+Cost        86.80
+! one node only
+
+ decided for you         value    why
+ ───────────────────────────────────────────────
+ training.learningRate   0.0002   usual for lora
+
+bot is planned; nothing was trained. With spec.mode: Run it goes on from there."""
+    )
+
+
+def test_a_plan_that_waits_is_seen_in_a_terminal(job: Job) -> None:
+    screen = console(force_terminal=True, color_system=None, legacy_windows=False)
+    bars = Bars(screen)
+    found = [{"code": "Pii", "severity": "Warning", "count": 3}]
+    bars.show(job(phase="AwaitingApproval", reason="AwaitingApproval", message="Waits", plan=FULL_PLAN, data={**DATA, "findings": found}))  # fmt: skip
+    bars.close()
+    picture = text(screen)
+    assert "Warning: Pii, 3 (addresses" in picture
+    assert "150 steps of 16 rows" in picture
+    assert "About 2h10m, 34.7 GPU hours" in picture
+    assert "plan 4f2a waits for approval" in picture
 
 
 def test_markup_in_what_others_wrote_stays_text(job: Job) -> None:

@@ -100,9 +100,80 @@ def test_the_story_of_a_job_is_told_once(job: Job) -> None:
     ]
 
 
+FULL_PLAN = {
+    **PLAN, "digest": "4f2a", "parameters": 8_030_000_000, "trainableParameters": 20_971_520, "memoryPerGpu": "41.3Gi",
+    "storage": "12Gi", "duration": "2h10m", "longestSeconds": 10800, "gpuHours": 34.72, "cost": 86.8, "basis": "by table",
+    "warning": "one node only", "choices": [{"field": "training.learningRate", "value": "0.0002", "why": "usual for lora"}],
+}  # fmt: skip
+
+
+def test_a_plan_is_told_with_what_it_takes(job: Job) -> None:
+    assert view.news(job(), job(plan=FULL_PLAN)) == [
+        "150 steps of 16 rows, 3 epochs, 120,000 tokens.",
+        "About 2h10m, 34.7 GPU hours, cost 86.80, at most 41.3Gi of memory on each GPU.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("status", "digest"),
+    [
+        ({"phase": "AwaitingApproval", "plan": FULL_PLAN}, "4f2a"),
+        ({"phase": "AwaitingApproval", "plan": FULL_PLAN, "observedGeneration": 0}, None),
+        ({"phase": "Training", "plan": FULL_PLAN}, None),
+    ],
+)
+def test_a_job_that_waits_for_approval_goes_on_waiting(job: Job, status: dict[str, Any], digest: str | None) -> None:
+    """Also a plan that was approved a moment ago is no longer asked about."""
+    assert view.awaits(job(**status)) == digest
+    assert view.end(job(**status)) is None
+    assert (stages(job(**status))[1].detail == "plan 4f2a waits for approval") is (digest is not None)
+
+
+@pytest.mark.parametrize(
+    ("status", "ended"),
+    [
+        (
+            {"phase": "Completed", "reason": "Planned", "conditions": condition("Complete")},
+            view.End(True, "bot is planned; nothing was trained. With spec.mode: Run it goes on from there.", Exit.DONE),
+        ),
+        (
+            {"phase": "Suspended", "reason": "BudgetExhausted", "message": "spec.budget.maxDuration: 2h are used up; raise it to go on"},
+            view.End(False, "bot stopped with a checkpoint: spec.budget.maxDuration: 2h are used up; raise it to go on.", Exit.BUDGET),
+        ),
+        ({"phase": "Training", "reason": "BudgetExhausted", "message": "saving a checkpoint"}, None),
+        (
+            {"phase": "Failed", "failure": {"code": "OverBudget", "stage": "prepare", "message": "spec.budget.maxCost: the plan costs 86.80, more than 50"}},
+            view.End(False, "bot Failed in prepare: spec.budget.maxCost: the plan costs 86.80, more than 50.", Exit.FAILED),
+        ),
+    ],
+)  # fmt: skip
+def test_ends_of_plans_and_budgets(job: Job, status: dict[str, Any], ended: view.End | None) -> None:
+    assert view.end(job(**status)) == ended
+
+
+def test_findings_are_told_once(job: Job) -> None:
+    """With what the check looks for; a code of a newer operator is told too."""
+    found = [
+        {"code": "Pii", "severity": "Warning", "count": 1200, "where": "pvc://d/a.jsonl:7"},
+        {"code": "Later", "severity": "Info", "count": 1},
+    ]
+    before, now = job(), job(data={**DATA, "findings": found})
+    assert view.findings(before, now) == [
+        ("Warning", "Warning: Pii, 1,200 (addresses, phone, card or identity numbers), first at pvc://d/a.jsonl:7."),
+        ("Info", "Info: Later, 1."),
+    ]
+    assert view.findings(now, now) == []
+
+
 @pytest.mark.parametrize(
     ("reason", "attention"),
-    [("Training", False), ("Suspended", False), ("Unschedulable", True), ("MissingClaim", True)],
+    [
+        ("Training", False),
+        ("AwaitingApproval", True),
+        ("Suspended", False),
+        ("Unschedulable", True),
+        ("MissingClaim", True),
+    ],
 )
 def test_only_what_somebody_must_mend_asks_for_attention(job: Job, reason: str, attention: bool) -> None:
     assert view.needs_attention(job(phase="Preparing", reason=reason, message="x")) is attention

@@ -1,0 +1,62 @@
+"""A plan, for people: what training will do and take, and every choice that was made for them with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from finetune_api.status import PlanStatus
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from finetune_cli.text import count, duration, figure, money, number
+
+
+def show_plan(console: Console, plan: PlanStatus) -> None:
+    """The figures, what to beware of, then the choices."""
+    table = Table.grid(padding=(0, 2))
+    for name, value in figures(plan):
+        table.add_row(Text(name, style="bold"), Text(value))
+    console.print(table)
+    if plan.warning:
+        console.print(Text(f"! {plan.warning}", style="yellow"))
+    if plan.choices:
+        chosen = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for head in ("decided for you", "value", "why"):
+            chosen.add_column(head, overflow="fold")
+        for choice in plan.choices:
+            chosen.add_row(Text(choice.field), Text(choice.value), Text(choice.why, style="dim"))
+        console.print(chosen, end="")
+
+
+def figures(plan: PlanStatus) -> Iterator[tuple[str, str]]:
+    """Names and values of what is known."""
+    if plan.digest:
+        yield "Plan", plan.digest
+    if plan.steps is not None:
+        yield "Steps", _steps(plan)
+    if plan.parameters:
+        trained = plan.trainable_parameters or 0
+        share = f", {number(trained)} trained ({100 * trained / plan.parameters:.2g}%)" if trained else ""
+        yield "Parameters", f"{number(plan.parameters)}{share}"
+    if plan.memory_per_gpu:
+        yield "Memory", f"{plan.memory_per_gpu} on each GPU at the peak"
+    if plan.storage:
+        yield "Storage", plan.storage
+    if plan.duration:
+        longest = f", at most {duration(plan.longest_seconds)}" if plan.longest_seconds else ""
+        yield "Time", f"{plan.duration}{longest}" + (f" ({plan.basis})" if plan.basis else "")
+    if plan.gpu_hours is not None:
+        yield "GPU hours", figure(plan.gpu_hours)
+    if plan.cost is not None:
+        yield "Cost", money(plan.cost)
+
+
+def _steps(plan: PlanStatus) -> str:
+    text = number(plan.steps or 0)
+    if plan.global_batch_size:
+        text += f" of {count(plan.global_batch_size, 'row')}"
+    if plan.epochs:
+        text += f", {plan.epochs:g} epoch" + ("" if plan.epochs == 1 else "s")
+    return text + (f", {count(plan.tokens, 'token')}" if plan.tokens else "")
