@@ -16,97 +16,14 @@ from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import DataStatus, PlanStatus
 from finetune_trainer.data.shards import Shards
 from finetune_trainer.prepare import prepare
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-CHATML = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-CHATML_MARKED = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
-    "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}{% endgeneration %}{% else %}{{ m['content'] }}{% endif %}"
-    "{{ '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-"""Marks the answers without their end token, as some published templates do."""
-LLAMA2 = (
-    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-    "{% for m in messages %}{% if m['role'] == 'user' %}{{ bos_token + '[INST] ' + m['content'] + ' [/INST]' }}"
-    "{% else %}{{ ' ' + m['content'] | trim + ' ' + eos_token }}{% endif %}{% endfor %}"
-)
-THINKING = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
-    "{% if m['role'] == 'assistant' and loop.last %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
-    "{{ m['content'] + '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-"""Writes the last answer otherwise than earlier ones, as reasoning models' templates do."""
-SHOUTING = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
-    "{% if m['role'] == 'assistant' and not loop.last %}{{ m['content'] | upper }}{% else %}{{ m['content'] }}{% endif %}"
-    "{{ '<|im_end|>\n' if not loop.last else '<|im_end|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-"""Rewrites earlier answers, so that they cannot be found again, and begins the last turn otherwise than a prompt for it."""
-REASONING = CHATML.replace("assistant\n' }}{% endif %}", "assistant\n<think>\n' }}{% endif %}")
-"""Prompts for a thought that the conversations do not have."""
-assert "<think>" in REASONING
-ENDLESS = (
-    "{% for m in messages %}{{ m['role'] + ':\n' + m['content'] + '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'assistant:\n' }}{% endif %}"
-)
-"""Ends no turn with a token at all."""
-TEMPLATES = {
-    "chatml": CHATML,
-    "marked": CHATML_MARKED,
-    "llama2": LLAMA2,
-    "thinking": THINKING,
-    "endless": ENDLESS,
-    "none": None,
-    "shouting": SHOUTING,
-    "reasoning": REASONING,
-}
-
-
-def _make(
-    template: str | None = CHATML, *, adds_bos: bool = False, adds_eos: bool = False, pad: str | None = "<pad>"
-) -> Any:
-    from transformers import PreTrainedTokenizerFast
-
-    raw = Tokenizer(models.BPE())
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
-    raw.train_from_iterator(
-        ["hello hello world, the quick brown fox jumps over the lazy dog"] * 3,
-        trainers.BpeTrainer(
-            vocab_size=330,
-            special_tokens=["<s>", "</s>", "<pad>", "<|im_start|>", "<|im_end|>"],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        ),
-    )
-    if adds_bos or adds_eos:
-        raw.post_processor = processors.TemplateProcessing(
-            single=("<s> " if adds_bos else "") + "$A" + (" </s>" if adds_eos else ""),
-            special_tokens=[("<s>", 0), ("</s>", 1)],
-        )
-    ender = "</s>" if template in (LLAMA2, ENDLESS, None) else "<|im_end|>"
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=raw,
-        bos_token="<s>",
-        eos_token=ender,
-        pad_token=pad or ender,
-        additional_special_tokens=["<|im_start|>", "<|im_end|>"],
-    )
-    tokenizer.chat_template = template
-    tokenizer.finetune_template_is_default = template is None
-    return tokenizer
+from tests.unit.tiny_tokenizers import CHATML, TEMPLATES, make
 
 
 @pytest.fixture(scope="session")
 def make_tokenizer() -> Callable[..., Any]:
     """make_tokenizer(template, adds_bos=, adds_eos=, pad=) -> a transformers tokenizer."""
-    return _make
+    return make
 
 
 @pytest.fixture(scope="session")
@@ -126,7 +43,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from safetensors.numpy import save_file
 
     folder = tmp_path_factory.mktemp("model") / "base"
-    tokenizer = _make(CHATML)
+    tokenizer = make(CHATML)
     tokenizer.save_pretrained(folder)
     hidden, vocabulary = 8, len(tokenizer)
     config = {

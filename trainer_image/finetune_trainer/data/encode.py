@@ -16,7 +16,7 @@ from finetune_api.data import DataFormat, LossOn
 from finetune_trainer.data.chat import ChatRenderer, Rendered, TemplateRefused, common_prefix
 from finetune_trainer.data.formats import Example
 
-RENDERER_VERSION = 1
+RENDERER_VERSION = 2
 """Changes when the same rows would give other tokens or masks."""
 
 
@@ -36,6 +36,8 @@ class Encoded:
     """The row's own text holds something that the tokenizer reads as a special token."""
     lost_answers: int = 0
     """Earlier answers that should be learnt, but were not found in the rendered conversation."""
+    rendered: Rendered | None = None
+    """Of a conversation, the text that its ids spell, against which the proof compares them."""
 
 
 class RowEncoder(Protocol):
@@ -121,6 +123,8 @@ class Encoder:
     def _conversation(self, example: Example, row: Rendered, text: Any, prompt: list[int]) -> Encoded:
         ids = text.ids
         prompt_length = common_prefix(prompt, ids)
+        if prompt_length < len(prompt):
+            prompt_length = self._tokens_before(row.text, common_prefix(row.prompt, row.text), special=False)
         mask = np.zeros(len(ids), dtype=bool)
         mask[0 if self._loss_on == "all" else prompt_length :] = True
         if self._loss_on == "assistant" and len(row.answers) > 1:
@@ -131,7 +135,7 @@ class Encoder:
         lost = 0
         if self._loss_on == "assistant":
             lost = sum(message["role"] == "assistant" for message in example.messages or ()) - len(row.answers)
-        return Encoded(np.array(ids, dtype=np.int32), mask, prompt_length, special, lost)
+        return Encoded(np.array(ids, dtype=np.int32), mask, prompt_length, special, lost, row)
 
     def _texts(self, examples: Sequence[Example]) -> list[Encoded | str]:
         """Text as it stands, with the tokenizer's own begin token and one end token, neither of them twice."""
@@ -144,12 +148,28 @@ class Encoder:
         if ids[-1:] != [self._eos]:
             ids.append(self._eos)
         plain = example.prompt is None
-        prompt_length = len(ids) if plain else common_prefix(self._once(prompt.ids), ids)
+        prompt_length = (
+            len(ids) if plain else self._prompt_length(example.prompt or "", example.completion, prompt, whole, ids)
+        )
         mask = np.ones(len(ids), dtype=bool)
         if self._loss_on != "all" and not plain:
             mask[:prompt_length] = False
         special = holds_any(self._special, (example.prompt or "") + example.completion)
         return Encoded(np.array(ids, dtype=np.int32), mask, prompt_length, special)
+
+    def _prompt_length(self, before: str, answer: str, prompt: Any, whole: Any, ids: list[int]) -> int:
+        alone = self._once(prompt.ids)
+        length = common_prefix(alone, ids)
+        if length >= len(alone) - (alone[-1:] == [self._eos]):
+            return length
+        begins_twice = whole.ids[:2] == [self._bos, self._bos]
+        return self._tokens_before(before + answer, len(before), special=True) - begins_twice
+
+    def _tokens_before(self, text: str, at: int, *, special: bool) -> int:
+        """Tokens that end at character `at` or before. Asked for where a prompt's own tokens are others than in the whole
+        text: a word that goes on in the answer is cut otherwise, perhaps from its beginning."""
+        encoding = self._backend.encode(text, add_special_tokens=special)
+        return next((place for place, (_, end) in enumerate(encoding.offsets) if end > at), len(encoding))
 
     def _once(self, ids: list[int]) -> list[int]:
         return once(ids, self._bos, self._eos)
