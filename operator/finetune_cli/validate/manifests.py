@@ -12,17 +12,19 @@ from finetune_cli.manifest import Complaint, Manifest, dotted
 from finetune_cli.validate.checked import MANIFEST_RULES, Checked, Place, Problem, of_complaint
 from finetune_cli.validate.files import holds_job
 
+NO_JOB = "holds no FineTuneJob"
+
 
 def check(file: str) -> Iterator[tuple[Checked, Manifest | None]]:
     """What is wrong with `file` as a whole, then each of its jobs that could be read, with what is wrong with it."""
     if file != manifest.STDIN and not holds_job(file):
-        yield Checked(file, notes=["holds no FineTuneJob"]), None
+        yield Checked(file, notes=[NO_JOB]), None
         return
     jobs, complaints = manifest.read_all(file)
     if complaints:
         yield Checked(complaints[0].source, problems=[of_complaint(complaint) for complaint in complaints]), None
     elif not jobs:
-        yield Checked(file, notes=["holds no FineTuneJob"]), None
+        yield Checked(file, notes=[NO_JOB]), None
     for job in jobs:
         found = Checked(job.source, job.job.metadata.name if len(jobs) > 1 or complaints else None)
         found.problems += [of_complaint(complaint) for complaint in impossible(job)]

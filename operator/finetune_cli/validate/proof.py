@@ -21,8 +21,8 @@ Kind = Literal["trained", "masked", "template"]
 STYLES: dict[Kind, tuple[str, str]] = {
     # two shades, so that neighbouring tokens can be told apart
     "trained": ("black on green", "black on bright_green"),
-    "masked": ("default on grey23", "default on grey30"),
-    "template": ("cyan on grey23", "cyan on grey30"),
+    "masked": ("", "dim"),
+    "template": ("cyan", "dim cyan"),
 }
 _BAR = "│"
 

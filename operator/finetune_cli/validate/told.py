@@ -11,6 +11,7 @@ from rich.text import Text
 
 from finetune_cli.text import count, number, visible
 from finetune_cli.validate.checked import ORDER, Checked, Problem
+from finetune_cli.validate.manifests import NO_JOB
 from finetune_cli.validate.proof import show_proof
 
 ROWS_TOLD = 3
@@ -20,11 +21,27 @@ NOUNS: dict[Severity, str] = {"Error": "error", "Warning": "warning", "Info": "n
 
 def tell(console: Console, checked: Sequence[Checked], *, proof: bool, strict: bool) -> None:
     """Everything about every file. A file in which nothing was found is one line."""
-    for one in checked:
+    checked = [one for one in checked if one.notes != [NO_JOB]] or checked  # a repository has much other YAML
+    apart = any(one.problems for one in checked)
+    for position, one in enumerate(checked):
+        if apart and position:
+            console.print()
         _file(console, one)
         if proof and one.report is not None and one.report.proof is not None:
             show_proof(console, one.report.proof, one.claims_root)
+    if apart:
+        console.print()
     _sum(console, checked, strict=strict)
+
+
+def _hanging(console: Console, hang: int, *parts: str | tuple[str, str]) -> None:
+    """One sentence. In a terminal it breaks between words, below its own beginning; a log keeps it on one line."""
+    text = Text.assemble(*parts)
+    if not console.is_terminal:
+        console.print(text)
+        return
+    for position, line in enumerate(text.wrap(console, max(20, console.width - hang))):
+        console.print(Text.assemble(" " * hang if position else "", line))
 
 
 def _file(console: Console, one: Checked) -> None:
@@ -35,7 +52,7 @@ def _file(console: Console, one: Checked) -> None:
     if one.report is not None:
         _fixed(console, one.report)
     for note in one.notes:
-        console.print(Text(f"  · {note}", style="dim"))
+        _hanging(console, 4, (f"  · {note}", "dim"))
 
 
 def _about(one: Checked) -> str:
@@ -53,18 +70,18 @@ def _about(one: Checked) -> str:
 def _problem(console: Console, problem: Problem) -> None:
     mark, style = MARKS[problem.severity]
     if problem.count is None:  # of a file as a whole, or of one field
-        where = Text(f"  {mark} {problem.where}  ", style=style)
-        console.print(Text.assemble(where, (problem.message, style if problem.refuses else "")))
+        message = (problem.message, style if problem.severity == "Info" else "")
+        _hanging(console, 4, (f"  {mark} {problem.where}  ", style), message)
     else:
-        console.print(Text.assemble((f"  {mark} {problem.code}  ", style), problem.message))
+        _hanging(console, 4, (f"  {mark} {problem.code}  ", style), problem.message)
         for place in problem.rows[:ROWS_TOLD]:
-            console.print(Text.assemble(f"      {place}  ", (visible(place.text or ""), "dim")))
+            _hanging(console, 8, f"      {place}  ", (visible(place.text or ""), "dim"))
         told = min(ROWS_TOLD, len(problem.rows))
         if told and problem.count > told:
             console.print(Text(f"      and {number(problem.count - told)} more", style="dim"))
     if problem.remedy and (problem.count is not None or problem.severity != "Info"):
         mended = f", or --fix {problem.fix}" if problem.fix else ""
-        console.print(Text(f"    → {problem.remedy}{mended}", style="dim" if problem.severity == "Info" else ""))
+        _hanging(console, 6, (f"    → {problem.remedy}{mended}", "dim" if problem.severity == "Info" else ""))
 
 
 def _fixed(console: Console, report: DataReport) -> None:

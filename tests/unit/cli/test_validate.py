@@ -147,6 +147,7 @@ job.yaml  100 rows, messages (by "messages"); 0.2 s
   · LanguageMix  7 of 100 rows: rows in another language than most
     → check that they belong here
   · rows not counted in tokens: spec.model is on claim models, but there is no folder claims/models
+
 Refused: 1 error, 1 warning, 1 note.
 """,
     )
@@ -300,3 +301,12 @@ def test_the_proof_survives_plain_text(told: Told, surveyor: Surveyor) -> None:
         "    ... 3 tokens more",
     ]
     assert "Proof" not in told("job.yaml", claims=True)[1]
+
+
+def test_other_yaml_of_a_repository_is_passed_over(told: Told) -> None:
+    """pre-commit hands over whatever was changed."""
+    write(job_yaml=JOB, chart_yaml="a: {{ helm }}")
+    assert told("chart.yaml", "job.yaml", data=False) == (
+        0,
+        "job.yaml\n  · data not checked: left out by --no-data\n1 file passed; not everything was looked at.\n",
+    )
