@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ MANIFESTS = (".yaml", ".yml")
 DATA = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 PACKED = (".gz", ".bz2", ".xz", ".zst", ".zstd")
 _HEAD = 4096
+_HELM = re.compile(r"\{\{-?\s*(\.|\$|/\*|(if|range|with|end|else|include|template|define|toYaml)\b)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,11 @@ def holds_job(file: str) -> bool:
     """Whether a manifest can hold one of ours at all; a folder of YAML holds much that is not (charts are not even YAML)."""
     text = text_of(file)[1].lower()
     return f"{GROUP}/" in text or KIND.lower() in text
+
+
+def is_template(file: str) -> bool:
+    """Whether Helm has to write the manifest first."""
+    return _HELM.search(text_of(file)[1]) is not None
 
 
 def _of(word: str) -> Iterator[Input]:

@@ -10,7 +10,7 @@ from finetune_api.effective import resolve
 from finetune_cli import manifest
 from finetune_cli.manifest import Complaint, Manifest, dotted
 from finetune_cli.validate.checked import MANIFEST_RULES, Checked, Place, Problem, of_complaint
-from finetune_cli.validate.files import holds_job
+from finetune_cli.validate.files import holds_job, is_template
 
 NO_JOB = "holds no FineTuneJob"
 
@@ -21,7 +21,15 @@ def check(file: str) -> Iterator[tuple[Checked, Manifest | None]]:
         yield Checked(file, notes=[NO_JOB]), None
         return
     jobs, complaints = manifest.read_all(file)
-    if complaints:
+    if complaints and file != manifest.STDIN and is_template(file):
+        yield (
+            Checked(
+                file,
+                notes=["not checked: a Helm template is no manifest yet; pipe `helm template` into ftj validate -"],
+            ),
+            None,
+        )
+    elif complaints:
         yield Checked(complaints[0].source, problems=[of_complaint(complaint) for complaint in complaints]), None
     elif not jobs:
         yield Checked(file, notes=[NO_JOB]), None

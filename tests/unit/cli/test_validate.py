@@ -306,6 +306,9 @@ def test_the_proof_survives_plain_text(told: Told, surveyor: Surveyor) -> None:
 def test_other_yaml_of_a_repository_is_passed_over(told: Told) -> None:
     """pre-commit hands over whatever was changed."""
     write(job_yaml=JOB, chart_yaml="a: {{ helm }}")
+    write(template_yaml="{{- if .Values.job }}\nkind: FineTuneJob\n{{- end }}")
+    code, text = told("template.yaml")
+    assert (code, "a Helm template is no manifest yet" in text) == (0, True)
     assert told("chart.yaml", "job.yaml", data=False) == (
         0,
         "job.yaml\n  · data not checked: left out by --no-data\n1 file passed; not everything was looked at.\n",
