@@ -14,7 +14,7 @@ from pathlib import Path
 from finetune_api.contract import Progress, SurveyAnswer, SurveyRequest
 from pydantic import ValidationError
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
 from finetune_cli.errors import CliError
@@ -75,9 +75,10 @@ def bar(console: Console, what: str) -> Iterator[Callable[[Progress], None]]:
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[rows]:,} rows"),
         TimeElapsedColumn(),
     )
     with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        task = bars.add_task(what, total=None)
-        yield lambda progress: bars.update(task, completed=progress.step, total=progress.total_steps or None)
+        task = bars.add_task(what, total=None, rows=0)
+        yield lambda progress: bars.update(task, completed=progress.percent, total=100, rows=progress.step)

@@ -39,7 +39,7 @@ def of_job(found: Checked, job: Manifest, options: ValidateOptions, unable: str 
         found.notes.append(f"rows not counted in tokens: {hindrance}")
         request = _request(options, data=data)
     line = Place(job.source, _line(job, "spec", "data", "train"))
-    _ask(found, request, line, f"{found.file}: rows", console)
+    _ask(found, request, line, found.file, console)
 
 
 def of_files(found: Checked, options: ValidateOptions, unable: str | None, console: Console) -> None:
@@ -50,7 +50,7 @@ def of_files(found: Checked, options: ValidateOptions, unable: str | None, conso
     location = Location(uri=f"file://{Path(found.file).absolute()}")
     whole = SplitSpec(train=1, validation=0, test=0)
     data = _with_fixes(DataSpec(train=[location], split=whole, format=options.format), options)
-    _ask(found, _request(options, data=data), Place(found.file), f"{found.file}: rows", console)
+    _ask(found, _request(options, data=data), Place(found.file), found.file, console)
 
 
 def files_of(found: Checked) -> list[str]:

@@ -51,6 +51,9 @@ def _file(console: Console, one: Checked) -> None:
         _problem(console, problem)
     if one.report is not None:
         _fixed(console, one.report)
+        refused = one.report.refused
+        if refused and all(problem.message != refused for problem in one.problems):
+            _hanging(console, 4, (f"  ✗ {refused}", "red"))  # the sentence that a job would end with
     for note in one.notes:
         _hanging(console, 4, (f"  · {note}", "dim"))
 

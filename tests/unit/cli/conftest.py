@@ -57,7 +57,7 @@ asked = sys.stdin.read()
 with (here / "asked").open("a") as file:
     file.write(asked + "\\n")
 for step in (50, 100):
-    print(json.dumps({"stage": "prepare", "step": step, "totalSteps": 100}), file=sys.stderr, flush=True)
+    print(json.dumps({"stage": "prepare", "step": step, "percent": step}), file=sys.stderr, flush=True)
 if (here / "crash").exists():
     sys.exit("MemoryError: \\x1b[31mno room")
 answers = json.loads((here / "answers").read_text())

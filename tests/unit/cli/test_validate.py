@@ -129,7 +129,7 @@ def test_exit_code(told: Told, surveyor: Surveyor, answer: Any, strict: bool, co
 
 def test_the_text(told: Told, surveyor: Surveyor) -> None:
     """The worst first, the first rows as paths that can be opened, the remedy; nothing that a terminal would obey."""
-    surveyor.answers(report(finding("LanguageMix"), WARNS["report"]["findings"][0], finding("InvalidJson", *range(3, 9), refuses=True), evidence='by "messages"', seconds=0.25, refused="x"))  # fmt: skip
+    surveyor.answers(report(finding("LanguageMix"), WARNS["report"]["findings"][0], finding("InvalidJson", *range(3, 9), refuses=True), evidence='by "messages"', seconds=0.25, refused="bot.jsonl:3: is not JSON, and 5 more"))  # fmt: skip
     write(job_yaml=JOB)
     assert told("job.yaml", claims=True) == (
         3,
@@ -146,6 +146,7 @@ job.yaml  100 rows, messages (by "messages"); 0.2 s
     → redact them, or --fix RedactPii
   · LanguageMix  7 of 100 rows: rows in another language than most
     → check that they belong here
+  ✗ bot.jsonl:3: is not JSON, and 5 more
   · rows not counted in tokens: spec.model is on claim models, but there is no folder claims/models
 
 Refused: 1 error, 1 warning, 1 note.
