@@ -8,6 +8,12 @@ from finetune_api.checks import CheckCode
 
 MAX_ROW_BYTES = 64 * 1024 * 1024
 
+FIELDS = frozenset(
+    {"messages", "conversations", "conversation", "prompt", "completion", "instruction", "input", "output", "text",
+     "text_pair", "label", "labels", "chosen", "rejected", "question", "answer", "response"}
+)  # fmt: skip
+"""Names by which a table is known: those that examples are made of, or are often called."""
+
 
 class Unreadable(ValueError):
     """A file as a whole is at fault. `line` is where, if it is at one place; `remedy` says what to do."""
@@ -34,3 +40,8 @@ class RawRow(NamedTuple):
     value: dict[str, Any] | None
     fault: str | None = None
     code: CheckCode | None = None
+
+
+def too_large(line: int, offset: int, length: int) -> RawRow:
+    """A row that was not read, because it is longer than MAX_ROW_BYTES."""
+    return RawRow(line, offset, length, None, f"is longer than {MAX_ROW_BYTES >> 20} MiB", "RowTooLarge")
