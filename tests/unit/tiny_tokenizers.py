@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
@@ -84,6 +85,40 @@ def make(
         bos_token="<s>",
         eos_token=ender,
         pad_token=pad or ender,
+        additional_special_tokens=["<|im_start|>", "<|im_end|>"],
+    )
+    tokenizer.chat_template = template
+    tokenizer.finetune_template_is_default = template is None
+    return tokenizer
+
+
+def make_llama(template: str | None = CHATML, *, normalised: bool = False) -> Any:
+    """SentencePiece's way as Llama 2 and Mistral have it: spaces as a sign, one more before each piece of text, unknown
+    characters as bytes. `normalised`: text is also put into Unicode's compatible form, so that it changes its length."""
+    from transformers import PreTrainedTokenizerFast
+
+    raw = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    steps = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    raw.normalizer = normalizers.Sequence([normalizers.NFKC()] * normalised + steps)
+    raw.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    special = ["<s>", "</s>", "<unk>", "<|im_start|>", "<|im_end|>"]
+    raw.train_from_iterator(
+        ["hello hello world, the quick brown fox jumps over the lazy dog"] * 3,
+        trainers.BpeTrainer(
+            vocab_size=380, special_tokens=special + [f"<0x{byte:02X}>" for byte in range(256)], show_progress=False
+        ),
+    )
+    state = json.loads(raw.to_str())  # bytes are ordinary tokens
+    state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] in special]
+    ender = "</s>" if template in (LLAMA2, ENDLESS, None) else "<|im_end|>"
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(state)),
+        bos_token="<s>",
+        eos_token=ender,
+        unk_token="<unk>",
+        pad_token=ender,
         additional_special_tokens=["<|im_start|>", "<|im_end|>"],
     )
     tokenizer.chat_template = template

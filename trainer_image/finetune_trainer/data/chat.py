@@ -14,8 +14,8 @@ from finetune_api.method import Task
 
 from finetune_trainer.errors import BadInput
 
-Message = dict[str, str]
-"""{"role": ..., "content": ...}"""
+Message = dict[str, Any]
+"""{"role": ..., "content": ...}; an assistant's may have `tool_calls` (and then an empty content), a tool's `tool_call_id` and `name`."""
 
 DEFAULT_TEMPLATE = (
     "{{ bos_token if bos_token else '' }}"
@@ -170,8 +170,10 @@ class ChatRenderer:
         common = common_prefix(prompt, text)
         if common == len(prompt):
             return prompt
-        start = marked[-1][0] if marked else text.rfind(answer, common)
-        return text[:start] if start >= common else prompt
+        if marked:
+            return text[: marked[-1][0]] if marked[-1][0] >= common else prompt
+        start = text.find(answer, max(0, common - len(answer) + 1))  # an answer may begin as that prompt goes on: with a <
+        return text[:start] if start >= 0 else prompt
 
     def _found(self, text: str, messages: Sequence[Message], prompt: str) -> list[tuple[int, int]]:
         spans = []

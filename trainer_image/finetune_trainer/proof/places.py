@@ -3,49 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 Span = tuple[int, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Places:
+class Places(NamedTuple):
     """`spans` of each message's content in bytes, None where it was not found. `certain`: which of them can be nowhere else."""
 
-    spans: tuple[Span | None, ...]
-    certain: tuple[bool, ...]
+    spans: list[Span | None]
+    certain: list[bool]
 
 
-def find(text: bytes, contents: Sequence[bytes], required: Sequence[bool]) -> Places:
+def find(text: bytes, contents: Sequence[bytes], messages: Sequence[Any]) -> Places:
     """Places of contents that follow one another, each as early as can be; and which are the same when each is as late as can be.
 
-    Templates may leave a content out or rewrite it; a short one may stand in the template too. Where a `required` one
-    is not found in order, nothing is certain: what was found may be something else.
+    Templates may leave a content out or rewrite it; a short one may stand in the template too. Earlier answers are
+    rewritten by many. Where any other content is not found in order, what was found may be something else: then only what
+    stands in the text once, and in no answer, is certain.
     """
-    first = _in_order(text, contents)
-    if any(
-        needed and span is None and content for needed, span, content in zip(required, first, contents, strict=True)
-    ):
-        return Places(tuple(first), (False,) * len(first))
-    last = _from_the_end(text, contents)
-    return Places(tuple(first), tuple(a is not None and a == b for a, b in zip(first, last, strict=True)))
-
-
-def _in_order(text: bytes, contents: Sequence[bytes]) -> list[Span | None]:
-    found: list[Span | None] = []
-    cursor = 0
-    for content in contents:
+    first: list[Span | None] = []
+    cursor, last, complete = 0, len(contents) - 1, True
+    for turn, content in enumerate(contents):
         start = text.find(content, cursor) if content else -1
-        found.append((start, start + len(content)) if start >= 0 else None)
-        cursor = start + len(content) if start >= 0 else cursor
-    return found
+        if start >= 0:
+            cursor = start + len(content)
+            first.append((start, cursor))
+        else:
+            first.append(None)
+            complete &= not content or (messages[turn]["role"] == "assistant" and turn != last)
+    if not complete:
+        return _one_by_one(text, contents, messages)
+    certain, cursor = [False] * len(first), len(text)
+    for turn in range(last, -1, -1):
+        start = text.rfind(contents[turn], 0, cursor) if contents[turn] else -1
+        if start >= 0:
+            span = first[turn]
+            certain[turn] = span is not None and span[0] == start
+            cursor = start
+    return Places(first, certain)
 
 
-def _from_the_end(text: bytes, contents: Sequence[bytes]) -> list[Span | None]:
-    found: list[Span | None] = []
-    cursor = len(text)
-    for content in reversed(contents):
-        start = text.rfind(content, 0, cursor) if content else -1
-        found.append((start, start + len(content)) if start >= 0 else None)
-        cursor = start if start >= 0 else cursor
-    return found[::-1]
+def _one_by_one(text: bytes, contents: Sequence[bytes], messages: Sequence[Any]) -> Places:
+    answers = [content for content, message in zip(contents, messages, strict=True) if message["role"] == "assistant"]
+    spans: list[Span | None] = []
+    certain = []
+    for content, message in zip(contents, messages, strict=True):
+        start = text.find(content) if content else -1
+        spans.append((start, start + len(content)) if start >= 0 else None)
+        is_answer = message["role"] == "assistant" or any(content in answer for answer in answers)
+        certain.append(start >= 0 and not is_answer and text.find(content, start + 1) < 0)
+    return Places(spans, certain)

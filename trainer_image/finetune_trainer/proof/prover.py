@@ -14,10 +14,9 @@ from finetune_api.method import Task
 from finetune_trainer.data.encode import Encoded
 from finetune_trainer.data.formats import Example
 from finetune_trainer.errors import BadInput
-from finetune_trainer.proof import rows
-from finetune_trainer.proof.rows import Begin, Expected
+from finetune_trainer.proof.rows import Claim, Expected, Mark, Spans
 from finetune_trainer.proof.samples import Samples
-from finetune_trainer.proof.spelling import Spelling
+from finetune_trainer.proof.spelling import Positions, Spelling
 
 
 class Seen(NamedTuple):
@@ -65,69 +64,77 @@ class Prover:
         """Raises BadInput for the first row of the batch that is not what it should be."""
         if not batch:
             return
-        whole = _Joined.of([row.whole for row in batch])
+        whole = kept = _Joined.of([row.whole for row in batch])
+        if any(row.is_cut for row in batch):
+            kept = _Joined.of([row.kept for row in batch])
+        if self._task != "sequence-classification":
+            self._assert_learnt(batch, kept)
         if self._task == "causal-lm":
             template = self._assert_texts(batch, whole)
+            if kept is not whole:  # rows of a causal model lose their end alone
+                template = np.concatenate(
+                    [template[start:][: len(row.kept.ids)] for start, row in zip(whole.offsets, batch, strict=False)]
+                )
         else:
-            template = self._special[whole.ids]
+            template = self._special[kept.ids]
             if self._task == "seq2seq-lm":
                 self._assert_pairs(batch)
-        if self._task != "sequence-classification":
-            self._assert_learnt(batch)
-        self._count(batch, whole, template)
+        self._count(batch, kept, template)
 
-    def proof(self, covered: Callable[[str], list[tuple[int, int]]] | None = None) -> Proof:
-        """`covered` gives the character spans of a text that must not be shown, such as personal data and secrets."""
+    def proof(self, covered: Callable[[str], Sequence[Sequence[Any]]] | None = None) -> Proof:
+        """`covered` gives the spans (start, end, ...) of a text that must not be shown, such as personal data and secrets."""
         end = self._last_tokens.most_common(1)
         return Proof(
             rows=self._rows,
             trained_tokens=self._trained,
             masked_tokens=self._masked,
             template_tokens=self._template,
-            end_of_turn=self._spelling.texts([end[0][0]])[0] if end else None,
+            end_of_turn=self._spelling.shown([end[0][0]])[0] if end else None,
             samples=self._samples.shown(self._spelling, self._names, covered),
         )
 
     # ---- assertions
 
-    def _assert_learnt(self, batch: Sequence[Seen]) -> None:
-        for row in batch:
-            if not row.kept.mask[1:].any():
-                raise self._refused(
-                    row,
-                    f"none of its {len(row.kept.ids)} tokens would be learnt",
-                    "add an answer, or leave the row out",
-                    code="NothingToTrain",
-                )
+    def _assert_learnt(self, batch: Sequence[Seen], kept: _Joined) -> None:
+        first = kept.offsets[:-1]
+        learnt = np.add.reduceat(kept.mask.astype(np.int64), first) - kept.mask[first]
+        for number in np.flatnonzero(learnt == 0):
+            raise self._refused(
+                batch[number],
+                f"none of its {len(batch[number].kept.ids)} tokens would be learnt",
+                "add an answer, or leave the row out",
+                code="NothingToTrain",
+            )
 
     def _assert_texts(self, batch: Sequence[Seen], whole: _Joined) -> np.ndarray:
         """Gives which tokens are not the rows' own text, bool of shape [tokens]."""
-        expected = [self._expected(row) for row in batch]
-        positions = self._spelling.place(whole.ids, whole.offsets, [row.text for row in expected])
-        counts = [len(row.claims) for row in expected]
-        owners = np.repeat(np.arange(len(batch)), counts)
-        claims = [claim for row in expected for claim in row.claims]
-        starts, ends, wanted = (np.array([claim[field] for claim in claims], dtype=np.int64) for field in range(3))
-        first, last = positions.within(owners, starts, ends)
-        first = np.maximum(first, whole.offsets[owners] + wanted)  # nothing predicts the first token of a row
+        expected = Expected(self._loss_on)
+        for row in batch:
+            if self._chat:
+                expected.conversation(row.example, row.whole)
+            else:
+                expected.text(row.example, row.whole, self._begin, self._end)
+        positions = self._spelling.place(whole.ids, whole.offsets, expected.texts)
+        self._assert_claims(batch, whole, expected, positions)
+        self._assert_ends(batch, whole, expected)
+        return _outside(positions, Spans.of(expected.own), len(whole.ids))
+
+    def _assert_claims(self, batch: Sequence[Seen], whole: _Joined, expected: Expected, positions: Positions) -> None:
+        spans = Spans.of(expected.claims)
+        wanted = np.fromiter((claim[3] for claim in expected.claims), np.int64, len(expected.claims))
+        first, last = positions.within(*spans)
+        first = np.maximum(first, whole.offsets[spans.rows] + wanted)  # nothing predicts the first token of a row
         last = np.maximum(first, last)
-        learnt = np.concatenate([[0], np.cumsum(whole.mask)])
-        learnt = learnt[last] - learnt[first]
-        wrong = np.flatnonzero(learnt != wanted * (last - first))
-        if len(wrong):
-            raise self._claim_broken(batch[owners[wrong[0]]], claims[wrong[0]], int(learnt[wrong[0]]))
-        self._assert_ends(batch, expected, whole)
-        return _outside(positions, expected, len(whole.ids))
+        sums = np.concatenate([[0], np.cumsum(whole.mask)])
+        learnt = sums[last] - sums[first]
+        for number in np.flatnonzero(learnt != wanted * (last - first)):
+            claim = Claim(*expected.claims[number])
+            raise self._broken(batch[claim.row], claim, int(learnt[number]))
 
-    def _expected(self, row: Seen) -> Expected:
-        if self._chat:
-            return rows.of_conversation(row.example, row.whole, self._loss_on)
-        return rows.of_text(row.example, row.whole, self._loss_on, self._begin, self._end)
-
-    def _assert_ends(self, batch: Sequence[Seen], expected: Sequence[Expected], whole: _Joined) -> None:
+    def _assert_ends(self, batch: Sequence[Seen], whole: _Joined, expected: Expected) -> None:
         last = whole.offsets[1:] - 1
         ended = self._enders[whole.ids[last]] & whole.mask[last]
-        for number in np.flatnonzero(~ended & np.array([row.ends for row in expected])):
+        for number in np.flatnonzero(~ended & np.array(expected.ends)):
             raise self._refused(
                 batch[number],
                 "the end of its answer would not be learnt, and the model would never learn to stop",
@@ -142,42 +149,36 @@ class Prover:
             if ids[source - 1] != self._end.id or ids[-1] != self._end.id:
                 raise self._refused(row, "its source or its target has no end token", None)
 
-    def _claim_broken(self, row: Seen, claim: rows.Claim, learnt: int) -> BadInput:
+    def _broken(self, row: Seen, claim: Claim, learnt: int) -> BadInput:
+        name, template = claim.named(row.example), "correct the chat template (spec.data.template)"
         if claim.trained:
-            return self._refused(
-                row,
-                f"{claim.what} would not be learnt",
-                "correct the chat template (spec.data.template)" if self._chat else None,
-            )
+            return self._refused(row, f"{name} would not be learnt", template if self._chat else None)
+        what, other = ("chat template", f"{template}, or set") if self._chat else ("tokenizer", "set")
         return self._refused(
             row,
-            f"{claim.what} would be learnt ({learnt} token{'s' * (learnt > 1)}): the {'chat template' if self._chat else 'tokenizer'} does not keep prompts and answers apart",
-            "correct the chat template (spec.data.template), or set spec.data.lossOn to all"
-            if self._chat
-            else "set spec.data.lossOn to all",
+            f"{name} would be learnt ({learnt} token{'s' * (learnt > 1)}): the {what} does not keep prompts and answers apart",
+            f"{other} spec.data.lossOn to all to learn prompts too",
         )
 
     def _refused(self, row: Seen, what: str, remedy: str | None, *, code: str | None = None) -> BadInput:
         where = f"{self._names[row.source[0]]}:{row.source[1]}"
-        return BadInput(
-            f"{where}: {what}", code=code or ("InvalidTemplate" if self._chat else "InvalidModel"), remedy=remedy
-        )
+        code = code or ("InvalidTemplate" if self._chat else "InvalidModel")
+        return BadInput(f"{where}: {what}", code=code, remedy=remedy)
 
     # ---- what is told
 
-    def _count(self, batch: Sequence[Seen], whole: _Joined, template: np.ndarray) -> None:
-        causal = self._task == "causal-lm"
+    def _count(self, batch: Sequence[Seen], kept: _Joined, template: np.ndarray) -> None:
+        trained = int(np.count_nonzero(kept.mask)) - int(np.count_nonzero(kept.mask[kept.offsets[:-1]]))
         self._rows += len(batch)
-        for number, row in enumerate(batch):
-            tokens, trained = len(row.kept.ids), int(np.count_nonzero(row.kept.mask[1:]))
-            self._trained += trained
-            self._masked += tokens - trained
-            # only rows of a causal model are cut at their end alone
-            own = template[whole.offsets[number] :][:tokens] if causal else self._special[row.kept.ids]
-            self._samples.offer(row, own)
-            if not row.is_cut and trained and row.kept.mask[-1]:
-                self._last_tokens[int(row.kept.ids[-1])] += 1
-            self._template += int(np.count_nonzero(own))
+        self._trained += trained
+        self._masked += len(kept.ids) - trained
+        self._template += int(np.count_nonzero(template))
+        last = kept.offsets[1:] - 1
+        ends, counts = np.unique(kept.ids[last][kept.mask[last]], return_counts=True)
+        for token, count in zip(ends.tolist(), counts.tolist(), strict=True):
+            if self._enders[token]:  # others end a row that was cut
+                self._last_tokens[token] += count
+        self._samples.offer(batch, kept.offsets, template)
 
 
 class _Joined(NamedTuple):
@@ -193,17 +194,14 @@ class _Joined(NamedTuple):
         return cls(np.concatenate([row.ids for row in encoded]), np.concatenate([row.mask for row in encoded]), offsets)
 
 
-def _outside(positions: Any, expected: Sequence[Expected], size: int) -> np.ndarray:
-    owners = np.repeat(np.arange(len(expected)), [len(row.own) for row in expected])
-    spans = np.array([span for row in expected for span in row.own], dtype=np.int64).reshape(-1, 2)
-    keep = spans[:, 1] > spans[:, 0]
-    first, last = positions.touching(owners[keep], spans[keep, 0], spans[keep, 1])
+def _outside(positions: Positions, own: Spans, size: int) -> np.ndarray:
+    first, last = positions.touching(*own)
     depth = np.zeros(size + 1, dtype=np.int64)
     np.add.at(depth, first, 1)
     np.add.at(depth, last, -1)
-    return np.cumsum(depth)[:-1] == 0
+    return np.cumsum(depth)[:-1] <= 0
 
 
-def _mark(tokenizer: Any, name: str) -> Begin:
+def _mark(tokenizer: Any, name: str) -> Mark:
     token, number = getattr(tokenizer, name), getattr(tokenizer, f"{name}_id")
-    return Begin(-1, b"") if token is None or number is None else Begin(number, str(token).encode())
+    return Mark(-1, b"") if token is None or number is None else Mark(number, str(token).encode())

@@ -1,88 +1,140 @@
-"""What a row should look like before it is compared with what it is: the text that its tokens spell, which spans of it
-must be masked and which must be learnt. From the examples and the rendered text alone, never from the mask."""
+"""What rows should look like, before that is compared with what they are: the text that their tokens spell, and which spans
+of it must be masked and which must be learnt. From the examples and the rendered text alone, never from a mask.
+
+A row costs a few microseconds here, and there are many: hence plain tuples, and words only for what is refused.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 from finetune_api.data import LossOn
 
+from finetune_trainer.data.chat import common_prefix
 from finetune_trainer.data.encode import Encoded
 from finetune_trainer.data.formats import Example
 from finetune_trainer.proof import places
 from finetune_trainer.proof.places import Span
 from finetune_trainer.proof.spelling import Spelt
 
-
-class Claim(NamedTuple):
-    """A span of a row's text (bytes), whose tokens are all masked or all learnt. `what` names it for people."""
-
-    start: int
-    end: int
-    trained: bool
-    what: str
-
-
-@dataclass(frozen=True, slots=True)
-class Expected:
-    """`own`: spans that are the row's own text, not the template's, ascending and disjoint. `ends`: whether its end is learnt."""
-
-    text: Spelt
-    claims: list[Claim] = field(default_factory=list)
-    own: list[Span] = field(default_factory=list)
-    ends: bool = True
+What = Literal["gap", "prompt", "turn", "answer", "completion", "all"]
+_WORDS: dict[What, str] = {
+    "gap": "what the template writes around the answers",
+    "prompt": "text of the prompt",
+    "answer": "part of the last answer",
+    "completion": "part of the completion",
+    "all": "part of the row",
+}
 
 
-def of_conversation(example: Example, row: Encoded, loss_on: LossOn) -> Expected:
-    """Of a row that was rendered by a chat template."""
-    assert row.rendered is not None
-    text = row.rendered.text.encode()
-    messages = example.messages or ()
-    contents = [_content(message) for message in messages]
-    last = len(messages) - 1
-    required = [message["role"] != "assistant" or number == last for number, message in enumerate(messages)]
-    found = places.find(text, contents, required)
-    answers = _in_bytes(row.rendered.text, text, row.rendered.answers)
-    expected = Expected(Spelt(text), ends=last not in example.untrained)
-    expected.own.extend(_own(messages, found.spans, answers))
-    if loss_on == "all":
-        expected.claims.append(Claim(0, len(text), True, "part of the conversation"))
-        return expected
-    expected.claims.extend(_between(answers if loss_on == "assistant" else answers[-1:]))
-    for number, (message, span) in enumerate(zip(messages, found.spans, strict=True)):
-        if span is None or not found.certain[number]:
-            continue
-        if _is_learnt(number, message["role"], example, loss_on):
-            if number == last:
-                expected.claims.append(Claim(*span, True, "part of the last answer"))
-        else:
-            expected.claims.append(Claim(*span, False, f"text of the {message['role']}'s turn, messages[{number}],"))
-    return expected
-
-
-def of_text(example: Example, row: Encoded, loss_on: LossOn, begin: Begin, end: Begin) -> Expected:
-    """Of plain text, or of a prompt and its completion."""
-    prompt, completion = (example.prompt or "").encode(), example.completion.encode()
-    body = prompt + completion
-    before = begin.text if row.ids[0] == begin.id and not body.startswith(begin.text) else b""
-    after = end.text if not body.endswith(end.text) else b""
-    start = len(before) + len(prompt)
-    stop = len(before) + len(body)
-    plain = example.prompt is None or loss_on == "all"
-    claims = [
-        Claim(0 if plain else start, stop + len(after), True, "part of the text" if plain else "part of the completion")
-    ]
-    if not plain:
-        claims.append(Claim(0, start, False, "text of the prompt"))
-    return Expected(Spelt(body, before, after), claims, [(len(before), stop)])
-
-
-class Begin(NamedTuple):
+class Mark(NamedTuple):
     """A begin or end token, and what it spells. `id` -1: there is none."""
 
     id: int
     text: bytes
+
+
+class Claim(NamedTuple):
+    """A span of a row's text (bytes), whose tokens are all masked (`trained` 0) or all learnt (1). `turn`: the message's number."""
+
+    row: int
+    start: int
+    end: int
+    trained: int
+    what: What
+    turn: int = -1
+
+    def named(self, example: Example) -> str:
+        if self.what == "turn" and example.messages:
+            return f"text of the {example.messages[self.turn]['role']}'s turn (messages[{self.turn}])"
+        return _WORDS[self.what]
+
+
+class Expected:
+    """Of a batch of rows, added in order: `texts`, `claims`, `own` (the spans that are the rows' own text, not the template's,
+    ascending) as (row, start, end), and `ends`, whether the end of each is learnt."""
+
+    def __init__(self, loss_on: LossOn) -> None:
+        self.texts: list[Spelt] = []
+        self.claims: list[tuple[Any, ...]] = []
+        self.own: list[tuple[int, int, int]] = []
+        self.ends: list[bool] = []
+        self._every, self._all = loss_on == "assistant", loss_on == "all"
+
+    def conversation(self, example: Example, row: Encoded) -> None:
+        """A row that was rendered by a chat template."""
+        rendered, messages, number = row.rendered, example.messages, len(self.texts)
+        assert rendered is not None, "a conversation that the encoder rendered"
+        assert messages is not None
+        text = rendered.text.encode()
+        *earlier, (start, end) = rendered.answers
+        # what a template writes behind its own generation prompt is the model's to write, marked or not
+        answers = [*earlier, (min(start, common_prefix(rendered.prompt, rendered.text)), end)]
+        if len(text) != len(rendered.text):
+            answers = [_in_bytes(rendered.text, span) for span in answers]
+        contents = [_content(message) for message in messages]
+        found = places.find(text, contents, messages)
+        last = len(messages) - 1
+        self.texts.append(Spelt(text))
+        self.ends.append(last not in example.untrained)
+        self._add_own(number, messages, found.spans, answers)
+        if self._all:
+            self.claims.append((number, 0, len(text), 1, "all"))
+            return
+        for turn, span in enumerate(found.spans):
+            if span is None or not found.certain[turn]:
+                continue
+            learnt = messages[turn]["role"] == "assistant" and turn not in example.untrained
+            if not learnt or (turn != last and not self._every):
+                self.claims.append((number, *span, 0, "turn", turn))
+            elif turn == last:
+                self.claims.append((number, *span, 1, "answer"))
+        cursor = 0
+        for start, end in answers if self._every else answers[-1:]:
+            self.claims.append((number, cursor, start, 0, "gap"))
+            cursor = end
+
+    def text(self, example: Example, row: Encoded, begin: Mark, end: Mark) -> None:
+        """Plain text, or a prompt and its completion."""
+        number = len(self.texts)
+        prompt = (example.prompt or "").encode()
+        body = prompt + example.completion.encode()
+        before = begin.text if row.ids[0] == begin.id and not body.startswith(begin.text) else b""
+        after = b"" if body.endswith(end.text) else end.text
+        start, stop = len(before) + len(prompt), len(before) + len(body)
+        self.texts.append(Spelt(body, before, after))
+        self.ends.append(True)
+        self.own.append((number, len(before), stop))
+        if example.prompt is None or self._all:
+            self.claims.append((number, 0, stop + len(after), 1, "all"))
+        else:
+            self.claims.append((number, 0, start, 0, "prompt"))
+            self.claims.append((number, start, stop + len(after), 1, "completion"))
+
+    def _add_own(
+        self, number: int, messages: Sequence[Any], spans: Sequence[Span | None], answers: Sequence[Span]
+    ) -> None:
+        """The messages' contents; of an answer that calls tools all of it, which the template wrote from the row's own words."""
+        calls = [turn for turn, message in enumerate(messages) if len(message) > 2 and message.get("tool_calls")]
+        if calls:
+            turns = [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
+            whole = dict(zip(turns, answers, strict=True)) if len(turns) == len(answers) else {}
+            spans = [whole.get(turn) if turn in calls else span for turn, span in enumerate(spans)]
+        self.own += [(number, *span) for span in spans if span is not None]
+
+
+class Spans(NamedTuple):
+    """Columns of (row, start, end, ...), each int64 of shape [spans]."""
+
+    rows: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
+
+    @classmethod
+    def of(cls, spans: Sequence[tuple[Any, ...]]) -> Spans:
+        return cls(*(np.fromiter((span[place] for span in spans), np.int64, len(spans)) for place in range(3)))
 
 
 def _content(message: dict[str, Any]) -> bytes:
@@ -90,37 +142,5 @@ def _content(message: dict[str, Any]) -> bytes:
     return content.strip().encode() if isinstance(content, str) else b""
 
 
-def _is_learnt(number: int, role: str, example: Example, loss_on: LossOn) -> bool:
-    assert example.messages is not None
-    last = number == len(example.messages) - 1
-    return role == "assistant" and number not in example.untrained and (last or loss_on == "assistant")
-
-
-def _in_bytes(text: str, data: bytes, spans: tuple[Span, ...]) -> list[Span]:
-    if len(text) == len(data):
-        return list(spans)
-    return [(len(text[:start].encode()), len(text[:end].encode())) for start, end in spans]
-
-
-def _between(answers: list[Span]) -> list[Claim]:
-    """Whatever is no answer is masked."""
-    claims, cursor = [], 0
-    for number, (start, end) in enumerate(answers):
-        if start > cursor:
-            claims.append(
-                Claim(cursor, start, False, "text between the answers" if number else "text before the first answer")
-            )
-        cursor = max(cursor, end)
-    return claims
-
-
-def _own(messages: tuple[Any, ...], spans: tuple[Span | None, ...], answers: list[Span]) -> list[Span]:
-    """The messages' contents; of an answer that calls tools all of it, which the template wrote from the row's own words."""
-    turns = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
-    whole = dict(zip(turns, answers, strict=True)) if len(turns) == len(answers) else {}
-    own: list[Span] = []
-    for number, message in enumerate(messages):
-        span = whole.get(number) if message.get("tool_calls") else spans[number]
-        if span is not None and (not own or span[0] >= own[-1][1]):
-            own.append(span)
-    return own
+def _in_bytes(text: str, span: Span) -> Span:
+    return len(text[: span[0]].encode()), len(text[: span[1]].encode())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from finetune_api.findings import ProvenRow, Token
@@ -26,6 +26,13 @@ class _Kept(NamedTuple):
     length: int
 
 
+_KINDS: dict[str, Callable[[Seen], bool]] = {
+    "turns": lambda row: row.example.messages is not None and len(row.example.messages) > 3,
+    "cut": lambda row: row.is_cut,
+}
+_ORDER = ("shortest", "middle", "longest", *_KINDS)
+
+
 class Samples:
     """Keeps the first row of each bin of lengths, since nobody knows the middle before the end."""
 
@@ -35,34 +42,36 @@ class Samples:
         self._special: dict[str, _Kept] = {}
         self._lowest, self._highest = 1 << 62, -1
 
-    def offer(self, row: Seen, template: np.ndarray) -> None:
-        """`template`: which tokens of the row are not its own, bool of shape [length]."""
-        length = len(row.kept.ids)
-        place = bin_start(length)
-        self._counts[place] = self._counts.get(place, 0) + 1
-        if place not in self._by_length:
-            self._by_length[place] = _kept(row, template)
-        if length < self._lowest:
-            self._lowest, self._special["shortest"] = length, _kept(row, template)
-        if length > self._highest:
-            self._highest, self._special["longest"] = length, _kept(row, template)
-        if "cut" not in self._special and row.is_cut:
-            self._special["cut"] = _kept(row, template)
-        if "turns" not in self._special and len(row.example.messages or ()) > 3:
-            self._special["turns"] = _kept(row, template)
+    def offer(self, batch: Sequence[Seen], offsets: np.ndarray, template: np.ndarray) -> None:
+        """`offsets` of the rows' tokens, int64 of shape [rows + 1]; `template`: which of these are not the rows' own, bool of shape [tokens]."""
+        lengths = np.diff(offsets)
+
+        def keep(number: int) -> _Kept:
+            return _kept(batch[number], template[offsets[number] : offsets[number + 1]])
+
+        sizes, first, counts = np.unique(lengths, return_index=True, return_counts=True)
+        for length, number, count in zip(sizes.tolist(), first.tolist(), counts.tolist(), strict=True):
+            place = bin_start(length)
+            self._counts[place] = self._counts.get(place, 0) + count
+            if place not in self._by_length:
+                self._by_length[place] = keep(number)
+        if sizes[0] < self._lowest:
+            self._lowest, self._special["shortest"] = int(sizes[0]), keep(int(first[0]))
+        if sizes[-1] > self._highest:
+            self._highest, self._special["longest"] = int(sizes[-1]), keep(int(first[-1]))
+        for name, is_one in _KINDS.items():
+            if name not in self._special:
+                number = next((number for number, row in enumerate(batch) if is_one(row)), None)
+                if number is not None:
+                    self._special[name] = keep(number)
 
     def shown(
-        self, spelling: Spelling, names: Sequence[str], covered: Callable[[str], list[tuple[int, int]]] | None
+        self, spelling: Spelling, names: Sequence[str], covered: Callable[[str], Sequence[Sequence[Any]]] | None
     ) -> list[ProvenRow]:
+        kept: dict[str, _Kept | None] = {**self._special, "middle": self._middle()}
         chosen: dict[tuple[int, ...], _Kept] = {}
-        for row in (
-            self._special.get("shortest"),
-            self._middle(),
-            self._special.get("longest"),
-            self._special.get("turns"),
-            self._special.get("cut"),
-        ):
-            if row is not None:
+        for name in _ORDER:
+            if (row := kept.get(name)) is not None:
                 chosen.setdefault(row.source, row)
         return [
             ProvenRow(
@@ -88,24 +97,31 @@ def _kept(row: Seen, template: np.ndarray) -> _Kept:
     )
 
 
-def _tokens(row: _Kept, spelling: Spelling, covered: Callable[[str], list[tuple[int, int]]] | None) -> list[Token]:
-    ids, texts = row.ids.tolist(), spelling.texts(row.ids.tolist())
+def _tokens(row: _Kept, spelling: Spelling, covered: Callable[[str], Sequence[Sequence[Any]]] | None) -> list[Token]:
+    ids = row.ids.tolist()
+    texts = spelling.shown(ids)
     if covered is not None:
-        texts, hidden = _cover(texts, covered("".join(texts)))
-        ids = [_HIDDEN if is_hidden else number for number, is_hidden in zip(ids, hidden, strict=True)]
+        for place in _hidden(spelling.pieces(ids), covered):
+            ids[place], texts[place] = _HIDDEN, _COVER * len(texts[place])  # the number would say the same as the text
     fields = zip(ids, texts, row.mask.tolist(), row.template.tolist(), strict=True)
     return [Token(id=number, text=text, trained=trained, template=added) for number, text, trained, added in fields]
 
 
-def _cover(texts: list[str], spans: Sequence[tuple[int, int]]) -> tuple[list[str], list[bool]]:
-    """Each character of a span as a dot, and which tokens hold one: their numbers would say the same as the text."""
-    joined = list("".join(texts))
-    for start, end in spans:
-        joined[start:end] = _COVER * (end - start)
-    pieces, hidden, cursor = [], [], 0
-    for text in texts:
-        piece = "".join(joined[cursor : cursor + len(text)])
-        cursor += len(text)
-        pieces.append(piece)
-        hidden.append(piece != text)
-    return pieces, hidden
+def _hidden(pieces: list[bytes], covered: Callable[[str], Sequence[Sequence[Any]]]) -> list[int]:
+    """Places of the tokens that share a byte with what must not be shown."""
+    text = b"".join(pieces).decode("utf-8", errors="surrogateescape")
+    ends = np.cumsum([len(piece) for piece in pieces])
+    hidden: list[int] = []
+    for start, end, *_ in covered(text.encode("utf-8", errors="replace").decode() if _is_broken(text) else text):
+        low, high = (len(text[:place].encode("utf-8", errors="surrogateescape")) for place in (start, end))
+        hidden += range(int(np.searchsorted(ends, low, "right")), int(np.searchsorted(ends, high, "left")) + 1)
+    return hidden
+
+
+def _is_broken(text: str) -> bool:
+    """Whether some bytes are no characters, each of which is half a surrogate pair then."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False

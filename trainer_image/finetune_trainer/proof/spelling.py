@@ -8,6 +8,7 @@ is placed by the tokenizer's offsets after all.
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -61,6 +62,8 @@ class Spelling:
         self._bytes = kinds >= {"ByteLevel"}
         self._known = self._bytes or bool(kinds & {"Metaspace", "Replace", "ByteFallback"})
         self._fallback = "ByteFallback" in kinds
+        self._forms, keeps = _unicode_forms(self._backend.normalizer)
+        self._known &= keeps
         vocabulary = self._backend.get_vocab(with_added_tokens=True)
         self.lengths = np.zeros(max(vocabulary.values()) + 1, dtype=np.int64)
         self.added = np.zeros(len(self.lengths), dtype=bool)
@@ -79,21 +82,25 @@ class Spelling:
             return 1
         return len(token.encode()) - _REPLACED * token.count(_SPACE_SENTENCEPIECE)
 
-    def texts(self, ids: Iterable[int]) -> list[str]:
-        """What each token says by itself. Of a token that is a part of a character: its bytes, `\\xe2\\x80`."""
-        return [self._text(number) for number in ids]
+    def pieces(self, ids: Iterable[int]) -> list[bytes]:
+        """What each token spells by itself: perhaps a part of a character."""
+        return [self._piece(number) for number in ids]
 
-    def _text(self, number: int) -> str:
+    def shown(self, ids: Iterable[int]) -> list[str]:
+        """The same for people: a part of a character as its bytes, `\\xe2\\x80`."""
+        return [piece.decode("utf-8", errors="backslashreplace") for piece in self.pieces(ids)]
+
+    def _piece(self, number: int) -> bytes:
         token = self._backend.id_to_token(number)
-        if token is None or not self._known or self.added[number]:
-            return token if token is not None and self.added[number] else self._tokenizer.decode([number])
+        if token is not None and self.added[number]:
+            return token.encode()
+        if token is None or not self._known:
+            return self._tokenizer.decode([number]).encode()
         if self._bytes:
-            data = bytes(_BYTES.get(character, 63) for character in token)
-        elif self._fallback and len(token) == 6 and token.startswith("<0x"):
-            data = bytes([int(token[3:5], 16)])
-        else:
-            return token.replace(_SPACE_SENTENCEPIECE, " ")
-        return data.decode("utf-8", errors="backslashreplace")
+            return bytes(_BYTES.get(character, ord("?")) for character in token)
+        if self._fallback and len(token) == 6 and token.startswith("<0x"):
+            return bytes([int(token[3:5], 16)])
+        return token.replace(_SPACE_SENTENCEPIECE, " ").encode()
 
     def place(self, ids: np.ndarray, offsets: np.ndarray, texts: Sequence[Spelt]) -> Positions:
         """`ids` of all rows, one after another, row r from offsets[r] to offsets[r+1]; `texts[r]` is what it should spell."""
@@ -103,6 +110,8 @@ class Spelling:
         unexplained = np.add.reduceat(lengths, offsets[:-1]) != sizes
         if unexplained.any() and self._known:
             unexplained = self._without_prefixes(ids, offsets, lengths, sizes)
+        if self._forms:
+            unexplained |= np.array([self._is_rewritten(text.body) for text in texts])
         ends = np.cumsum(lengths)
         ends += np.repeat(bases - (ends - lengths)[offsets[:-1]], np.diff(offsets))
         starts = ends - lengths
@@ -110,6 +119,9 @@ class Spelling:
             here = slice(offsets[row], offsets[row + 1])
             starts[here], ends[here] = (places + bases[row] for places in self._asked(ids[here], texts[row]))
         return Positions(starts, ends, bases)
+
+    def _is_rewritten(self, body: bytes) -> bool:
+        return not body.isascii() and not all(unicodedata.is_normalized(form, body.decode()) for form in self._forms)
 
     def _without_prefixes(
         self, ids: np.ndarray, offsets: np.ndarray, lengths: np.ndarray, sizes: np.ndarray
@@ -169,6 +181,23 @@ def _decoders(backend: Any) -> list[str]:
         return []
     state = json.loads(backend.decoder.__getstate__())
     return [step["type"] for step in state.get("decoders", [state])]
+
+
+def _unicode_forms(normalizer: Any) -> tuple[list[Any], bool]:
+    """Unicode forms that text is put into, and whether nothing else is done to it but that spaces become signs."""
+    if normalizer is None:
+        return [], True
+    state = json.loads(normalizer.__getstate__())
+    forms, keeps = [], True
+    for step in state.get("normalizers", [state]):
+        if step["type"] in ("NFC", "NFD", "NFKC", "NFKD"):
+            forms.append(step["type"])
+        else:
+            keeps &= step["type"] == "Prepend" or (
+                step["type"] == "Replace"
+                and (step["pattern"], step["content"]) == ({"String": " "}, _SPACE_SENTENCEPIECE)
+            )
+    return forms, keeps
 
 
 def _alphabet() -> dict[str, int]:
