@@ -1,0 +1,121 @@
+"""`status.plan`: what training will do and what it will take, with a name for it and the reasons of what was decided."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from finetune_api.budget import BudgetSpec
+from finetune_api.effective import overlay, resolve
+from finetune_api.planner.decide import decide
+from finetune_api.planner.estimate import Estimate, estimate, gib
+from finetune_api.planner.facts import PlanFacts
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.status import PlanStatus
+
+_FIXED = ("model", "method", "data", "training", "evaluation", "workspace", "output")
+"""Groups that never change after a job was accepted."""
+_LEFT_OUT = {
+    "model": ("secretRef", "caBundleRef", "endpoint", "region"),
+    "workspace": ("secretRef", "caBundleRef", "endpoint", "region"),
+    "output": ("secretRef", "caBundleRef", "endpoint", "region"),
+}
+"""Credentials and mirrors, which do not change what is done."""
+_CHOICES = 32
+
+
+def draw(spec: FineTuneJobSpec, facts: PlanFacts, decided: dict[str, Any], plan: PlanStatus | None) -> PlanStatus:
+    """The whole plan of a job. `spec` as the user wrote it (then every choice is explained) or resolved; `decided` by prepare or
+    `decide`; `plan` has steps and tokens as prepare counted them, or is None: they are computed."""
+    decided_now, choices = decide(spec, facts)
+    whole = resolve(overlay(spec, decided), decided=decided_now)
+    counted = plan or PlanStatus()
+    made = estimate(whole, facts, tokens=counted.tokens, steps=counted.steps)
+    steps = counted.steps or made.steps.steps
+    time = made.duration
+    return PlanStatus(
+        digest=digest_of(whole, facts, steps),
+        steps=steps,
+        epochs=counted.epochs or made.steps.epochs,
+        tokens=made.tokens,
+        global_batch_size=counted.global_batch_size or whole.training.global_batch_size,
+        checkpoint_every_steps=counted.checkpoint_every_steps or made.steps.checkpoint_every_steps,
+        validate_every_steps=counted.validate_every_steps or made.steps.validate_every_steps,
+        max_new_tokens=counted.max_new_tokens,
+        parameters=made.parameters,
+        trainable_parameters=made.trainable,
+        memory_per_gpu=quantity(made.memory.total),
+        storage=quantity(made.storage),
+        duration=spoken(time.seconds),
+        duration_seconds=round(time.seconds),
+        longest_seconds=round(time.longest),
+        gpu_hours=round(made.gpu_hours, 4),
+        cost=None if made.cost is None else round(made.cost, 2),
+        basis=time.basis,
+        warning=made.warning or _too_long(whole, made),
+        choices=list(choices[:_CHOICES]) or None,
+    )
+
+
+def over_budget(plan: PlanStatus, budget: BudgetSpec) -> str | None:
+    """One sentence that names the field, the planned figure and the limit, of the first limit that the plan is beyond."""
+    limit = budget.max_seconds
+    if limit is not None and plan.duration_seconds is not None and plan.duration_seconds > limit:
+        return f"spec.budget.maxDuration: the plan takes {spoken(plan.duration_seconds)}, and {budget.max_duration} is the limit"
+    if budget.max_gpu_hours is not None and plan.gpu_hours is not None and plan.gpu_hours > budget.max_gpu_hours:
+        return f"spec.budget.maxGpuHours: the plan takes {plan.gpu_hours:.4g} GPU hours, and {budget.max_gpu_hours:g} is the limit"
+    if budget.max_cost is not None and plan.cost is not None and plan.cost > budget.max_cost:
+        return f"spec.budget.maxCost: the plan costs {plan.cost:,.2f}, and {budget.max_cost:,.2f} is the limit"
+    return None
+
+
+def digest_of(spec: FineTuneJobSpec, facts: PlanFacts, steps: int) -> str:
+    """Of what an approval is for: what is trained on what, where, for how long and at what price. Measurements, limits and
+    credentials do not count. `spec` is resolved and decided."""
+    wire = spec.wire()
+    budget = wire.get("budget", {})
+    content = {
+        "spec": {name: _without(wire.get(name), _LEFT_OUT.get(name, ())) for name in _FIXED},
+        "compute": wire.get("compute"),
+        "price": budget.get("gpuHourPrice"),
+        "model": facts.model.wire(),
+        "data": facts.data.wire(),
+        "task": facts.task,
+        "steps": steps,
+    }
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def _without(value: Any, names: tuple[str, ...]) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {name: one for name, one in value.items() if name not in names}
+
+
+def _too_long(spec: FineTuneJobSpec, made: Estimate) -> str | None:
+    """What should be known of a plan that is only a guess."""
+    limit = spec.budget.max_seconds
+    if limit is not None and made.duration.seconds <= limit < made.duration.longest:
+        return f"may take up to {spoken(made.duration.longest)}: then it stops at spec.budget.maxDuration {spec.budget.max_duration}"
+    return None
+
+
+def quantity(size: int) -> str:
+    """As Kubernetes writes it, with one decimal: 41.3Gi."""
+    return f"{size / 2**30:.1f}Gi" if size >= 2**30 else f"{size / 2**20:.0f}Mi"
+
+
+def spoken(seconds: float) -> str:
+    """3d4h, 2h05m, 12m30s, 45s."""
+    whole = round(seconds)
+    days, hours, minutes = whole // 86400, whole % 86400 // 3600, whole % 3600 // 60
+    if days:
+        return f"{days}d{hours:02}h"
+    if hours:
+        return f"{hours}h{minutes:02}m"
+    return f"{minutes}m{whole % 60:02}s" if minutes else f"{whole}s"
+
+
+__all__ = ["digest_of", "draw", "gib", "over_budget", "quantity", "spoken"]

@@ -1,0 +1,168 @@
+"""Which ways of sharing and saving memory make a job fit, and which of them changes least."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import get_args
+
+from finetune_api.combinations import refused
+from finetune_api.compute import OffloadSpec, Strategy
+from finetune_api.planner.facts import DataFacts, PlanFacts
+from finetune_api.planner.gpus import GIB
+from finetune_api.planner.memory import Memory, memory_of
+from finetune_api.planner.share import processes
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.training import ActivationCheckpointing
+
+STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
+CHECKPOINTING: tuple[ActivationCheckpointing, ...] = get_args(ActivationCheckpointing)
+_SHARDING: tuple[Strategy, ...] = ("zero2", "fsdp2", "zero3")
+_COST = {
+    "none": 0.0,
+    "selective": 0.22,
+    "full": 0.33,
+    "ddp": 0.0,
+    "zero1": 0.02,
+    "zero2": 0.01,
+    "fsdp2": 0.1,
+    "zero3": 0.15,
+}
+"""Share of time that each way costs, over all memory kept on one GPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A strategy and a checkpointing that go together with the rest of a spec, and the memory that they take."""
+
+    strategy: Strategy
+    checkpointing: ActivationCheckpointing
+    memory: Memory
+
+    @property
+    def cost(self) -> float:
+        return _COST[self.strategy] + _COST[self.checkpointing]
+
+
+def with_way(
+    spec: FineTuneJobSpec, strategy: Strategy | None, checkpointing: ActivationCheckpointing | None
+) -> FineTuneJobSpec:
+    """None: as the spec has it."""
+    out = spec
+    if strategy is not None:
+        out = out.model_copy(update={"compute": out.compute.model_copy(update={"strategy": strategy})})
+    if checkpointing is not None:
+        training = out.training.model_copy(update={"activation_checkpointing": checkpointing})
+        out = out.model_copy(update={"training": training})
+    return out
+
+
+def ways(
+    spec: FineTuneJobSpec,
+    facts: PlanFacts,
+    *,
+    strategies: tuple[Strategy, ...] = STRATEGIES,
+    checkpointing: tuple[ActivationCheckpointing, ...] = CHECKPOINTING,
+) -> list[Way]:
+    """All that are possible, the fastest first."""
+    found = []
+    for strategy in strategies:
+        for kind in checkpointing:
+            one = with_way(spec, strategy, kind)
+            if not any(refused(one)):
+                found.append(Way(strategy, kind, memory_of(one, facts)))
+    return sorted(found, key=lambda way: way.cost)
+
+
+def smallest_change(spec: FineTuneJobSpec, facts: PlanFacts, capacity: int) -> str | None:
+    """The first of a list of changes, from harmless to dear, after which the job fits; None: none of them does."""
+    for changed, said in _changes(spec):
+        if any(refused(changed)):
+            continue
+        total = memory_of(changed, facts).total
+        if total <= capacity:
+            return f"{said} fits with {total / GIB:.0f} of {capacity / GIB:.0f} GiB"
+    return _more_gpus(spec, facts, capacity) or _shorter(spec, facts, capacity) or _quantised(spec, facts, capacity)
+
+
+def _changes(spec: FineTuneJobSpec) -> Iterator[tuple[FineTuneJobSpec, str]]:
+    now = spec.training.activation_checkpointing or "none"
+    kinds = CHECKPOINTING[CHECKPOINTING.index(now) + 1 :]
+    for kind in kinds:
+        yield with_way(spec, None, kind), f"activationCheckpointing: {kind}"
+    if processes(spec) > 1:
+        for strategy in _SHARDING:
+            for kind in (now, *kinds):
+                extra = "" if kind == now else f" and activationCheckpointing: {kind}"
+                yield with_way(spec, strategy, kind), f"strategy: {strategy}{extra}"
+    else:
+        eight = spec.model_copy(update={"training": spec.training.model_copy(update={"optimizer": "adamw-8bit"})})
+        for kind in (now, *kinds):
+            extra = "" if kind == now else f" and activationCheckpointing: {kind}"
+            yield with_way(eight, "ddp", kind), f"optimizer: adamw-8bit{extra}"
+    for strategy, offload, said in (
+        ("zero2", OffloadSpec(optimizer="cpu"), "offload.optimizer: cpu"),
+        ("zero3", OffloadSpec(optimizer="cpu", parameters="cpu"), "offload of optimizer and parameters to cpu"),
+    ):
+        compute = spec.compute.model_copy(update={"offload": offload, "strategy": strategy})
+        moved = spec.model_copy(update={"compute": compute})
+        yield with_way(moved, None, "full"), f"{said} with strategy: {strategy} and activationCheckpointing: full"
+
+
+def _more_gpus(spec: FineTuneJobSpec, facts: PlanFacts, capacity: int) -> str | None:
+    """The fewest GPUs over which it fits, fully sharded where that is possible."""
+    strategy: Strategy = "zero2" if spec.method.type == "qlora" else "zero3"
+    for count in (2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32, 48, 64, 96, 128):
+        if count <= processes(spec):
+            continue
+        nodes, each = (1, count) if count <= 8 else (-(-count // 8), 8)
+        compute = spec.compute.model_copy(
+            update={"nodes": nodes, "gpus_per_node": each, "processes_per_node": each, "strategy": strategy}
+        )
+        one = with_way(spec.model_copy(update={"compute": compute}), None, "full")
+        if not any(refused(one)) and memory_of(one, facts).total <= capacity:
+            return f"needs {count} GPUs with strategy: {strategy} and activationCheckpointing: full"
+    return None
+
+
+def _shorter(spec: FineTuneJobSpec, facts: PlanFacts, capacity: int) -> str | None:
+    """The longest rows with which it fits, everything else saved as well."""
+    length = facts.data.longest
+    while length > 256:
+        length //= 2
+        cut = facts.model_copy(update={"data": shortened(facts, length)})
+        if memory_of(with_way(spec, None, _most(spec)), cut).total <= capacity:
+            return f"data.maxLength: {length} with activationCheckpointing: {_most(spec)} fits"
+    return None
+
+
+def _quantised(spec: FineTuneJobSpec, facts: PlanFacts, capacity: int) -> str | None:
+    if spec.method.type not in ("lora", "dora"):
+        return None
+    method = spec.method.model_copy(update={"type": "qlora"})
+    compute = spec.compute.model_copy(update={"strategy": "ddp"})
+    one = with_way(spec.model_copy(update={"method": method, "compute": compute}), None, "full")
+    if memory_of(one, facts).total <= capacity:
+        return "method.type: qlora with activationCheckpointing: full fits"
+    return None
+
+
+def _most(spec: FineTuneJobSpec) -> ActivationCheckpointing:
+    return "none" if spec.method.type == "prefix" else "full"
+
+
+def shortened(facts: PlanFacts, length: int) -> DataFacts:
+    """The data's numbers with all rows cut to `length` tokens."""
+    data = facts.data
+    bins = [(min(longest, length), rows) for longest, rows in data.lengths]
+    before = sum(longest * rows for longest, rows in data.lengths)
+    after = sum(longest * rows for longest, rows in bins)
+    tokens = data.tokens * after // before if before else min(data.tokens, length * data.rows)
+    return data.model_copy(
+        update={
+            "longest": min(length, data.longest),
+            "lengths": bins,
+            "tokens": max(1, tokens),
+            "trained_tokens": data.trained_tokens * max(1, tokens) // data.tokens,
+        }
+    )
