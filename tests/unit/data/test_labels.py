@@ -87,11 +87,11 @@ REFUSED = {
     "negative": ([{"text": "a", "label": -1}], 1, "label is -1: numbers of labels begin at 0"),
     "empty": ([{"text": "a", "label": " "}], 1, "label is empty"),
     "a list as label": ([{"text": "a", "label": ["x"]}], 1, "label is a list: name the field labels"),
-    "no list as labels": ([{"text": "a", "labels": "x"}], 1, "labels is not a list"),
+    "no list as labels": ([{"text": "a", "labels": "x"}], 1, 'labels is "x", not a list'),
     "a list of lists": ([{"text": "a", "labels": [["x"]]}], 1, r"labels\[0\] is "),
     "no text": ([{"text": "", "label": "x"}], 1, "text is empty"),
     "pair": ([{"text": "a", "text_pair": 3, "label": "x"}], 1, "text_pair is 3, not a text"),
-    "no label": ([{"text": "a", "label": "x"}, {"text": "b"}], 2, "has no field 'label or labels', which format classification needs"),
+    "no label": ([{"text": "a", "label": "x"}, {"text": "b"}], 2, "has a field 'text' but no 'label or labels', which format classification needs"),
     "one class": ([{"text": "a", "label": "x"}, {"text": "b", "label": "x"}], 1, "every row has the label 'x', and a classifier needs two to tell apart"),
     "no class": ([{"text": "a", "labels": []}], 1, "no row has any label"),
 }  # fmt: skip

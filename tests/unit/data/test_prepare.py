@@ -156,7 +156,7 @@ REFUSED_ROWS = {
     "plain text": ("hello there", "is not JSON"),
     "a number": ("17", "is a number, not an object"),
     "a list in lines": ('{"text": "a"}\n[1]', r"rows\.jsonl:2: is a list, not an object"),
-    "unknown fields": ('{"question": "a", "answer": "b"}', r"is in no known format \(it has answer, question\): rename the fields"),
+    "unknown fields": ('{"question": "a", "answer": "b"}', r"is in no known format \(it has answer, question\): rename question to prompt and answer to completion"),
     "no output": ('{"instruction": "a"}', "has a field 'instruction' but no 'output'"),
     "no completion": ('{"prompt": "a"}', "has a field 'prompt' but no 'completion'"),
     "empty output": ('{"instruction": "a", "output": "  "}', "output is empty"),
@@ -165,10 +165,10 @@ REFUSED_ROWS = {
     "last not assistant": (json.dumps({"messages": [*talk("a")["messages"], {"role": "user", "content": "b"}]}), "the last turn is the user's"),
     "begins with assistant": ('{"messages": [{"role": "assistant", "content": "a"}]}', "begins with the assistant"),
     "late system": (json.dumps({"messages": [{"role": "user", "content": "b"}, {"role": "system", "content": "b"}, {"role": "assistant", "content": "b"}]}), r"messages\[1\] is a system turn"),
-    "tool": ('{"messages": [{"role": "tool", "content": "a"}, {"role": "assistant", "content": "b"}]}', r'messages\[0\]\.role is "tool": tool turns are not supported yet'),
-    "sharegpt": ('{"messages": [{"from": "human", "value": "a"}]}', "has no role; it has from and value: rename them"),
+    "tool": ('{"messages": [{"role": "tool", "content": "a"}, {"role": "assistant", "content": "b"}]}', r"messages\[0\] is a tool's turn, but no call stands before it"),
+    "nobody": ('{"messages": [{"role": "oracle", "content": "a"}]}', r'messages\[0\]\.role is "oracle": use system, user, assistant or tool'),
     "no content": ('{"messages": [{"role": "user"}]}', r"messages\[0\] has no content"),
-    "parts": ('{"messages": [{"role": "user", "content": [{"type": "text"}]}]}', r"messages\[0\]\.content is a list of parts"),
+    "parts": ('{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}', r'messages\[0\]\.content\[0\] is no text but "image_url"'),
     "messages is text": ('{"messages": "hello"}', "messages is not a list of turns"),
     "not a text": ('{"text": 5}', "text is 5, not a text"),
     "nul character": ('{"text": "a\\u0000b"}', "text holds a NUL character"),
@@ -177,7 +177,7 @@ REFUSED_ROWS = {
     "not utf-8": (b'{"text": "caf\xe9"}', "is not UTF-8"),
     "deep": ('{"text": ' + "[" * 100_000 + "]" * 100_000 + "}", "nested too deeply"),
     "huge number": ('{"text": ' + "9" * 5000 + "}", "is not usable JSON"),
-    "mixed": ('{"text": "a"}\n{"prompt": "a", "completion": "b"}', r"rows\.jsonl:2: has no field 'text', which format text needs: it looks like prompt-completion"),
+    "mixed": ('{"text": "a"}\n{"prompt": "a", "completion": "b"}', r"rows\.jsonl:2: looks like prompt-completion \(by prompt and completion\), but text is read here"),
 }  # fmt: skip
 
 

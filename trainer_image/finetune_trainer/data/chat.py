@@ -172,7 +172,9 @@ class ChatRenderer:
             return prompt
         if marked:
             return text[: marked[-1][0]] if marked[-1][0] >= common else prompt
-        start = text.find(answer, max(0, common - len(answer) + 1))  # an answer may begin as that prompt goes on: with a <
+        start = text.find(
+            answer, max(0, common - len(answer) + 1)
+        )  # an answer may begin as that prompt goes on: with a <
         return text[:start] if start >= 0 else prompt
 
     def _found(self, text: str, messages: Sequence[Message], prompt: str) -> list[tuple[int, int]]:

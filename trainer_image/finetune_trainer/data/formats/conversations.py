@@ -1,0 +1,163 @@
+"""Conversations: OpenAI's messages and ShareGPT's conversations, with tools, as one list of turns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from finetune_trainer.data.chat import Message
+from finetune_trainer.data.formats.example import Example, InvalidRow
+from finetune_trainer.data.formats.fields import shown, structured, text
+from finetune_trainer.data.formats.tools import tool_calls, tools_of
+
+NAMES = ("messages", "conversations", "conversation")
+
+_CALL = "call"
+ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+    "tool_response": "tool",
+    "function_response": "tool",
+    "tool_call": _CALL,
+    "function_call": _CALL,
+}
+"""What roles are called, by OpenAI, ShareGPT and their kin, and what chat templates call them."""
+
+
+def read_conversation(row: dict[str, Any]) -> Example:
+    """A row with a list of turns. Raises InvalidRow."""
+    field = field_of(row)
+    assert field
+    messages, untrained = turns_of(structured(row[field], field), field)
+    system = row.get("system") or row.get("system_prompt")
+    if isinstance(system, str) and system.strip() and messages and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": text(system, "system")})
+        untrained = [number + 1 for number in untrained]
+    return conversation(messages, untrained, row, field)
+
+
+def read_turned_pair(row: dict[str, Any]) -> Example:
+    """Prompt and completion that are lists of turns: what the prompt's assistant says is not learnt. Raises InvalidRow."""
+    prompt, _ = turns_of(structured(row["prompt"], "prompt"), "prompt")
+    completion, untrained = turns_of(structured(row["completion"], "completion"), "completion")
+    untrained = [number + len(prompt) for number in untrained]
+    before = [number for number, message in enumerate(prompt) if message["role"] == "assistant"]
+    return conversation(prompt + completion, before + untrained, row, "prompt and completion")
+
+
+def field_of(row: dict[str, Any]) -> str | None:
+    """The field that holds the turns."""
+    for name in NAMES:
+        if row.get(name) is not None:
+            return name
+    return None
+
+
+def is_sharegpt(row: dict[str, Any]) -> bool:
+    """Whether the first turn is written with from and value."""
+    turns = row[field_of(row) or ""]
+    return isinstance(turns, list) and bool(turns) and isinstance(turns[0], dict) and "from" in turns[0]
+
+
+def conversation(messages: list[Message], untrained: list[int], row: dict[str, Any], field: str) -> Example:
+    """The example of these turns. Raises InvalidRow when their order is none that a conversation has."""
+    roles = [message["role"] for message in messages]
+    if "assistant" not in roles:
+        raise InvalidRow(f"{field} has no assistant turn, so there is nothing to learn", "NothingToTrain")
+    if roles[-1] != "assistant":
+        raise InvalidRow(
+            f"the last turn is the {roles[-1]}'s: it must be the assistant's, whose answers are learnt",
+            "InvalidTurnOrder",
+        )
+    if roles[0] == "assistant":
+        raise InvalidRow(
+            "the conversation begins with the assistant: put a system or user turn before it", "InvalidTurnOrder"
+        )
+    if "system" in roles[1:]:
+        late = roles.index("system", 1)
+        raise InvalidRow(f"{field}[{late}] is a system turn, which can only be the first", "InvalidTurnOrder")
+    if "tool" in roles:
+        _check_tools(roles, field)
+    if untrained and len(untrained) == roles.count("assistant"):
+        raise InvalidRow("every answer has weight 0, so there is nothing to learn", "NothingToTrain")
+    return Example(messages=tuple(messages), tools=tools_of(row), untrained=tuple(untrained))
+
+
+def _check_tools(roles: list[str], field: str) -> None:
+    for number, role in enumerate(roles):
+        if role == "tool" and (number == 0 or roles[number - 1] not in ("assistant", "tool")):
+            raise InvalidRow(f"{field}[{number}] is a tool's turn, but no call stands before it", "InvalidTurnOrder")
+
+
+def turns_of(turns: Any, field: str) -> tuple[list[Message], list[int]]:
+    """Turns in the templates' own words, and the places of the answers with weight 0. Raises InvalidRow."""
+    if not isinstance(turns, list):
+        raise InvalidRow(f"{field} is not a list of turns", "WrongType")
+    if not turns:
+        raise InvalidRow(f"{field} is empty", "EmptyField")
+    messages: list[Message] = []
+    untrained: list[int] = []
+    for number, turn in enumerate(turns):
+        if type(turn) is not dict:
+            raise InvalidRow(f"{field}[{number}] is not an object with role and content", "WrongType")
+        role, content = turn.get("role"), turn.get("content")
+        if role is None and content is None and "from" in turn:
+            role, content = turn["from"], turn.get("value")
+        known = ROLES.get(role) if type(role) is str else None
+        if known is None:
+            raise _no_role(role, f"{field}[{number}]")
+        if known == "user" or known == "system":
+            if content is None and not {"content", "value"} & turn.keys():
+                raise InvalidRow(f"{field}[{number}] has no content", "MissingField")
+            said = text(content, f"{field}[{number}].content", may_be_empty=known == "system")
+            messages.append({"role": known, "content": said})
+            continue
+        messages.append(_special(turn, known, content, f"{field}[{number}]"))
+        if known == "assistant" and _has_no_weight(turn, f"{field}[{number}]"):
+            untrained.append(number)
+    return messages, untrained
+
+
+def _special(turn: dict[str, Any], role: str, content: Any, where: str) -> Message:
+    """An assistant's turn, which may call tools, or a tool's answer."""
+    if role == "tool":
+        return {
+            "role": "tool",
+            "content": text(content if content is not None else "", f"{where}.content", may_be_empty=True),
+            **{name: text(turn[name], f"{where}.{name}") for name in ("tool_call_id", "name") if turn.get(name)},
+        }
+    calls = content if role == _CALL else turn.get("tool_calls") or turn.get("function_call")
+    if not calls:
+        if content is None and "content" not in turn and "value" not in turn:
+            raise InvalidRow(f"{where} has no content", "MissingField")
+        return {"role": "assistant", "content": text(content, f"{where}.content")}
+    if role == _CALL or content is None:
+        content = ""
+    calls = tool_calls(calls, where if role == _CALL else f"{where}.tool_calls")
+    said = text(content, f"{where}.content", may_be_empty=True)
+    return {"role": "assistant", "content": said, "tool_calls": calls}
+
+
+def _has_no_weight(turn: dict[str, Any], where: str) -> bool:
+    """Whether OpenAI's `weight` keeps an answer from being learnt."""
+    weight = turn.get("weight")
+    if weight is None or weight == 1:
+        return False
+    if weight == 0:
+        return True
+    raise InvalidRow(f"{where}.weight is {shown(weight)}: it can be 0 (not learnt) or 1", "WrongType")
+
+
+def _no_role(role: Any, where: str) -> InvalidRow:
+    if role is None:
+        return InvalidRow(f"{where} has no role", "InvalidRole")
+    return InvalidRow(f"{where}.role is {shown(role)}: use system, user, assistant or tool", "InvalidRole")

@@ -1,0 +1,81 @@
+"""Single fields of a row: a text, a label, or a list that a table could only hold as JSON text."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import orjson
+
+from finetune_trainer.data.formats.example import InvalidRow, Label
+
+
+def text(value: Any, where: str, *, may_be_empty: bool = False) -> str:
+    """A text as it stands; parts that are all text (as OpenAI writes them) are joined. Raises InvalidRow."""
+    if type(value) is not str:
+        value = _joined(value, where)
+    if not may_be_empty and not value.strip():
+        raise InvalidRow(f"{where} is empty", "EmptyField")
+    if "\0" in value:
+        raise InvalidRow(f"{where} holds a NUL character", "InvalidEncoding")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidRow(
+                f"{where} holds half of a surrogate pair at character {error.start + 1}", "InvalidEncoding"
+            ) from None
+    return value
+
+
+def _joined(value: Any, where: str) -> str:
+    if value is None:
+        raise InvalidRow(f"{where} is null", "EmptyField")
+    if not isinstance(value, list):
+        raise InvalidRow(f"{where} is {shown(value)}, not a text", "WrongType")
+    parts = []
+    for number, part in enumerate(value):
+        if isinstance(part, str):
+            parts.append(part)
+        elif isinstance(part, dict) and isinstance(part.get("text"), str) and part.get("type", "text") == "text":
+            parts.append(part["text"])
+        else:
+            kind = part.get("type") if isinstance(part, dict) else part
+            raise InvalidRow(f"{where}[{number}] is no text but {shown(kind)}: only text is learnt", "WrongType")
+    return "".join(parts)
+
+
+def label(value: Any, where: str) -> Label:
+    """Raises InvalidRow."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        if value < 0:
+            raise InvalidRow(
+                f"{where} is {value}: numbers of labels begin at 0, and less often marks rows without one", "WrongType"
+            )
+        return value
+    if isinstance(value, str):
+        return text(value, where)
+    if value is None:
+        raise InvalidRow(f"{where} is null", "EmptyField")
+    raise InvalidRow(f"{where} is {shown(value)}: a label is a text, a whole number, or true or false", "WrongType")
+
+
+def structured(value: Any, where: str) -> Any:
+    """A list or object, also where it is written as JSON text, as tables have to. Raises InvalidRow when that is no JSON."""
+    if type(value) is not str or value[:1] not in ("[", "{"):
+        return value
+    try:
+        return orjson.loads(value)
+    except (orjson.JSONDecodeError, ValueError):
+        raise InvalidRow(f"{where} is a text that is not JSON", "WrongType") from None
+
+
+def shown(value: Any) -> str:
+    """A value for people: as JSON, shortened."""
+    if isinstance(value, str):
+        value = value[:60]
+    written = json.dumps(value, ensure_ascii=False, default=lambda other: f"a {type(other).__name__}")
+    written = written if len(written) <= 40 else written[:39] + "…"
+    return written.encode(errors="replace").decode()
