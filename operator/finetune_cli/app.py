@@ -127,6 +127,60 @@ def validate(
     check(files, options, output)
 
 
+@app.command(short_help="What a job will take, with no cluster.")
+def plan(
+    file: Annotated[
+        str | None, typer.Argument(metavar="FILE", help="YAML file with one FineTuneJob; - is standard input.")
+    ] = None,
+    claims: Claims = None,
+    download: Download = False,
+    model_config: Annotated[
+        Path | None,
+        typer.Option(
+            "--model-config", metavar="CONFIG", help="config.json of a model of its kind, instead of the model."
+        ),
+    ] = None,
+    rows: Annotated[int | None, typer.Option("--rows", min=1, help="Rows of data.train, instead of the data.")] = None,
+    tokens_per_row: Annotated[
+        int | None, typer.Option("--tokens-per-row", min=1, help="With --rows, or where there is no tokenizer.")
+    ] = None,
+    gpu_type: Annotated[str | None, typer.Option("--gpu-type", help="Instead of compute.gpuType.")] = None,
+    gpu_hour_price: Annotated[
+        float | None, typer.Option("--gpu-hour-price", min=0, help="Instead of budget.gpuHourPrice.")
+    ] = None,
+    compare: Annotated[
+        Literal["strategy", "method", "gpu"] | None,
+        typer.Option("--compare", help="Side by side, instead of one plan."),
+    ] = None,
+    prices: Annotated[
+        str, typer.Option("--prices", metavar="TYPE=PRICE,...", help="Of a GPU hour: h100=2.5,l40s=0.9.")
+    ] = "",
+    list_gpus: Annotated[
+        bool, typer.Option("--list-gpus", help="Print the GPU types that are known, and end.")
+    ] = False,
+    output: Annotated[
+        Literal["text", "json", "markdown"], typer.Option("-o", "--output", help="markdown is for pull requests.")
+    ] = "text",
+) -> None:
+    """Plan the FineTuneJob in FILE: memory, steps, time, cost, and each field that is decided for you, with its reason.
+
+    Model and data are looked at where they can be reached. Exit code: 0 it fits and is within spec.budget, 3 it is not.
+    """
+    from finetune_cli import plan as planning
+    from finetune_cli.reach import Reach
+
+    if list_gpus:
+        planning.list_gpus(output)
+        return
+    if file is None:
+        raise typer.BadParameter("give a FILE, or --list-gpus")
+    guesses = planning.Guesses(model_config, rows, tokens_per_row)
+    options = planning.PlanOptions(
+        Reach(claims, download), guesses, gpu_type, gpu_hour_price, compare, planning.prices_of(prices)
+    )
+    planning.plan(file, options, output)
+
+
 @app.command(short_help="Follow a job that is already there.")
 def watch(
     name: Name,

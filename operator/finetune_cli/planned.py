@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from finetune_api.status import PlanStatus
+from finetune_api.status import ChoiceStatus, PlanStatus
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -15,19 +15,28 @@ from finetune_cli.text import count, duration, figure, money, number
 
 def show_plan(console: Console, plan: PlanStatus) -> None:
     """The figures, what to beware of, then the choices."""
+    show_figures(console, plan)
+    if plan.warning:
+        console.print(Text(f"! {plan.warning}", style="yellow"))
+    show_choices(console, plan.choices or [])
+
+
+def show_figures(console: Console, plan: PlanStatus) -> None:
     table = Table.grid(padding=(0, 2))
     for name, value in figures(plan):
         table.add_row(Text(name, style="bold"), Text(value))
     console.print(table)
-    if plan.warning:
-        console.print(Text(f"! {plan.warning}", style="yellow"))
-    if plan.choices:
-        chosen = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for head in ("decided for you", "value", "why"):
-            chosen.add_column(head, overflow="fold")
-        for choice in plan.choices:
-            chosen.add_row(Text(choice.field), Text(choice.value), Text(choice.why, style="dim"))
-        console.print(chosen, end="")
+
+
+def show_choices(console: Console, choices: list[ChoiceStatus]) -> None:
+    if not choices:
+        return
+    chosen = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for head in ("decided for you", "value", "why"):
+        chosen.add_column(head, overflow="fold")
+    for choice in choices:
+        chosen.add_row(Text(choice.field), Text(choice.value), Text(choice.why, style="dim"))
+    console.print(chosen, end="")
 
 
 def figures(plan: PlanStatus) -> Iterator[tuple[str, str]]:

@@ -30,7 +30,7 @@ def show(console: Console, job: FineTuneJob, next_steps: Sequence[str] = ()) -> 
             if status.evaluation.generated_rows:
                 line += f"; answers generated for {number(status.evaluation.generated_rows)} of them"
             console.print(Text(line + ".", style="dim"))
-    if view.planned(job) and status.plan:
+    if status.plan and (view.planned(job) or status.reason == "OverBudget"):
         show_plan(console, status.plan)
     if ended is None or not ended.succeeded:
         if status.last_checkpoint:

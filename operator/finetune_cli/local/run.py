@@ -18,15 +18,18 @@ from finetune_api.contract import RunConfig, TerminationMessage
 from finetune_api.effective import resolve, shown
 from finetune_api.finetunejob import FineTuneJob
 from finetune_api.pods import Pods
+from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Stage
 from rich.console import Console
 
 from finetune_cli import manifest, result, view
 from finetune_cli.display import Display, display
 from finetune_cli.errors import CliError, Exit
+from finetune_cli.local import gate
 from finetune_cli.local import status as book
 from finetune_cli.local.processes import StageProcesses
 from finetune_cli.local.state import NAMESPACE, Run, run_of
+from finetune_cli.planned import show_plan
 
 POLL_SECONDS = 0.5
 
@@ -66,20 +69,34 @@ def run_local(file: str, options: LocalOptions, output: str | None) -> NoReturn:
                 run.forget()
             run.layout.root.mkdir(parents=True, exist_ok=True)
             job.status = run.load()
-            if view.end(_observed(job)) and job.status.phase == "Completed":
+            if _is_over(_observed(job)):
                 console.print("This run had already completed; nothing was started. --fresh runs it anew.")
             else:
-                _run(job, run, claims_root, console)
+                _run(job, run, claims_root, console, _Given(given.job.spec, options.approve))
     except OSError as error:
         raise CliError(f"{error.filename or job.spec.workspace.uri}: {error.strerror}") from None
     _finish(job, console, output, claims_root)
 
 
-def _run(job: FineTuneJob, run: Run, claims_root: str, console: Console) -> None:
+@dataclass(frozen=True)
+class _Given:
+    """What the user said: the spec as written, and that its plan is good."""
+
+    spec: FineTuneJobSpec
+    approve: bool
+
+
+def _is_over(job: FineTuneJob) -> bool:
+    """A run that was only planned goes on when more is asked for."""
+    return job.status.phase == "Completed" and not (view.planned(job) and job.spec.mode == "Run")
+
+
+def _run(job: FineTuneJob, run: Run, claims_root: str, console: Console, given: _Given) -> None:
     """Stage after stage until one does not succeed. `job.status` and the file beside the checkpoints follow."""
     status = _observed(job).status
-    status.effective = shown(job.spec)
     status.run = run.ref.run
+    status.gpus = job.spec.compute.nodes * (job.spec.compute.gpus_per_node or 0)
+    _settle(job, given)
     screen = display(console)
     try:
         if status.attempts:
@@ -87,13 +104,34 @@ def _run(job: FineTuneJob, run: Run, claims_root: str, console: Console) -> None
             screen.show(job.model_copy(deep=True))
         with _interrupts() as interrupts:
             while (stage := book.next_stage(status)) and not interrupts.count:
+                if stage == "train" and (held := _held(job, run, given)):
+                    book.hold(status, held)
+                    run.save(status)
+                    break
                 message = _stage(job, run, stage, claims_root, screen, interrupts)
+                if stage == "prepare":
+                    _settle(job, given)
                 run.save(status)
                 screen.show(job.model_copy(deep=True))
                 if message.outcome != "succeeded":
                     break
     finally:
         screen.close()
+
+
+def _settle(job: FineTuneJob, given: _Given) -> None:
+    """What prepare decided lies beneath the spec, and the plan follows from both. Before it has run nothing is decided."""
+    status = job.status
+    job.spec = resolve(given.spec, None, status.decided)
+    status.effective = shown(job.spec)
+    status.plan = gate.drawn(given.spec, status)
+
+
+def _held(job: FineTuneJob, run: Run, given: _Given) -> gate.Held | None:
+    digest = job.status.plan.digest if job.status.plan else None
+    if given.approve and digest:
+        run.approve(digest)
+    return gate.held(job.spec, job.status, approved=run.approved)
 
 
 def _stage(
@@ -105,7 +143,7 @@ def _stage(
     run.save(status)
     config = RunConfig(job=run.ref, stage=stage, attempt=attempt.number, spec=job.spec, claims_root=claims_root)
     settings = (job.spec.pods or Pods()).of(stage)
-    told = 0
+    told, meter = 0, gate.Meter(job.spec.budget, status, counts=stage == "train")
     with StageProcesses(config, settings, run.layout.root / "logs") as processes:
         while processes.running():
             if interrupts.count > told:
@@ -116,18 +154,26 @@ def _stage(
                 processes.stop()
             if progress := processes.progress():
                 book.advance(status, attempt, progress)
+            if limit := meter.newly_reached():
+                screen.say(f"Stopping: {limit}; the job saves a checkpoint.", warning=True)
+                processes.stop()
             screen.show(job.model_copy(deep=True))  # the display compares it with the one before
             time.sleep(POLL_SECONDS)
         message = processes.verdict()
         if message.outcome == "failed" and message.cause and not message.cause.remedy:
             message.cause.remedy = f"Its log is {processes.launchers[0].log_file}"
     book.conclude(status, attempt, message)
+    if meter.limit and message.outcome == "stopped":
+        book.hold(status, gate.exhausted(meter.limit))
     return message
 
 
 def _finish(job: FineTuneJob, console: Console, output: str | None, claims_root: str) -> NoReturn:
-    ended = view.end(job)
-    if ended is None:
+    ended, held = view.end(job), view.awaits(job) is not None
+    if held and job.status.plan:
+        show_plan(console, job.status.plan)
+        console.print(job.status.message, style="yellow")
+    elif ended is None:
         for line in _interrupted(job):
             console.print(line)
     else:
@@ -137,7 +183,7 @@ def _finish(job: FineTuneJob, console: Console, output: str | None, claims_root:
         result.show(console, job, steps)
     if output == "json":
         print(json.dumps(job.wire()))
-    sys.exit(ended.exit_code if ended else Exit.INTERRUPTED)
+    sys.exit(ended.exit_code if ended else Exit.FAILED if held else Exit.INTERRUPTED)
 
 
 def _interrupted(job: FineTuneJob) -> list[str]:

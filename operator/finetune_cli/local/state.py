@@ -57,6 +57,22 @@ class Run:
         temporary.write_text(json.dumps(status.wire(), indent=1))
         temporary.replace(self.status_file)
 
+    @property
+    def approved(self) -> str | None:
+        """Digest of the plan that was approved with --approve."""
+        try:
+            return self._approved_file.read_text()
+        except FileNotFoundError:
+            return None
+
+    def approve(self, digest: str) -> None:
+        """So that the same command may go on without asking again."""
+        self._approved_file.write_text(digest)
+
+    @property
+    def _approved_file(self) -> Path:
+        return self.layout.root / "approved-plan"
+
     def forget(self) -> None:
         """Delete everything that the run has written to the workspace."""
         shutil.rmtree(self.layout.root, ignore_errors=True)

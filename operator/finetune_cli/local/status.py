@@ -15,6 +15,8 @@ from finetune_api.status import (
     Stage,
 )
 
+from finetune_cli.local.gate import Held
+
 ORDER: tuple[Stage, ...] = ("prepare", "train", "publish")
 PHASES: dict[Stage, Phase] = {"prepare": "Preparing", "train": "Training", "publish": "Publishing"}
 
@@ -72,6 +74,9 @@ def conclude(status: FineTuneJobStatus, attempt: AttemptStatus, message: Termina
     attempt.resumed_from_step = message.resumed_from_step or attempt.resumed_from_step
     status.data = message.data or status.data
     status.plan = message.plan or status.plan
+    status.facts = message.facts.wire() if message.facts else status.facts
+    if attempt.stage == "prepare" and message.outcome == "succeeded":
+        status.decided = message.decided or {}
     status.evaluation = message.evaluation or status.evaluation
     status.artifacts = message.artifacts or status.artifacts
     status.last_checkpoint = message.last_checkpoint or status.last_checkpoint
@@ -97,6 +102,19 @@ def conclude(status: FineTuneJobStatus, attempt: AttemptStatus, message: Termina
                 remedy=cause.remedy if cause else None,
             )
             _finish(status, "Failed", "Failed", attempt.reason, attempt.message)
+
+
+def hold(status: FineTuneJobStatus, held: Held) -> None:
+    """Training does not begin, or does not go on."""
+    match held.phase:
+        case "Completed":
+            _finish(status, "Completed", "Complete", held.reason, held.message)
+        case "Failed":
+            status.failure = FailureStatus(code=held.reason, message=held.message)
+            _finish(status, "Failed", "Failed", held.reason, held.message)
+        case _:
+            status.phase, status.reason, status.message = held.phase, held.reason, held.message
+            status.progress = None
 
 
 def _finish(status: FineTuneJobStatus, phase: Phase, condition: str, reason: str, message: str) -> None:

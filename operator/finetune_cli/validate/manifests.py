@@ -42,7 +42,7 @@ def check(file: str) -> Iterator[tuple[Checked, Manifest | None]]:
 
 def impossible(job: Manifest) -> Iterator[Complaint]:
     """Combinations that only show once absent fields are decided, as the operator will decide them."""
-    for combination in refused(resolve(job.job.spec)):
+    for combination in refused(resolve(job.job.spec, decided={})):
         written = next((one for one in combination.when if one.holds(job.job.spec)), combination.when[0])
         line = manifest.line_of(job.nodes, ("spec", *written.path.split(".")))
         yield Complaint(job.source, line, f"spec: {combination.message}")

@@ -1,0 +1,170 @@
+"""Where a plan's facts come from: a look at model and data where they can be reached, else a config.json and guesses.
+
+What was guessed is said: a plan is as good as its facts.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from finetune_api.contract import Progress, SurveyAnswer, SurveyRequest
+from finetune_api.data import DataSpec
+from finetune_api.findings import DataReport
+from finetune_api.location import Location
+from finetune_api.planner.facts import DataFacts, ModelShape, PlanFacts
+from finetune_api.planner.shape import shape_of
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.status import PlanStatus
+
+from finetune_cli import survey
+from finetune_cli.errors import CliError
+from finetune_cli.reach import Reach, data_of, model_of
+from finetune_cli.text import count, number
+
+TOKENS_PER_ROW = 512
+BYTES_PER_TOKEN = 4
+"""Of text as tokenizers of the last years cut it, when only the files' size is known."""
+
+Seen = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Guesses:
+    """What the command line says in place of what cannot be seen."""
+
+    model_config: Path | None = None
+    rows: int | None = None
+    tokens_per_row: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """`decided` and `measured` are set where model and data were both read. `notes` say what was guessed."""
+
+    facts: PlanFacts
+    decided: dict[str, Any] | None = None
+    measured: PlanStatus | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def gather(spec: FineTuneJobSpec, reach: Reach, guesses: Guesses, seen: Seen) -> Known:
+    """All that can be known of model and data from here. Raises CliError that says what to give."""
+    blind = f"this Python has no {missing}: {survey.INSTALL}" if (missing := survey.missing()) else None
+    no_model = reach.hindrance(model_of(spec))
+    no_data = blind or reach.hindrance(data_of(spec))
+    if not (guesses.model_config or guesses.rows or no_model or no_data):
+        answer = survey.survey(_request(reach, spec=spec), seen)
+        _refused(answer)
+        if answer.facts is None:
+            raise CliError("the look at model and data gave no facts")
+        return Known(answer.facts, answer.decided, answer.plan)
+    notes: list[str] = []
+    task, shape = _model(spec, reach, guesses, no_model, blind, seen)
+    data = _data(spec, reach, guesses, no_data, notes, seen)
+    return Known(PlanFacts(model=shape, data=data, task=task), notes=notes)
+
+
+def _model(
+    spec: FineTuneJobSpec, reach: Reach, guesses: Guesses, hindrance: str | None, blind: str | None, seen: Seen
+) -> tuple[str, ModelShape]:
+    task = spec.model.task or "causal-lm"
+    if guesses.model_config is not None:
+        return task, _from_config(guesses.model_config)
+    if hindrance is not None:
+        raise CliError(
+            f"the model cannot be seen from here: {hindrance}, or name a config.json of its kind with --model-config"
+        )
+    if blind is not None:
+        if spec.model.parsed.remote:
+            raise CliError(
+                f"the model cannot be fetched: {blind}, or name a config.json of its kind with --model-config"
+            )
+        return task, _from_config(spec.model.parsed.on_disk(reach.claims_root or "/") / "config.json")
+    with tempfile.TemporaryDirectory(prefix="ftj-") as folder:
+        nothing = Path(folder) / "empty.jsonl"  # the data may be out of reach, and here only the model counts
+        nothing.touch()
+        data = DataSpec(train=[Location(uri=nothing.as_uri())])
+        request = _request(reach, spec=spec.model_copy(update={"data": data}), rows=False)
+        answer = survey.survey(request, seen)
+    _refused(answer)
+    if answer.facts is None:
+        raise CliError("the look at the model gave no facts")
+    return answer.facts.task, answer.facts.model
+
+
+def _from_config(file: Path) -> ModelShape:
+    """Parameters are counted by formula; the size of weights that lie beside it is taken from them."""
+    try:
+        config = json.loads(file.read_bytes())
+        if not isinstance(config, dict):
+            raise ValueError("it is no object")
+        size = sum(weights.stat().st_size for weights in file.parent.glob("*.safetensors"))
+        return shape_of(config, weight_bytes=size)
+    except OSError as error:
+        raise CliError(f"{file}: {error.strerror}") from None
+    except ValueError as error:
+        raise CliError(f"{file}: not a model's config.json: {error}") from None
+
+
+def _data(
+    spec: FineTuneJobSpec, reach: Reach, guesses: Guesses, hindrance: str | None, notes: list[str], seen: Seen
+) -> DataFacts:
+    if guesses.rows is not None:
+        per_row = guesses.tokens_per_row or TOKENS_PER_ROW
+        notes.append(
+            f"the data was not looked at: {count(guesses.rows, 'row')} of {number(per_row)} tokens are assumed"
+        )
+        return guessed(spec.data, guesses.rows, per_row)
+    if hindrance is not None:
+        raise CliError(f"the data cannot be seen from here: {hindrance}, or guess with --rows and --tokens-per-row")
+    answer = survey.survey(_request(reach, data=spec.data), seen)
+    _refused(answer)
+    if answer.report is None:
+        raise CliError("the look at the data gave no report")
+    per_row = guesses.tokens_per_row or _tokens_per_row(answer.report)
+    notes.append(f"without the model's tokenizer, {number(per_row)} tokens a row are assumed")
+    return guessed(spec.data, max(1, answer.report.valid_rows), per_row)
+
+
+def guessed(data: DataSpec, rows: int, per_row: int) -> DataFacts:
+    """`rows` of data.train, of `per_row` tokens each, and one as long as may be. Parts that are named cost data.train no row."""
+    per_row = min(per_row, data.max_length or per_row)
+    longest = data.max_length or 2 * per_row
+    validation, test = round(rows * data.split.validation), round(rows * data.split.test)
+    train = max(1, rows - (0 if data.validation else validation) - (0 if data.test else test))
+    lengths = [(longest, 1)] if train == 1 or longest == per_row else [(per_row, train - 1), (longest, 1)]
+    if longest == per_row:
+        lengths = [(per_row, train)]
+    return DataFacts(
+        rows=train,
+        validation_rows=validation,
+        test_rows=test,
+        tokens=sum(length * n for length, n in lengths),
+        longest=longest,
+        lengths=lengths,
+        bytes=rows * per_row * BYTES_PER_TOKEN,
+    )
+
+
+def _tokens_per_row(report: DataReport) -> int:
+    size = sum(file.bytes for file in report.files if file.part == "train")
+    return max(1, round(size / BYTES_PER_TOKEN / max(1, report.rows)))
+
+
+def _refused(answer: SurveyAnswer) -> None:
+    """Raises CliError with the sentence that would end the job."""
+    if answer.problem is not None:
+        remedy = f"; {answer.problem.remedy}" if answer.problem.remedy else ""
+        raise CliError(f"{answer.problem.message}{remedy}")
+    if answer.report is not None and answer.report.refused:
+        remedy = f"; {answer.report.refused_remedy}" if answer.report.refused_remedy else ""
+        raise CliError(f"{answer.report.refused}{remedy}")
+
+
+def _request(reach: Reach, **what: Any) -> SurveyRequest:
+    return SurveyRequest(claims_root=reach.claims_root, cache=str(survey.cache_folder()), **what)
