@@ -89,7 +89,8 @@ def _spec(case: Case, device: torch.device, compile: bool) -> Any:
                 "workspace": place,
                 "output": place,
             }
-        )
+        ),
+        decided={},
     )
 
 

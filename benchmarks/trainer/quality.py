@@ -59,7 +59,7 @@ class Stages:
                 job=JobRef(name=name, namespace="bench", uid=name, run="bench"),
                 stage=stage,  # type: ignore[arg-type]
                 attempt=1,
-                spec=resolve(FineTuneJobSpec.model_validate(spec)),
+                spec=resolve(FineTuneJobSpec.model_validate(spec), decided={}),
                 claims_root=str(self.folder),
             )
             path = self.folder / f"{name}-{stage}.json"

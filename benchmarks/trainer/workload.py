@@ -70,7 +70,7 @@ class Workload:
             job=JobRef(name="bench", namespace="bench", uid="bench", run="bench"),
             stage=stage,  # type: ignore[arg-type]
             attempt=1,
-            spec=resolve(FineTuneJobSpec.model_validate(spec)),
+            spec=resolve(FineTuneJobSpec.model_validate(spec), decided={}),
             claims_root=str(self.folder),
         )
 

@@ -1,7 +1,7 @@
 """Absent means decided: from a spec and the platform's defaults to the spec that the stages run.
 
-Values that need the data or the model (lengths, checkpoint intervals) are decided by `prepare`, through
-`planner.steps`, and reach status in its result; everything else is decided here, before anything runs.
+What needs the data or the model is decided by prepare, through `planner.decide`, and reaches status in its result;
+everything else is decided here, before anything runs.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class PlatformDefaults(ApiModel):
 LEARNING_RATES: dict[MethodType, float] = {
     "lora": 2e-4, "qlora": 2e-4, "dora": 2e-4, "full": 2e-5, "prefix": 1e-2, "prompt": 1e-2
 }  # fmt: skip
+"""Of models of some billion parameters, where nothing is known of the model."""
 
 
 def overlay(spec: FineTuneJobSpec, decided: dict[str, Any]) -> FineTuneJobSpec:
@@ -60,11 +61,12 @@ def _under(above: dict[str, Any], below: dict[str, Any]) -> dict[str, Any]:
 def resolve(
     spec: FineTuneJobSpec, defaults: PlatformDefaults | None = None, decided: dict[str, Any] | None = None
 ) -> FineTuneJobSpec:
-    """The spec with every field decided that can be decided without reading data, and with what prepare `decided`.
+    """The spec with every field decided that can be decided without model and data, and with what prepare `decided`.
 
-    Pure; resolving twice changes nothing.
+    With `decided` (an empty one too) the spec is whole: what is in neither gets a usual value. Without it the fields that
+    model and data decide stay absent. Pure; resolving twice changes nothing.
     """
-    spec = overlay(spec, decided or {})
+    given, spec = spec, overlay(spec, decided or {})
     # Copied as far as it changes: a whole deep copy costs more than everything else that the operator does in a look.
     out = spec.model_copy(
         update={
@@ -74,35 +76,53 @@ def resolve(
             "data": spec.data.model_copy(),
         }
     )
+    if defaults is not None:
+        _under_defaults(out, defaults)
+    if decided is not None:
+        _usual(out)
     _decide_method(out.method)
     training = out.training
-    if training.max_steps is None and training.epochs is None:
-        training.epochs = 3
-    training.global_batch_size = training.global_batch_size or 16
-    training.learning_rate = training.learning_rate or LEARNING_RATES[out.method.type]
     training.schedule = training.schedule or "cosine"
-    training.warmup_ratio = 0.03 if training.warmup_ratio is None else training.warmup_ratio
     if training.schedule == "wsd":
         training.decay_ratio = training.decay_ratio or 0.2
     training.optimizer = training.optimizer or "adamw"
-    training.activation_checkpointing = training.activation_checkpointing or "none"
     training.precision = training.precision or ("bf16" if out.compute.device == "cuda" else "fp32")
     out.data.overlong = out.data.overlong or "truncate"
-    out.compute.strategy = out.compute.strategy or _strategy(out)
-    if defaults is not None:
-        pods = out.pods or Pods()
-        out.pods = pods.model_copy(update={"common": merge(defaults.pods, pods.common)})
-        if out.budget.gpu_hour_price is None and defaults.gpu_hour_price is not None:
-            out.budget = out.budget.model_copy(update={"gpu_hour_price": defaults.gpu_hour_price})
-        if out.compute.gpu_type is None and out.compute.device == "cuda":
-            out.compute.gpu_type = defaults.gpu_type
+    if out.compute.strategy is None:
+        with_usual = out.model_copy(update={"compute": out.compute.model_copy(update={"strategy": _strategy(out)})})
+        if decided is not None or any(refused(with_usual)):  # what no strategy can do is best said at once
+            out.compute.strategy = with_usual.compute.strategy
+    elif out.compute.strategy != given.compute.strategy and any(refused(out)):  # compute has changed since
+        out.compute.strategy = _strategy(out)
     return out
+
+
+def _under_defaults(spec: FineTuneJobSpec, defaults: PlatformDefaults) -> None:
+    pods = spec.pods or Pods()
+    spec.pods = pods.model_copy(update={"common": merge(defaults.pods, pods.common)})
+    if spec.budget.gpu_hour_price is None and defaults.gpu_hour_price is not None:
+        spec.budget = spec.budget.model_copy(update={"gpu_hour_price": defaults.gpu_hour_price})
+    if spec.compute.gpu_type is None and spec.compute.device == "cuda":
+        spec.compute.gpu_type = defaults.gpu_type
+
+
+def _usual(spec: FineTuneJobSpec) -> None:
+    """Values for what model and data decide, where nobody knows them."""
+    training, method = spec.training, spec.method
+    if method.type in LOW_RANK and method.init_from is None:
+        method.lora = method.lora or LoraSpec()
+    if training.max_steps is None and training.epochs is None:
+        training.epochs = 3
+    training.global_batch_size = training.global_batch_size or 16
+    training.learning_rate = training.learning_rate or LEARNING_RATES[method.type]
+    training.warmup_ratio = 0.03 if training.warmup_ratio is None else training.warmup_ratio
+    training.activation_checkpointing = training.activation_checkpointing or "none"
 
 
 def _decide_method(method: MethodSpec) -> None:
     """An adapter to go on from brings its own settings."""
-    if method.type in LOW_RANK and method.init_from is None:
-        method.lora = method.lora.model_copy() if method.lora is not None else LoraSpec()
+    if method.lora is not None:
+        method.lora = method.lora.model_copy()
         method.lora.alpha = method.lora.alpha or 2.0 * method.lora.rank
     if method.type == "qlora":
         quantization = method.quantization.model_copy() if method.quantization is not None else QuantizationSpec()

@@ -122,7 +122,7 @@ class Job:
             job=JobRef(name=self.name, namespace="team", uid=self.name, run="abcde"),
             stage=stage,  # type: ignore[arg-type]
             attempt=attempt,
-            spec=resolve(FineTuneJobSpec.model_validate(spec)),
+            spec=resolve(FineTuneJobSpec.model_validate(spec), decided={}),
             claims_root=str(self.root),
         )
 

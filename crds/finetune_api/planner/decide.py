@@ -28,9 +28,12 @@ _SAVE_SECONDS = 900
 _MOST_STEPS_UNSAVED = 500
 
 
-def decide(spec: FineTuneJobSpec, facts: PlanFacts) -> tuple[dict[str, Any], tuple[Choice, ...]]:
+def decide(
+    spec: FineTuneJobSpec, facts: PlanFacts, *, given: FineTuneJobSpec | None = None
+) -> tuple[dict[str, Any], tuple[Choice, ...]]:
     """Absent fields that model and data decide, as a part of a spec in wire form for `effective.overlay`; and a choice for each
-    of them and for each that `resolve` decides. `spec` may be resolved or not."""
+    of them and for each that `resolve` decides. `spec` may be resolved, without what `decide` decides; `given` is then the
+    one that the user wrote, whose absent fields are explained."""
     draft, decided = resolve(spec), dict[str, Any]()
     choices: list[Choice] = []
     for rule in _RULES:
@@ -40,7 +43,7 @@ def decide(spec: FineTuneJobSpec, facts: PlanFacts) -> tuple[dict[str, Any], tup
         draft = resolve(overlay(spec, decided))
     whole = resolve(spec, decided=decided)
     known = {choice.field for choice in choices}
-    choices += [_choice(*one) for one in resolved(spec, whole, facts) if one[0] not in known]
+    choices += [_choice(*one) for one in resolved(given or spec, whole, facts) if one[0] not in known]
     return decided, tuple(choices)
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from finetune_api.budget import BudgetSpec
 from finetune_api.effective import overlay, resolve
-from finetune_api.planner.decide import decide
-from finetune_api.planner.estimate import Estimate, estimate, gib
+from finetune_api.planner.decide import Choice, decide, shown
+from finetune_api.planner.estimate import Estimate, estimate
 from finetune_api.planner.facts import PlanFacts
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import PlanStatus
@@ -25,11 +25,22 @@ _LEFT_OUT = {
 _CHOICES = 32
 
 
-def draw(spec: FineTuneJobSpec, facts: PlanFacts, decided: dict[str, Any], plan: PlanStatus | None) -> PlanStatus:
-    """The whole plan of a job. `spec` as the user wrote it (then every choice is explained) or resolved; `decided` by prepare or
-    `decide`; `plan` has steps and tokens as prepare counted them, or is None: they are computed."""
-    decided_now, choices = decide(spec, facts)
-    whole = resolve(overlay(spec, decided), decided=decided_now)
+def draw(
+    spec: FineTuneJobSpec,
+    facts: PlanFacts,
+    decided: dict[str, Any],
+    plan: PlanStatus | None,
+    *,
+    given: FineTuneJobSpec | None = None,
+) -> PlanStatus:
+    """The whole plan of a job.
+
+    `spec` is resolved over the platform's defaults, with or without what was decided; `given` is the one that the user
+    wrote, whose absent fields are explained (absent: `spec`). `decided` comes from prepare or `decide`. `plan` has steps and
+    tokens as prepare counted them, or is None: they are computed.
+    """
+    anew, choices = decide(spec if given is None else _undecided(given, spec), facts, given=given)
+    whole = resolve(overlay(spec, decided), decided=anew)
     counted = plan or PlanStatus()
     made = estimate(whole, facts, tokens=counted.tokens, steps=counted.steps)
     steps = counted.steps or made.steps.steps
@@ -54,8 +65,31 @@ def draw(spec: FineTuneJobSpec, facts: PlanFacts, decided: dict[str, Any], plan:
         cost=None if made.cost is None else round(made.cost, 2),
         basis=time.basis,
         warning=made.warning or _too_long(whole, made),
-        choices=list(choices[:_CHOICES]) or None,
+        choices=_as_decided(choices, decided)[:_CHOICES] or None,
     )
+
+
+def _undecided(given: FineTuneJobSpec, spec: FineTuneJobSpec) -> FineTuneJobSpec:
+    """As the user wrote it, with what the platform adds."""
+    return given.model_copy(
+        update={
+            "compute": given.compute.model_copy(update={"gpu_type": spec.compute.gpu_type}),
+            "budget": given.budget.model_copy(update={"gpu_hour_price": spec.budget.gpu_hour_price}),
+        }
+    )
+
+
+def _as_decided(choices: tuple[Choice, ...], decided: dict[str, Any]) -> list[Choice]:
+    """With the values that count: prepare may have known less, or more, than is known now."""
+    out = []
+    for choice in choices:
+        value: Any = decided
+        for name in choice.field.split("."):
+            value = value.get(name) if isinstance(value, dict) else None
+        if value is not None and shown(value) != choice.value:
+            choice = choice.model_copy(update={"value": shown(value), "why": "decided when the data was prepared"})
+        out.append(choice)
+    return out
 
 
 def over_budget(plan: PlanStatus, budget: BudgetSpec) -> str | None:
@@ -116,6 +150,3 @@ def spoken(seconds: float) -> str:
     if hours:
         return f"{hours}h{minutes:02}m"
     return f"{minutes}m{whole % 60:02}s" if minutes else f"{whole}s"
-
-
-__all__ = ["digest_of", "draw", "gib", "over_budget", "quantity", "spoken"]

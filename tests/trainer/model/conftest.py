@@ -110,7 +110,8 @@ def spec_of(method: dict[str, Any], **groups: Any) -> FineTuneJobSpec:
                 "output": {"uri": "pvc://out/result"},
                 **groups,
             }
-        )
+        ),
+        decided={},
     )
 
 

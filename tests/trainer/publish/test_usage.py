@@ -130,7 +130,7 @@ def result(task: str, method: str, *, hub_base: str | None, **more: Any) -> usag
     }
     how: dict[str, Any] = {"multi_label": False, "chat": False} | more
     return usage.Result(
-        spec=resolve(FineTuneJobSpec.model_validate(spec)),
+        spec=resolve(FineTuneJobSpec.model_validate(spec), decided={}),
         task=task,  # type: ignore[arg-type]
         hub_base=hub_base,
         labels=LABELS if task == "sequence-classification" else [],

@@ -46,7 +46,8 @@ def spec(packing: bool | None = None, **method: Any) -> FineTuneJobSpec:
                 "workspace": place,
                 "output": place,
             }
-        )
+        ),
+        decided={},
     )
 
 

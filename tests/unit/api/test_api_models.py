@@ -130,12 +130,19 @@ def test_resolving_twice_changes_nothing_and_leaves_nothing_open(
     body["compute"] = {"nodes": nodes, **({"gpusPerNode": gpus} if gpus is not None else {})}
     body["training"] = {"epochs": epochs} if epochs else {}
     spec = FineTuneJobSpec.model_validate(body)
-    once = resolve(spec, PlatformDefaults(pods=PodSettings(image="trainer:1")))
-    assert resolve(once, PlatformDefaults(pods=PodSettings(image="trainer:1"))) == once
+    defaults = PlatformDefaults(pods=PodSettings(image="trainer:1"))
+    early = resolve(spec, defaults)
+    assert resolve(early, defaults) == early
+    assert early.training.epochs == epochs, "how long to train is for model and data to decide"
+    once = resolve(spec, defaults, {})
+    assert resolve(once, defaults, {}) == once == resolve(early, defaults, {})
     compute = once.compute
     assert compute.device == ("cpu" if gpus == 0 else "cuda")
     assert compute.strategy == ("zero2" if nodes * (compute.processes_per_node or 0) > 1 else "ddp")
-    for name in ("epochs", "global_batch_size", "learning_rate", "schedule", "warmup_ratio", "precision"):
+    assert (once.method.lora is not None) == (method == "lora")
+    for name in (
+        "epochs", "global_batch_size", "learning_rate", "schedule", "warmup_ratio", "precision", "activation_checkpointing",
+    ):  # fmt: skip
         assert getattr(once.training, name) is not None, name
     assert spec == FineTuneJobSpec.model_validate(body), "the user's spec was changed"
     assert "pods" not in shown(once)

@@ -99,8 +99,9 @@ def test_what_is_decided_is_refused_only_where_no_strategy_would_do(choice: dict
         spec = FineTuneJobSpec.model_validate(spec_with(choice))
     except ValidationError:
         return
-    decided = resolve(spec)
-    assert resolve(decided) == decided
+    decided = resolve(spec, decided={})
+    assert resolve(decided, decided={}) == decided
+    assert any(refused(resolve(spec))) == any(refused(decided)), "a spec that cannot work is refused at once"
     if any(refused(decided)):
         for strategy in STRATEGIES:
             other = decided.model_copy(update={"compute": decided.compute.model_copy(update={"strategy": strategy})})

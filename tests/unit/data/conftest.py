@@ -97,7 +97,7 @@ class Job:
             job={"name": "job", "namespace": "team-a", "uid": "uid-1", "run": "abcde"},
             stage="prepare",
             attempt=1,
-            spec=resolve(FineTuneJobSpec.model_validate(spec)),
+            spec=resolve(FineTuneJobSpec.model_validate(spec), decided={}),
             claims_root=str(self.claims),
         )
 

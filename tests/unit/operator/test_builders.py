@@ -28,7 +28,7 @@ def spec(**changes: Any) -> FineTuneJobSpec:
         "compute": {"nodes": 2, "gpusPerNode": 4},
         "pods": {"common": {"image": "trainer:1"}},
     }
-    return resolve(FineTuneJobSpec.model_validate(base | changes))
+    return resolve(FineTuneJobSpec.model_validate(base | changes), decided={})
 
 
 def built(stage: Any, **changes: Any) -> dict[str, Any]:

@@ -22,7 +22,8 @@ def test_first_look_creates_prepare_and_tells_where_the_job_stands(make_world: A
     assert not drawn.status_first, "the first stage does not wait for a status write"
     status = world.status
     assert (status["phase"], status["reason"], status["observedGeneration"]) == ("Preparing", "Starting", 1)
-    assert status["effective"]["training"]["learningRate"] == 2e-4
+    assert status["effective"]["training"]["schedule"] == "cosine"
+    assert "learningRate" not in status["effective"]["training"], "model and data decide it, which nobody has seen yet"
     assert status["defaults"] == {"pods": {"image": "trainer:1"}}
     assert (world.condition("Ready"), world.condition("Reconciling"), world.condition("Running")) == (
         "False",

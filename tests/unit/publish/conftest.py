@@ -142,7 +142,7 @@ def make_run(tmp_path: Path) -> Callable[..., RunConfig]:
             job={"name": "support-bot", "namespace": "team-a", "uid": "uid-1", "run": "abcde", **(job or {})},
             stage="publish",
             attempt=1,
-            spec=resolve(FineTuneJobSpec.model_validate(wanted)),
+            spec=resolve(FineTuneJobSpec.model_validate(wanted), decided={}),
             claims_root=str(claims),
         )
         layout = config.layout

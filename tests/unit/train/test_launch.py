@@ -27,7 +27,7 @@ def run_config(stage: str = "train", **compute: Any) -> RunConfig:
         "output": {"uri": "pvc://out/x"},
     }
     job = JobRef(name="j", namespace="n", uid="u", run="abcde")
-    return RunConfig(job=job, stage=stage, attempt=1, spec=resolve(FineTuneJobSpec.model_validate(spec)))  # type: ignore[arg-type]
+    return RunConfig(job=job, stage=stage, attempt=1, spec=resolve(FineTuneJobSpec.model_validate(spec), decided={}))  # type: ignore[arg-type]
 
 
 def test_ranks_follow_from_the_completion_index(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
