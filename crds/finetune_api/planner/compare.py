@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
+
+from pydantic import ValidationError
 
 from finetune_api.combinations import refused
 from finetune_api.effective import resolve
+from finetune_api.errors import sentences
 from finetune_api.method import MethodType
 from finetune_api.planner.decide import decide
 from finetune_api.planner.estimate import Estimate, estimate
@@ -49,12 +53,17 @@ def compare(
     for name in wanted:
         if name not in known:
             raise ValueError(f"{name!r} is no {by}: there are {', '.join(known)}")
-    return [_row(name, _CHANGES[by](spec, name, prices or {}), facts) for name in wanted]
+    return [_row(name, partial(_CHANGES[by], spec, name, prices or {}), facts) for name in wanted]
 
 
-def _row(name: str, changed: FineTuneJobSpec, facts: PlanFacts) -> Row:
-    whole = resolve(changed, decided=decide(changed, facts)[0])
-    why = next(refused(whole), None)
+def _row(name: str, change: Callable[[], FineTuneJobSpec], facts: PlanFacts) -> Row:
+    try:
+        changed = change()
+    except ValidationError as error:
+        return Row(name, None, sentences(error)[0])
+    why = next(refused(changed), None)
+    whole = changed if why else resolve(changed, decided=decide(changed, facts)[0])
+    why = why or next(refused(whole), None)
     if why is not None:
         return Row(name, None, why.message)
     return Row(name, estimate(whole, facts), price=whole.budget.gpu_hour_price)

@@ -94,7 +94,7 @@ def _as_asked(job: FineTuneJob, options: PlanOptions) -> FineTuneJob:
             update={"compute": spec.compute.model_copy(update={"gpu_type": name, "gpu_memory": None})}
         )
     price = options.gpu_hour_price
-    if price is None and (kind := spec.compute.gpu_type) and not options.compare:
+    if price is None and (kind := spec.compute.gpu_type) and options.compare != "gpu":
         price = options.prices.get(kind)
     if price is not None:
         spec = spec.model_copy(update={"budget": spec.budget.model_copy(update={"gpu_hour_price": price})})
