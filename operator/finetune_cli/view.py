@@ -65,7 +65,8 @@ def end(job: FineTuneJob) -> End | None:
         return End(True, f"{job.metadata.name} completed{_took(status)}.", Exit.DONE)
     if status.phase == "Suspended" and status.reason == BUDGET_EXHAUSTED:
         why = status.message or "the budget is spent; raise spec.budget, and it goes on"
-        return End(False, f"{job.metadata.name} stopped with a checkpoint: {_sentence(why)}", Exit.BUDGET)
+        kept = " with a checkpoint" if status.last_checkpoint else ""
+        return End(False, f"{job.metadata.name} stopped{kept}: {_sentence(why)}", Exit.BUDGET)
     if _true(status, "Failed") or status.phase == "Failed":
         return End(False, failure_sentence(job), Exit.FAILED)
     return None

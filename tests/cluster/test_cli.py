@@ -213,7 +213,12 @@ def test_a_plan_is_approved_while_run_waits(ftj: Ftj) -> None:
 
 def test_a_budget_that_is_spent_is_exit_code_5(ftj: Ftj) -> None:
     process = ftj.start("run", ftj.manifest())
-    ftj.say(phase="Suspended", reason="BudgetExhausted", message="spec.budget.maxDuration: 2h are used up; raise it")
+    ftj.say(
+        phase="Suspended",
+        reason="BudgetExhausted",
+        message="spec.budget.maxDuration: 2h are used up; raise it",
+        lastCheckpoint={"step": 7},
+    )
     code, lines, _ = ftj.ends(process)
     assert (code, lines[-1]) == (5, "bot stopped with a checkpoint: spec.budget.maxDuration: 2h are used up; raise it.")
 

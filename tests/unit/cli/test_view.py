@@ -137,7 +137,7 @@ def test_a_job_that_waits_for_approval_goes_on_waiting(job: Job, status: dict[st
             view.End(True, "bot is planned; nothing was trained. With spec.mode: Run it goes on from there.", Exit.DONE),
         ),
         (
-            {"phase": "Suspended", "reason": "BudgetExhausted", "message": "spec.budget.maxDuration: 2h are used up; raise it to go on"},
+            {"phase": "Suspended", "reason": "BudgetExhausted", "message": "spec.budget.maxDuration: 2h are used up; raise it to go on", "lastCheckpoint": {"step": 7}},
             view.End(False, "bot stopped with a checkpoint: spec.budget.maxDuration: 2h are used up; raise it to go on.", Exit.BUDGET),
         ),
         ({"phase": "Training", "reason": "BudgetExhausted", "message": "saving a checkpoint"}, None),
