@@ -11,9 +11,10 @@ from finetune_api.findings import DataReport, Finding
 from finetune_cli.manifest import Complaint
 from finetune_cli.reach import shown_path
 
-MANIFEST_RULES: dict[str, tuple[Severity, str, str]] = {
+MORE_RULES: dict[str, tuple[Severity, str, str]] = {
     "InvalidManifest": ("Error", "a field that the API server would refuse", "correct the field"),
     "InvalidData": ("Error", "data that a job could not use", "see the message"),
+    "LookFailed": ("Error", "data that could not be looked at", "give it more memory, or report a bug with the file"),
     "LocalLocation": ("Info", "a file:// location, which only local runs can read", "write pvc://CLAIM/PATH"),
 }
 """Codes beside those of finetune_api.checks: severity, what it finds, what to do."""

@@ -15,7 +15,7 @@ from finetune_cli import survey
 from finetune_cli.errors import CliError
 from finetune_cli.manifest import Manifest
 from finetune_cli.reach import data_of, model_of, shown_path
-from finetune_cli.validate.checked import Checked, Place, Problem, of_report
+from finetune_cli.validate.checked import MORE_RULES, Checked, Place, Problem, of_report
 
 if TYPE_CHECKING:
     from finetune_cli.validate.command import ValidateOptions
@@ -79,8 +79,10 @@ def _ask(found: Checked, request: SurveyRequest, where: Place, what: str, consol
     with survey.bar(console, what) as seen:
         try:
             answer = survey.survey(request, seen)
-        except CliError as error:
-            raise CliError(*(f"{found.file}: {line}" for line in error.lines), exit_code=error.exit_code) from None
+        except CliError as error:  # the other files are still worth a look
+            severity, _, remedy = MORE_RULES["LookFailed"]
+            found.problems.append(Problem("LookFailed", severity, error.lines[-1], where, remedy, refuses=True))
+            return
     _take(found, answer, where)
 
 

@@ -9,7 +9,7 @@ from finetune_api.effective import resolve
 
 from finetune_cli import manifest
 from finetune_cli.manifest import Complaint, Manifest, dotted
-from finetune_cli.validate.checked import MANIFEST_RULES, Checked, Place, Problem, of_complaint
+from finetune_cli.validate.checked import MORE_RULES, Checked, Place, Problem, of_complaint
 from finetune_cli.validate.files import holds_job, is_template
 
 NO_JOB = "holds no FineTuneJob"
@@ -49,7 +49,7 @@ def impossible(job: Manifest) -> Iterator[Complaint]:
 
 
 def _local(job: Manifest) -> Iterator[Problem]:
-    severity, _, remedy = MANIFEST_RULES["LocalLocation"]
+    severity, _, remedy = MORE_RULES["LocalLocation"]
     for path, place in manifest.locations(job.job.spec):
         if place.parsed.scheme == "file":
             line = manifest.line_of(job.nodes, ("spec", *path, "uri"))

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from finetune_api.checks import CHECKS, Severity
 
-from finetune_cli.validate.checked import MANIFEST_RULES, Checked, Place, Problem
+from finetune_cli.validate.checked import MORE_RULES, Checked, Place, Problem
 from finetune_cli.validate.github import sentence
 
 SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
@@ -42,7 +42,7 @@ def sarif(checked: Sequence[Checked]) -> Json:
 
 def _rules(problems: Iterable[Problem]) -> list[Json]:
     """Every check, so that a host knows what was looked for; and codes of the trainer's that are no check."""
-    known = {check.code: (check.severity, check.finds, check.remedy) for check in CHECKS.values()} | MANIFEST_RULES
+    known = {check.code: (check.severity, check.finds, check.remedy) for check in CHECKS.values()} | MORE_RULES
     for problem in problems:
         known.setdefault(problem.code, (problem.severity, problem.code, problem.remedy or "see the message"))
     return [

@@ -199,13 +199,15 @@ def test_without_the_data_extra_the_schema_is_checked(told: Told, monkeypatch: p
 
 
 def test_a_look_that_dies_is_one_sentence(told: Told, surveyor: Surveyor) -> None:
+    """And the other files are told all the same."""
     surveyor.crashes()
-    write(a_jsonl="{}")
-    with pytest.raises(CliError) as caught:
-        told("a.jsonl")
-    assert caught.value.lines == (
-        "a.jsonl: the look at the data ended with exit code 1 and gave no answer: MemoryError: �[31mno room",
+    write(a_jsonl="{}", job_yaml=JOB)
+    code, text = told("a.jsonl", "job.yaml")
+    assert code == 3
+    assert (
+        "✗ a.jsonl  the look at the data ended with exit code 1 and gave no answer: MemoryError: �[31mno room\n" in text
     )
+    assert "\njob.yaml\n" in text
 
 
 @pytest.mark.parametrize("word", ["no.yaml", "*.yaml", "job.toml"])
