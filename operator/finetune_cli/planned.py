@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from finetune_cli.text import count, duration, figure, money, number
+from finetune_cli.view import on_each
 
 
 def show_plan(console: Console, plan: PlanStatus) -> None:
@@ -50,15 +51,15 @@ def figures(plan: PlanStatus) -> Iterator[tuple[str, str]]:
         share = f", {number(trained)} trained ({100 * trained / plan.parameters:.2g}%)" if trained else ""
         yield "Parameters", f"{number(plan.parameters)}{share}"
     if plan.memory_per_gpu:
-        yield "Memory", f"{plan.memory_per_gpu} on each GPU at the peak"
+        yield "Memory", f"{plan.memory_per_gpu} {on_each(plan)} at the peak"
     if plan.storage:
         yield "Storage", plan.storage
     if plan.duration:
         longest = f", at most {duration(plan.longest_seconds)}" if plan.longest_seconds else ""
         yield "Time", f"{plan.duration}{longest}" + (f" ({plan.basis})" if plan.basis else "")
-    if plan.gpu_hours is not None:
+    if plan.gpu_hours:
         yield "GPU hours", figure(plan.gpu_hours)
-    if plan.cost is not None:
+    if plan.cost:
         yield "Cost", money(plan.cost)
 
 

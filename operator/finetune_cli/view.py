@@ -204,11 +204,16 @@ def estimate_sentence(plan: PlanStatus) -> str:
     if plan.cost:
         parts.append(f"cost {money(plan.cost)}")
     if plan.memory_per_gpu:
-        parts.append(f"at most {plan.memory_per_gpu} of memory on each GPU")
+        parts.append(f"at most {plan.memory_per_gpu} of memory {on_each(plan)}")
     if not parts:
         return ""
     sentence = ", ".join(parts)
     return f"{sentence[:1].upper()}{sentence[1:]}."
+
+
+def on_each(plan: PlanStatus) -> str:
+    """What memory is counted for: a plan that takes no GPU hours is one for CPUs."""
+    return "in each process" if plan.gpu_hours == 0 else "on each GPU"
 
 
 def artifacts_sentence(job: FineTuneJob) -> str:

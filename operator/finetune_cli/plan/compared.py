@@ -20,7 +20,7 @@ from finetune_cli.errors import CliError
 from finetune_cli.plan import markdown as marked
 from finetune_cli.text import figure, money
 
-HEADS = ("", "fits", "memory", "of", "time", "GPU hours", "cost", "")
+HEADS = ("", "fits", "memory", "of", "time", "at most", "GPU hours", "cost", "what to know")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +55,28 @@ def prices_of(text: str) -> dict[str, float]:
 
 def table(compared: Compared) -> Table:
     """What is refused or does not fit is dim or red, with why."""
+    heads, rows = _shown(compared)
     out = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for position, head in enumerate(HEADS):
-        out.add_column(compared.by if position == 0 else head, justify="right" if 2 <= position <= 6 else "left")
-    for row in compared.rows:
+    for head in heads:
+        words = head in (compared.by, "fits", HEADS[-1])
+        out.add_column(head, justify="left" if words else "right", no_wrap=head != HEADS[-1], overflow="fold")
+    for row, cells in zip(compared.rows, rows, strict=True):
         style = "dim" if row.estimate is None else "red" if row.estimate.fits is False else ""
-        out.add_row(*(Text(cell) for cell in _cells(row)), style=style)
+        out.add_row(*map(Text, cells), style=style)
     return out
 
 
 def markdown(compared: Compared) -> str:
-    return "\n".join(marked.table((compared.by, *HEADS[1:]), map(_cells, compared.rows)))
+    heads, rows = _shown(compared)
+    return "\n".join(marked.table(heads, rows))
+
+
+def _shown(compared: Compared) -> tuple[list[str], list[list[str]]]:
+    """Heads and cells, without columns that are empty (costs without a price)."""
+    rows = [_cells(row) for row in compared.rows]
+    full = [position for position in range(len(HEADS)) if any(row[position] for row in rows)]
+    heads = (compared.by, *HEADS[1:])
+    return [heads[position] for position in full], [[row[position] for position in full] for row in rows]
 
 
 def gpu_table() -> Table:
@@ -93,13 +104,14 @@ def gpu_list() -> Iterator[dict[str, Any]]:
 def _cells(row: Row) -> tuple[str, ...]:
     one = row.estimate
     if one is None:
-        return (row.name, "refused", "", "", "", "", "", row.refused or "")
+        return (row.name, "refused", *[""] * 6, row.refused or "")
     return (
         row.name,
         {True: "yes", False: "no", None: "?"}[one.fits],
         gib(one.memory.total),
         gib(one.capacity) if one.capacity else "",
-        f"{spoken(one.duration.seconds)} ({spoken(one.duration.shortest)} to {spoken(one.duration.longest)})",
+        spoken(one.duration.seconds),
+        spoken(one.duration.longest),
         figure(one.gpu_hours),
         "" if one.cost is None else money(one.cost),
         one.change or "",
