@@ -30,6 +30,8 @@ def half(row: dict[str, Any], form: DataFormat | None = None) -> InvalidRow | No
     """Of a row with one of the fields that a format needs (of `form`, or of any), which one is absent or null."""
     for name, needs in NEEDS.items() if form is None else ((form, NEEDS[form]),):
         absent = [field for field in needs if row.get(field) is None]
+        if not absent:
+            continue
         if len(absent) == len(needs):
             if null := next((field for field in absent if field in row), None):
                 return InvalidRow(f"{null} is null", "EmptyField")

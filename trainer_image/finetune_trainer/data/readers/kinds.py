@@ -19,6 +19,8 @@ SUFFIXES = (*_KINDS, *(f"{kind}.{packing}" for kind in _KINDS for packing in NAM
 _NOT_DATA = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "croissant.json"})
 """What Hugging Face's datasets lays beside data."""
 
+_MENDED, _MANIFEST = ".fixed.jsonl", ".fixed.manifest.json"
+
 
 def data_files(path: Path) -> list[Path]:
     """The file itself, or the data files of a folder and its subfolders, by name. Raises Unreadable when there is none."""
@@ -29,12 +31,19 @@ def data_files(path: Path) -> list[Path]:
         for file in path.rglob("*")
         if file.name.lower().endswith(SUFFIXES)
         and file.name.lower() not in _NOT_DATA
+        and not _is_mended(file)
         and file.is_file()
         and not any(part.startswith(".") for part in file.relative_to(path).parts)
     )
     if not files:
         raise Unreadable(f"holds no {', '.join(_KINDS)} file, plain or compressed")
     return files
+
+
+def _is_mended(file: Path) -> bool:
+    """Whether `ftj validate --fix` wrote it beside its original: whoever names the folder would read most rows twice."""
+    manifest = file.with_name(file.name.removesuffix(_MENDED) + _MANIFEST)
+    return file.name.endswith(_MANIFEST) or (file.name.endswith(_MENDED) and manifest.is_file())
 
 
 def kind_of(content: Content, path: Path) -> str:

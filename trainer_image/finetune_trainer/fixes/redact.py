@@ -1,0 +1,55 @@
+"""Personal data and secrets in the texts of a row, written as what they are: [EMAIL], [PHONE], [SECRET]."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from finetune_trainer.checks import pii, secrets
+from finetune_trainer.checks.masking import Span
+
+_SIGNS = {"email": "[EMAIL]", "phone": "[PHONE]", "card": "[CARD]", "iban": "[IBAN]", "national-id": "[ID]"}
+_SECRET = "[SECRET]"
+_STRUCTURE = frozenset({"role", "from", "type", "id", "tool_call_id"})
+"""Fields that say what belongs together: a row would fall apart without them."""
+_LABELS = frozenset({"label", "labels"})
+
+Finder = Callable[[str], Sequence[Span]]
+FINDERS: dict[str, tuple[Finder, dict[str, str]]] = {
+    # fix: what finds the spans, and how their kinds are called
+    "RedactPii": (pii.spans, pii.KINDS),
+    "RedactSecrets": (secrets.spans, secrets.KINDS),
+}
+
+
+def redacted(value: dict[str, Any], find: Finder, counts: Counter[str]) -> dict[str, Any] | None:
+    """A copy of a row in which whatever `find` finds in its texts is replaced; None where nothing is. `counts` by kind.
+
+    All texts, those too that are not trained on: the mended file holds them as well. Not the labels of a classifier.
+    """
+    before = counts.total()
+    mended = {name: part if name in _LABELS else _mended(name, part, find, counts) for name, part in value.items()}
+    return mended if counts.total() > before else None
+
+
+def _mended(name: str, value: Any, find: Finder, counts: Counter[str]) -> Any:
+    if isinstance(value, str):
+        return value if name in _STRUCTURE else _text(value, find, counts)
+    if isinstance(value, dict):
+        return {field: _mended(field, part, find, counts) for field, part in value.items()}
+    if isinstance(value, list):
+        return [_mended(name, part, find, counts) for part in value]
+    return value
+
+
+def _text(text: str, find: Finder, counts: Counter[str]) -> str:
+    spans = find(text)
+    if not spans:
+        return text
+    parts, cursor = [], 0
+    for span in spans:
+        parts += [text[cursor : span.start], _SIGNS.get(span.kind, _SECRET)]
+        cursor = span.end
+        counts[span.kind] += 1
+    return "".join([*parts, text[cursor:]])
