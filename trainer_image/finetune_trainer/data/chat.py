@@ -7,11 +7,15 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from finetune_api.method import Task
 
+from finetune_trainer.data import spans
+from finetune_trainer.data.spans import common_prefix
+from finetune_trainer.data.tool_style import ToolStyle, has_tools, probe
 from finetune_trainer.errors import BadInput
 
 Message = dict[str, Any]
@@ -19,10 +23,15 @@ Message = dict[str, Any]
 
 DEFAULT_TEMPLATE = (
     "{{ bos_token if bos_token else '' }}"
+    "{% if tools %}{{ '### Tools:\n' }}{% for tool in tools %}{{ (tool | tojson) + '\n' }}{% endfor %}{{ '\n' }}{% endif %}"
     "{% for message in messages %}"
     "{% if message['role'] == 'system' %}{{ message['content'] + '\n\n' }}"
     "{% elif message['role'] == 'user' %}{{ '### User:\n' + message['content'] + '\n\n' }}"
-    "{% else %}{{ '### Assistant:\n' }}{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}{{ '\n\n' }}"
+    "{% elif message['role'] == 'tool' %}{{ '### Tool:\n' + message['content'] + '\n\n' }}"
+    "{% else %}{{ '### Assistant:\n' }}{% generation %}{{ message['content'] }}"
+    "{% for call in message['tool_calls'] or [] %}{{ '\n' if message['content'] or not loop.first }}"
+    "{{ '### Call: ' + (call['function'] | tojson) }}{% endfor %}"
+    "{{ eos_token }}{% endgeneration %}{{ '\n\n' }}"
     "{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '### Assistant:\n' }}{% endif %}"
 )
@@ -128,6 +137,8 @@ class Rendered:
     text: str
     answers: tuple[tuple[int, int], ...]
     prompt: str
+    turns: tuple[int, ...] = ()
+    """Of each answer its place in the messages; empty where a template marks answers without telling which is which."""
 
 
 class ChatRenderer:
@@ -135,7 +146,8 @@ class ChatRenderer:
 
     A template that marks its answers with {% generation %} is believed; otherwise an answer begins where the rendered
     conversation departs from the same conversation cut before it, with a generation prompt. Either way the
-    end-of-turn token belongs to the answer, or the model would never learn to stop.
+    end-of-turn token belongs to the answer, or the model would never learn to stop. Calls of tools are answers like any
+    other; what tools answer is not.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -145,15 +157,31 @@ class ChatRenderer:
         self._eos: str = tokenizer.eos_token
         enders = {token for token in tokenizer.all_special_tokens if token != tokenizer.bos_token} | {self._eos}
         longest_first = "|".join(map(re.escape, sorted(enders, key=len, reverse=True)))
+        self._end = re.compile(longest_first)
         self._end_follows = re.compile(rf"\s*(?:{longest_first})")
         self._ends = re.compile(rf"(?:{longest_first})\s*\Z")
 
-    def render(self, messages: Sequence[Message]) -> Rendered:
-        """`messages` ends with an assistant's turn and has another turn before it. Raises TemplateRefused with the template's words."""
-        text, marked = self._text(messages, marks=self.marks_answers)
-        prompt, _ = self._text(messages[:-1], generation_prompt=True)
-        prompt = self._prompt_within(text, prompt, marked, messages[-1]["content"].strip())
-        spans = marked or self._found(text, messages, prompt)
+    def render(
+        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None = None, *, each: bool = False
+    ) -> Rendered:
+        """`messages` ends with an assistant's turn and has another turn before it. `each`: say which answer is which turn's.
+
+        Raises TemplateRefused with the template's words, or with what it does not do with tools.
+        """
+        if has_tools(messages, tools):
+            if refusal := self._style.refusal(messages, tools):
+                raise TemplateRefused(refusal)
+            messages = self._style.written(messages)
+        one = _Conversation(self, messages, tools)
+        turns = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+        text, marked = self.text(messages, tools, marks=self.marks_answers)
+        if len(marked) != len(turns) and (each or any("tool_calls" in message for message in messages)):
+            marked = []
+        prompt = self._prompt_within(text, one, marked)
+        if marked:
+            spans, turns = marked, turns if len(marked) == len(turns) else []
+        else:
+            spans, turns = self._found(text, one, prompt)
         answers = [self._with_end(text, start, end) for start, end in spans]
         start, end = answers[-1]
         if start >= end:
@@ -162,36 +190,56 @@ class ChatRenderer:
         if not self._ends.search(text, start):
             text += self._eos
             answers[-1] = (start, len(text))
-        return Rendered(text, tuple(answers), prompt)
+        return Rendered(text, tuple(answers), prompt, tuple(turns))
+
+    @cached_property
+    def _style(self) -> ToolStyle:
+        def marked(messages: Sequence[Message]) -> str:
+            text, spans = self.text(messages, marks=self.marks_answers)
+            return "".join(text[start:end] for start, end in spans)
+
+        return probe(lambda messages, tools: self.text(messages, tools)[0], marked)
 
     @staticmethod
-    def _prompt_within(text: str, prompt: str, marked: Sequence[tuple[int, int]], answer: str) -> str:
+    def _prompt_within(text: str, one: _Conversation, marked: Sequence[tuple[int, int]]) -> str:
         """The prompt as the conversation writes it. Some templates write a generation prompt that no conversation has."""
+        prompt, last = one(one.messages[:-1], generation_prompt=True), one.messages[-1]
         common = common_prefix(prompt, text)
         if common == len(prompt):
             return prompt
         if marked:
             return text[: marked[-1][0]] if marked[-1][0] >= common else prompt
-        start = text.find(
-            answer, max(0, common - len(answer) + 1)
-        )  # an answer may begin as that prompt goes on: with a <
+        if "tool_calls" in last:
+            return text[: spans.begin_of_call(one, one.messages, text, common)]
+        answer = last["content"].strip()
+        # an answer may begin as that prompt goes on: with a <
+        start = text.find(answer, max(0, common - len(answer) + 1))
         return text[:start] if start >= 0 else prompt
 
-    def _found(self, text: str, messages: Sequence[Message], prompt: str) -> list[tuple[int, int]]:
-        spans = []
-        for number, message in enumerate(messages[:-1]):
-            if message["role"] != "assistant":
-                continue
-            before, _ = self._text(messages[:number], generation_prompt=True)
-            start = common_prefix(before, text)
-            through, _ = self._text(messages[: number + 1])
-            content = message["content"].strip()
-            if text.startswith(through.rstrip()):
-                spans.append((start, len(through.rstrip())))
-            elif text.startswith(content, start):  # a template that writes earlier turns otherwise than last ones
-                spans.append((start, start + len(content)))
-        spans.append((common_prefix(prompt, text), len(text.rstrip())))
-        return spans
+    def _found(self, text: str, one: _Conversation, prompt: str) -> tuple[list[tuple[int, int]], list[int]]:
+        found, turns = [], []
+        for number, message in enumerate(one.messages[:-1]):
+            if message["role"] == "assistant" and (span := self._answer(text, one, number)):
+                found.append(span)
+                turns.append(number)
+        found.append((common_prefix(prompt, text), len(text.rstrip())))
+        return found, [*turns, len(one.messages) - 1]
+
+    def _answer(self, text: str, one: _Conversation, number: int) -> tuple[int, int] | None:
+        """The span of an answer that is not the last; None where it cannot be told."""
+        before = one(one.messages[:number], generation_prompt=True)
+        start = common_prefix(before, text)
+        through = one(one.messages[: number + 1]).rstrip()
+        known = start == len(before)
+        if known and text.startswith(through):
+            return start, len(through)
+        message = one.messages[number]
+        if "tool_calls" in message:
+            return spans.call_of(one, one.messages, number, text, start if known else None, self._end)
+        content = message["content"].strip()
+        if text.startswith(content, start):  # a template that writes earlier turns otherwise than last ones
+            return start, start + len(content)
+        return spans.content_of(one, one.messages, number, text)
 
     def _with_end(self, text: str, start: int, end: int) -> tuple[int, int]:
         if self._ends.search(text, start, end):
@@ -199,14 +247,21 @@ class ChatRenderer:
         follows = self._end_follows.match(text, end)
         return start, follows.end() if follows else end
 
-    def _text(
-        self, messages: Sequence[Message], *, generation_prompt: bool = False, marks: bool = False
+    def text(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]] | None = None,
+        *,
+        generation_prompt: bool = False,
+        marks: bool = False,
     ) -> tuple[str, list[tuple[int, int]]]:
+        """What the template makes of a conversation, and with `marks` the spans that it marks. Raises TemplateRefused."""
         from transformers.utils.chat_template_utils import render_jinja_template
 
         try:
-            texts, spans = render_jinja_template(
+            texts, marked = render_jinja_template(
                 conversations=[list(messages)],
+                tools=list(tools) if tools else None,
                 chat_template=self.template,
                 add_generation_prompt=generation_prompt,
                 return_assistant_tokens_mask=marks,
@@ -214,19 +269,19 @@ class ChatRenderer:
             )
         except Exception as error:  # a template is a program of someone else's
             raise TemplateRefused(_first_line(error)) from error
-        return texts[0], [tuple(span) for span in spans[0]] if marks else []
+        return texts[0], [(start, end) for start, end in marked[0] if start < end] if marks else []
 
 
-def common_prefix(first: Sequence[Any], second: Sequence[Any]) -> int:
-    """Length of the longest common prefix of two strings or two lists."""
-    shorter = min(len(first), len(second))
-    if first[:shorter] == second[:shorter]:
-        return shorter
-    low, high = 0, shorter  # equal up to low, different up to high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if first[low:middle] == second[low:middle] else (low, middle)
-    return low
+@dataclass(frozen=True, slots=True)
+class _Conversation:
+    """One conversation, whose turns are rendered again and again."""
+
+    renderer: ChatRenderer
+    messages: Sequence[Message]
+    tools: Sequence[dict[str, Any]] | None
+
+    def __call__(self, messages: Sequence[Message], *, generation_prompt: bool = False) -> str:
+        return self.renderer.text(messages, self.tools, generation_prompt=generation_prompt)[0]
 
 
 def _first_line(error: BaseException) -> str:

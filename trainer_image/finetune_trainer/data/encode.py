@@ -6,6 +6,7 @@ What every task's encoder does is said by `RowEncoder`; the one here is that of 
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -13,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from finetune_api.data import DataFormat, LossOn
 
-from finetune_trainer.data.chat import ChatRenderer, Rendered, TemplateRefused, common_prefix
+from finetune_trainer.data.chat import ChatRenderer, Message, Rendered, TemplateRefused, common_prefix
 from finetune_trainer.data.formats import Example
 
 RENDERER_VERSION = 2
@@ -107,11 +108,13 @@ class Encoder:
         rendered: list[Rendered | str] = []
         for example in examples:
             try:
-                rendered.append(self._chat.render(example.messages or ()))
+                each = bool(example.untrained)
+                rendered.append(self._chat.render(example.messages or (), example.tools, each=each))
             except TemplateRefused as error:
                 rendered.append(f"cannot be rendered by the model's chat template: {error}")
         good = [row for row in rendered if isinstance(row, Rendered)]
         several = self._loss_on == "assistant" and any(len(row.answers) > 1 for row in good)
+        several = several or any(example.untrained for example in examples)
         encode = self._backend.encode_batch if several else self._backend.encode_batch_fast
         texts = iter(encode([row.text for row in good], add_special_tokens=False))
         prompts = iter(self._backend.encode_batch_fast([row.prompt for row in good], add_special_tokens=False))
@@ -127,14 +130,21 @@ class Encoder:
             prompt_length = self._tokens_before(row.text, common_prefix(row.prompt, row.text), special=False)
         mask = np.zeros(len(ids), dtype=bool)
         mask[0 if self._loss_on == "all" else prompt_length :] = True
-        if self._loss_on == "assistant" and len(row.answers) > 1:
+        messages = example.messages or ()
+        last = len(messages) - 1
+        if last in example.untrained and self._loss_on != "all":
+            mask[:] = False
+        if self._loss_on != "completion" and (len(row.answers) > 1 or example.untrained):
             spans = np.array(text.offsets, dtype=np.int64)
-            for start, end in row.answers[:-1]:  # a token that straddles the start of an answer belongs to it
-                mask |= (spans[:, 1] > start) & (spans[:, 0] < end) & (spans[:, 0] < spans[:, 1])
-        special = any(holds_any(self._special, message["content"]) for message in example.messages or ())
+            for span, turn in zip(row.answers, row.turns or (-1,) * len(row.answers), strict=True):
+                if turn in example.untrained:
+                    mask &= ~_within(spans, span)
+                elif span != row.answers[-1]:
+                    mask |= _within(spans, span)
+        special = any(holds_any(self._special, _said(message)) for message in messages)
         lost = 0
         if self._loss_on == "assistant":
-            lost = sum(message["role"] == "assistant" for message in example.messages or ()) - len(row.answers)
+            lost = max(0, sum(message["role"] == "assistant" for message in messages) - len(row.answers))
         return Encoded(np.array(ids, dtype=np.int32), mask, prompt_length, special, lost, row)
 
     def _texts(self, examples: Sequence[Example]) -> list[Encoded | str]:
@@ -182,6 +192,19 @@ def once(ids: list[int], begin: int | None, end: int) -> list[int]:
     while len(ids) > 1 and ids[-1] == ids[-2] == end:
         ids = ids[:-1]
     return ids
+
+
+def _within(offsets: np.ndarray, span: tuple[int, int]) -> np.ndarray:
+    """Tokens of a span of characters. One that straddles its start belongs to it. `offsets` is int64 of shape [tokens, 2]."""
+    start, end = span
+    return (offsets[:, 1] > start) & (offsets[:, 0] < end) & (offsets[:, 0] < offsets[:, 1])
+
+
+def _said(message: Message) -> str:
+    """All text of a message that the tokenizer may read as special tokens."""
+    if "tool_calls" not in message:
+        return message["content"]
+    return message["content"] + json.dumps(message["tool_calls"], ensure_ascii=False)
 
 
 def holds_any(special: Sequence[str], text: str) -> bool:
