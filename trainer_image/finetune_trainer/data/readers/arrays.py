@@ -16,6 +16,7 @@ WRAPPERS = ("data", "rows", "examples", "instances", "records", "train")
 _SPACE = b" \t\r\n"
 # A string, or one of the characters that make structure. Possessive, so that a long string costs no stack.
 _STRUCTURE = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|["{}\[\],]', re.DOTALL)
+_BEGIN = re.compile(rb"[ \t\r\n]*")
 _VALUE = re.compile(rb"\s*:\s*\[\s*[{\]]")
 _QUOTE, _COMMA, _BRACE, _OPEN, _CLOSE = 0x22, 0x2C, 0x7D, b"{[", b"}]"
 _LARGEST_TAIL = 16 * 1024 * 1024
@@ -94,7 +95,7 @@ class _Array:
             if not in_string:
                 scanned = len(buffer)
             if large or len(buffer) - start > MAX_ROW_BYTES:
-                large = large or (self._line_at(start), self._base + start)
+                large = large or self._place_of(start)
                 start = scanned = self._drop(in_string)
             self._more(start, scanned, in_string)
             start, scanned = 0, scanned - start
@@ -110,6 +111,11 @@ class _Array:
         if len(stripped) > MAX_ROW_BYTES:
             return too_large(line, offset, len(stripped))
         return row_of(stripped, line, offset, len(stripped))
+
+    def _place_of(self, start: int) -> tuple[int, int]:
+        """Line and offset of an element that begins at `start`, or behind the white space there."""
+        begins = _BEGIN.match(self._buffer, start).end()  # type: ignore[union-attr]
+        return self._line_at(begins), self._base + begins
 
     def _more(self, start: int, scanned: int, in_string: bool) -> None:
         """Read on, and forget what lies before `start`. As much again as is kept, so that a long string is not searched too often."""

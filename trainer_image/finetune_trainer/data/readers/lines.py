@@ -39,6 +39,9 @@ class _Lines:
         waiting = b""
         while block := waiting or self._content.read():
             waiting = b""
+            if held and parts[-1].endswith(b"\r") and not block.startswith(b"\n"):
+                yield from self._whole_lines(b"".join(parts))
+                parts, held = [], 0
             end = _last_end(block)
             parts.append(block[:end] if end else block)
             held += len(parts[-1])

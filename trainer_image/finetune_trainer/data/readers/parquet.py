@@ -32,7 +32,7 @@ def read_parquet(path: Path, content: Content, consumed: Callable[[int], None] |
                 source, consumed = stack.enter_context(tempfile.SpooledTemporaryFile(_IN_MEMORY)), None
                 while block := content.read():
                     source.write(block)
-            for batch in _batches(source, consumed):
+            for batch in _batches(source, consumed, len(content.head)):
                 for row in _rows(batch, number):
                     number += 1
                     yield row
@@ -47,7 +47,8 @@ def read_parquet(path: Path, content: Content, consumed: Callable[[int], None] |
             ) from error
 
 
-def _batches(source: Any, consumed: Callable[[int], None] | None) -> Iterator[Any]:
+def _batches(source: Any, consumed: Callable[[int], None] | None, told: int) -> Iterator[Any]:
+    """`told`: bytes of which `consumed` knows already."""
     from pyarrow import parquet
 
     file = parquet.ParquetFile(
@@ -70,7 +71,8 @@ def _batches(source: Any, consumed: Callable[[int], None] | None) -> Iterator[An
         rows = _BATCH_BYTES * group.num_rows // max(group.total_byte_size, 1)
         yield from file.iter_batches(min(max(rows, 1), _BATCH_ROWS), row_groups=[index])
         if consumed:
-            consumed(stored)
+            consumed(max(stored - told, 0))
+            told = max(told - stored, 0)
 
 
 def _rows(batch: Any, before: int) -> Iterator[RawRow]:
