@@ -35,17 +35,22 @@ def sealing(folder: Path, manifest: dict[str, Any]) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        files = {}
-        for path in sorted(temporary.rglob("*")):
-            if path.is_file():
-                sync(path)
-                files[path.relative_to(temporary).as_posix()] = {"size": path.stat().st_size, "sha256": sha256(path)}
-        write_json(temporary / MANIFEST, {**manifest, "files": files})
-        sync(temporary)
+        seal(temporary, manifest)
         replace_folder(temporary, folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def seal(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write the manifest of all files that lie in `folder` now, and sync everything."""
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path != folder / MANIFEST:
+            sync(path)
+            files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": sha256(path)}
+    write_json(folder / MANIFEST, {**manifest, "files": files})
+    sync(folder)
 
 
 def replace_folder(new: Path, folder: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from finetune_api.planner.facts import Measured, PlanFacts
 
-from finetune_trainer import source, termination, throughput
+from finetune_trainer import sources, termination, throughput
 from finetune_trainer.data.chat import load_tokenizer, settle, template_of
 from finetune_trainer.data.digests import template_digest, tokenizer_digest
 from finetune_trainer.data.shards import Shards
@@ -47,7 +47,7 @@ def run_training(context: StageContext) -> None:
     run_hash = config_hash(spec)
     if spec.training.deterministic:
         only_deterministic_kernels()
-    folder = source.local(spec.model, config, field="spec.model.uri")
+    folder = sources.local(spec.model, config, field="spec.model.uri")
     trusted = spec.model.trust_remote_code
     tokenizer = load_tokenizer(folder, field="spec.model.uri", template=spec.data.template, trust_remote_code=trusted)
     shards = Shards.open(
@@ -114,7 +114,7 @@ def _net(context: StageContext, folder: Path, shards: Shards, tokenizer: Any) ->
     """The model in `folder`, with what `spec.method` says trainable."""
     config, spec = context.config, context.config.spec
     earlier = spec.method.init_from
-    adapter = source.local(earlier, config, field="spec.method.initFrom.uri") if earlier else None
+    adapter = sources.local(earlier, config, field="spec.method.initFrom.uri") if earlier else None
     device = "cpu" if spec.compute.device == "cpu" else f"cuda:{context.local_rank}"
     purpose = Purpose.of(shards.resolved, pad=shards.tokenizer["pad"])
     base = model.load(folder, spec, purpose, device=device, adapter=adapter)
