@@ -103,9 +103,9 @@ _PLACEHOLDER = re.compile(
     re.IGNORECASE,
 )
 _EXAMPLES = (
-    "sk_test_4eC39HqLyjWDarjtT1zdp7dc",
-    "sk_test_BQokikJOvBiI2HlWgH4olfQ2",
-    "pk_test_TYooMQauvdEDq54NiTphI7jx",
+    "4eC39HqLyjWDarjtT1zdp7dc",
+    "BQokikJOvBiI2HlWgH4olfQ2",
+    "TYooMQauvdEDq54NiTphI7jx",
     "SflKxwRJSMeKKF2QT4fwpMeJf36POk6yJV_adQssw5c",
     "wJalrXUtnFEMI",
     "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq",
