@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from finetune_trainer.data import formats
 from finetune_trainer.data.encode import Encoded, Encoder
 from finetune_trainer.data.encode_classes import ClassEncoder
 from finetune_trainer.data.encode_pairs import PairEncoder
@@ -16,6 +17,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.unit import tiny_tokenizers
+from tests.unit.data.test_tools import FAMILIES, TOOLS, called, says, tool, user
 from tests.unit.tiny_tokenizers import CHATML, CHATML_MARKED, TEMPLATES
 
 TOKENIZERS = {name: tiny_tokenizers.make(template) for name, template in TEMPLATES.items()}
@@ -48,7 +50,7 @@ def encoded(tokenizer, example: Example, *, form="messages", loss_on="assistant"
     return row
 
 
-text = st.text(st.one_of(st.sampled_from("a hello\nx</s>[INST]<|im_end|>uséy世"), st.characters(codec="utf-8")), min_size=1).filter(str.strip)  # fmt: skip
+text = st.text(st.one_of(st.sampled_from("a hello\nx</s>[INST]<|im_end|>uséy世"), st.characters(codec="utf-8", exclude_characters="\0")), min_size=1).filter(str.strip)  # fmt: skip
 
 
 @settings(max_examples=300, deadline=None)
@@ -251,3 +253,43 @@ def test_what_must_not_be_shown_is_not_in_the_samples_nor_in_their_numbers():
     assert "it is ••••••• \\xc3\\xa9, hello" in shown
     hidden = [token for token in proof.samples[0].tokens if "•" in token.text]
     assert {token.id for token in hidden} == {-1}
+
+
+TOOL_TOKENIZERS = {name: tiny_tokenizers.make(template) for name, (template, *_) in FAMILIES.items()}
+for _name, (_, _end, *_) in FAMILIES.items():
+    TOOL_TOKENIZERS[_name].eos_token = _end
+
+
+def with_tools(question: str, found: str, answer: str, untrained: tuple[int, ...] = ()) -> Example:
+    turns = [user(question), called(), tool(found), says(answer), user(question), says(answer)]
+    for turn in untrained:
+        turns[turn]["weight"] = 0
+    return formats.read({"messages": turns, "tools": TOOLS}, "messages")
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    name=st.sampled_from(sorted(FAMILIES)),
+    loss_on=st.sampled_from(["completion", "assistant", "all"]),
+    words=st.tuples(text, text, text),
+    untrained=st.sets(st.sampled_from([1, 3, 5]), max_size=2),
+)
+def test_conversations_with_tools_and_answers_that_are_not_learnt_are_proved(name, loss_on, words, untrained):
+    tokenizer, said = TOOL_TOKENIZERS[name], with_tools(*words, tuple(untrained))
+    [row] = Encoder(tokenizer, "messages", loss_on).encode([said])
+    if not isinstance(row, str) and row.mask[1:].any():
+        prover(tokenizer, loss_on=loss_on).see([seen(said, row)])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_a_tool_says_is_not_learnt_and_calls_are_the_rows_own(name):
+    tokenizer, said = TOOL_TOKENIZERS[name], with_tools("hello world", "jumps over", "lazy dog")
+    row = encoded(tokenizer, said)
+    place = next(n for n in range(len(row.ids)) if "jumps" in tokenizer.decode(row.ids[: n + 1]))
+    with pytest.raises(BadInput, match=r"text of the tool's turn \(messages\[2\]\) would be learnt"):
+        prover(tokenizer).see([seen(said, flipped(row, slice(place - 1, place + 2), True))])
+    subject = prover(tokenizer)
+    subject.see([seen(said, row)])
+    own = "".join(token.text for token in subject.proof().samples[0].tokens if not token.template)
+    assert "the fox" in own
+    assert "lazy dog" in own

@@ -31,10 +31,10 @@ def common_prefix(first: Sequence[Any], second: Sequence[Any]) -> int:
 
 
 def content_of(render: Render, messages: Messages, number: int, text: str) -> tuple[int, int] | None:
-    """The span in `text` of a turn's content. None where it is not there as it is."""
+    """The span in `text` of a turn's content, with white space around it. None where it is not there as it is."""
     content = messages[number]["content"].strip()
     span = _changed(render, messages, number, text)
-    return span if span is not None and content and text[slice(*span)] == content else None
+    return span if span is not None and content and text[slice(*span)].strip() == content else None
 
 
 def call_of(

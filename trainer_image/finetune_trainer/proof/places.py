@@ -15,12 +15,16 @@ class Places(NamedTuple):
     certain: list[bool]
 
 
+_REWRITTEN = ("assistant", "tool")
+"""Turns whose contents many templates rewrite: earlier answers lose their thoughts, what tools say is quoted."""
+
+
 def find(text: bytes, contents: Sequence[bytes], messages: Sequence[Any]) -> Places:
     """Places of contents that follow one another, each as early as can be; and which are the same when each is as late as can be.
 
-    Templates may leave a content out or rewrite it; a short one may stand in the template too. Earlier answers are
-    rewritten by many. Where any other content is not found in order, what was found may be something else: then only what
-    stands in the text once, and in no answer, is certain.
+    Templates may leave a content out or rewrite it; a short one may stand in the template too. A place is certain only
+    if the next content is found behind it: or it might be that one's own words. Where any content but those of _REWRITTEN
+    is not found in order, then only what stands in the text once, and in no answer, is certain.
     """
     first: list[Span | None] = []
     cursor, last, complete = 0, len(contents) - 1, True
@@ -31,16 +35,19 @@ def find(text: bytes, contents: Sequence[bytes], messages: Sequence[Any]) -> Pla
             first.append((start, cursor))
         else:
             first.append(None)
-            complete &= not content or (messages[turn]["role"] == "assistant" and turn != last)
+            complete &= not content or (messages[turn]["role"] in _REWRITTEN and turn != last)
     if not complete:
         return _one_by_one(text, contents, messages)
-    certain, cursor = [False] * len(first), len(text)
+    certain, cursor, next_found = [False] * len(first), len(text), True
     for turn in range(last, -1, -1):
-        start = text.rfind(contents[turn], 0, cursor) if contents[turn] else -1
+        content, span = contents[turn], first[turn]
+        if not content:
+            continue
+        start = text.rfind(content, 0, cursor)
         if start >= 0:
-            span = first[turn]
-            certain[turn] = span is not None and span[0] == start
+            certain[turn] = next_found and span is not None and span[0] == start
             cursor = start
+        next_found = span is not None
     return Places(first, certain)
 
 

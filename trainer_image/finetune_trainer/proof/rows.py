@@ -79,18 +79,20 @@ class Expected:
         last = len(messages) - 1
         self.texts.append(Spelt(text))
         self.ends.append(last not in example.untrained)
-        self._add_own(number, messages, found.spans, answers)
-        if self._all:
+        self._add_own(number, messages, found.spans, dict(zip(rendered.turns, answers, strict=False)))
+        if self._all and not example.untrained:
             self.claims.append((number, 0, len(text), 1, "all"))
             return
         for turn, span in enumerate(found.spans):
             if span is None or not found.certain[turn]:
                 continue
-            learnt = messages[turn]["role"] == "assistant" and turn not in example.untrained
-            if not learnt or (turn != last and not self._every):
+            learnt = messages[turn]["role"] == "assistant" or self._all
+            if turn in example.untrained or not learnt or not (turn == last or self._every or self._all):
                 self.claims.append((number, *span, 0, "turn", turn))
             elif turn == last:
                 self.claims.append((number, *span, 1, "answer"))
+        if self._all:
+            return
         cursor = 0
         for start, end in answers if self._every else answers[-1:]:
             self.claims.append((number, cursor, start, 0, "gap"))
@@ -114,14 +116,14 @@ class Expected:
             self.claims.append((number, start, stop + len(after), 1, "completion"))
 
     def _add_own(
-        self, number: int, messages: Sequence[Any], spans: Sequence[Span | None], answers: Sequence[Span]
+        self, number: int, messages: Sequence[Any], spans: Sequence[Span | None], answers: dict[int, Span]
     ) -> None:
         """The messages' contents; of an answer that calls tools all of it, which the template wrote from the row's own words."""
-        calls = [turn for turn, message in enumerate(messages) if len(message) > 2 and message.get("tool_calls")]
-        if calls:
-            turns = [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
-            whole = dict(zip(turns, answers, strict=True)) if len(turns) == len(answers) else {}
-            spans = [whole.get(turn) if turn in calls else span for turn, span in enumerate(spans)]
+        if any("tool_calls" in message for message in messages):
+            spans = [
+                answers.get(turn) if "tool_calls" in message else span
+                for turn, (message, span) in enumerate(zip(messages, spans, strict=True))
+            ]
         self.own += [(number, *span) for span in spans if span is not None]
 
 
