@@ -59,8 +59,12 @@ def shown_path(name: str, claims_root: str | None) -> str:
         return name
     if parsed.remote or (parsed.claim and claims_root is None):
         return name
-    path = parsed.on_disk(claims_root or "/")
+    return from_here(parsed.on_disk(claims_root or "/"))
+
+
+def from_here(path: str | Path) -> str:
+    """Relative to the folder in which ftj runs, where it is below that."""
     try:
-        return str(path.relative_to(Path.cwd()))
+        return str(Path(path).relative_to(Path.cwd()))
     except ValueError:
         return str(path)

@@ -9,6 +9,7 @@ from finetune_api.findings import DataReport
 from rich.console import Console
 from rich.text import Text
 
+from finetune_cli.reach import from_here
 from finetune_cli.text import count, number, visible
 from finetune_cli.validate.checked import ORDER, Checked, Problem
 from finetune_cli.validate.manifests import NO_JOB
@@ -91,7 +92,7 @@ def _fixed(console: Console, report: DataReport) -> None:
     for record in report.fixes:
         console.print(Text.assemble(("  ✓ ", "green"), f"{record.fix}: {record.detail}"))
     for file in report.fixed_files:
-        console.print(Text.assemble(("  ✓ ", "green"), f"written: {file.fixed} ({file.fixed_digest})"))
+        console.print(Text.assemble(("  ✓ ", "green"), f"written: {from_here(file.fixed)} ({file.fixed_digest})"))
 
 
 def _sum(console: Console, checked: Sequence[Checked], *, strict: bool) -> None:

@@ -306,6 +306,15 @@ def test_the_proof_survives_plain_text(told: Told, surveyor: Surveyor) -> None:
     assert "Proof" not in told("job.yaml", claims=True)[1]
 
 
+def test_what_was_mended(told: Told, surveyor: Surveyor) -> None:
+    fixed = {"original": "a", "originalDigest": "sha256:1", "fixed": str(Path("a.fixed.jsonl").absolute()), "fixedDigest": "sha256:2"}  # fmt: skip
+    surveyor.answers(report(fixes=[{"fix": "DropInvalid", "rows": 3, "detail": "3 rows dropped"}], fixed_files=[fixed]))
+    write(a_jsonl="{}")
+    code, text = told("a.jsonl", fixes=("DropInvalid",))
+    assert code == 0
+    assert "  ✓ DropInvalid: 3 rows dropped\n  ✓ written: a.fixed.jsonl (sha256:2)\n" in text
+
+
 def test_other_yaml_of_a_repository_is_passed_over(told: Told) -> None:
     """pre-commit hands over whatever was changed."""
     write(job_yaml=JOB, chart_yaml="a: {{ helm }}")
