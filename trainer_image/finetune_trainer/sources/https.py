@@ -26,11 +26,15 @@ class Https:
                 code="InvalidSpec",
                 remedy="write the server into the uri",
             )
-        self._url, self._run, self._wanted = location.uri, run, wanted
+        self._url, self._run = location.uri, run
         secret = location.secret_ref.name if location.secret_ref else None
         self.place = Place(wanted.field, location.uri, location.parsed.host, "https", secret, values)
         self._web = Web(authorities(location, wanted.field), _authorization(values))
         self._etag: str | None = None
+        self._name = names.check(urllib.parse.unquote(self._url.rstrip("/").rpartition("/")[2]), self.place)
+        self._archive = unpack.is_archive(self._name)
+        if not self._archive and not wanted.matches(self._name):
+            raise names.nothing_fits(self.place, [self._name], (*wanted.files, *unpack.SUFFIXES))
 
     def look(self) -> Snapshot:
         """A GET of the first byte: some servers refuse HEAD, others sign URLs for GET alone."""
@@ -40,11 +44,8 @@ class Https:
         self._etag = response.headers.get("ETag")
         changed = response.headers.get("Last-Modified")
         stamp = f"{self._etag} {changed} {size}" if self._etag or changed else f"unknown {self._run}"
-        name = names.check(urllib.parse.unquote(self._url.rstrip("/").rpartition("/")[2]), self.place)
-        archive = unpack.is_archive(name)
-        if not archive and not self._wanted.matches(name):
-            raise names.nothing_fits(self.place, [name], (*self._wanted.files, *unpack.SUFFIXES))
-        return Snapshot(stamp, [Entry(name, size, archive=archive)], path="" if archive else name)
+        entry = Entry(self._name, size, archive=self._archive)
+        return Snapshot(stamp, [entry], path="" if self._archive else self._name)
 
     def read(self, entry: Entry, offset: int) -> tuple[int, Iterator[bytes]]:
         return self._web.read(self._url, offset, unchanged=self._etag)

@@ -31,7 +31,7 @@ class Web:
     """A client that trusts `authorities` (a PEM file) and sends `headers` to the origin of a request alone."""
 
     def __init__(self, authorities: str, headers: Mapping[str, str] | None = None) -> None:
-        self._authorities = authorities
+        self._trusted = network.context(authorities)
         self._headers = dict(headers or {})
         self._pools: dict[str | None, urllib3.PoolManager] = {}
 
@@ -73,13 +73,13 @@ class Web:
         if proxy not in self._pools:
             timeout = urllib3.Timeout(connect=network.CONNECT_S, read=network.READ_S)
             if proxy is None:
-                self._pools[proxy] = urllib3.PoolManager(ca_certs=self._authorities, timeout=timeout, maxsize=8)
+                self._pools[proxy] = urllib3.PoolManager(ssl_context=self._trusted, timeout=timeout, maxsize=8)
             else:
                 user = urllib.parse.unquote(urllib.parse.urlsplit(proxy).netloc.rpartition("@")[0])
                 self._pools[proxy] = urllib3.ProxyManager(
                     proxy,
                     proxy_headers=urllib3.make_headers(proxy_basic_auth=user) if user else None,
-                    ca_certs=self._authorities,
+                    ssl_context=self._trusted,
                     timeout=timeout,
                     maxsize=8,
                 )
