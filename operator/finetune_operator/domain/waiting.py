@@ -135,7 +135,7 @@ def _missing_object(text: str) -> Problem | None:
         return Problem(
             Reason.MISSING_CONFIG_MAP,
             f"ConfigMap {name} does not exist in this namespace",
-            "Create it, or correct spec.pods",
+            "Create it, or correct the caBundleRef, or spec.pods",
         )
     if match := re.search(r"couldn't find key (\S+) in (Secret|ConfigMap) \S*/([^\s/]+)", text):
         reason = Reason.MISSING_SECRET if match[2] == "Secret" else Reason.MISSING_CONFIG_MAP

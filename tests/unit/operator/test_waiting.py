@@ -86,6 +86,7 @@ def test_a_job_without_pods_is_asked_for_its_warnings(
     ("warning", "reason"),
     [
         ('MountVolume.SetUp failed for volume "x" : secret "s" not found', "MissingSecret"),
+        ('MountVolume.SetUp failed for volume "certificates-0" : configmap "company" not found', "MissingConfigMap"),
         ('MountVolume.SetUp failed for volume "x" : timeout', "MountFailed"),
         ("Multi-Attach error for volume pvc-1", "MountFailed"),
         ("Failed to create pod sandbox: no network", "ContainerNotStarted"),

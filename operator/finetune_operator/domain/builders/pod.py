@@ -74,8 +74,8 @@ def _container(
     }
     if settings.image_pull_policy:
         container["imagePullPolicy"] = settings.image_pull_policy
-    if names := secrets(spec, stage):
-        container["envFrom"] = [{"secretRef": {"name": secret}} for secret in names]
+    if credentials := secrets(spec, stage):
+        container["envFrom"] = credentials
     return container
 
 

@@ -1,10 +1,10 @@
-"""What each stage reads and writes, and so which claims are mounted and which Secrets are set in its pods."""
+"""What each stage reads and writes, and so which claims, Secrets and certificates its pods get."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from finetune_api.contract import RUN_CONFIG_DIR, SCRATCH
+from finetune_api.contract import CA_BUNDLES, RUN_CONFIG_DIR, SCRATCH, secret_prefix
 from finetune_api.location import CLAIMS_ROOT, Location, Place
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Stage
@@ -18,7 +18,9 @@ def locations(spec: FineTuneJobSpec, stage: Stage) -> list[tuple[Place, bool]]:
     Prepare writes a trial file to the output, so that a job does not find out after its training that it cannot write.
     Train evaluates on prepared shards and needs no raw data.
     """
-    models: list[tuple[Place, bool]] = [(location, False) for location in (spec.model, spec.method.init_from) if location is not None]
+    models: list[tuple[Place, bool]] = [
+        (location, False) for location in (spec.model, spec.method.init_from) if location is not None
+    ]
     workspace: tuple[Place, bool] = (spec.workspace, True)
     output: tuple[Place, bool] = (spec.output, True)
     match stage:
@@ -41,15 +43,23 @@ def claims(spec: FineTuneJobSpec, stage: Stage) -> dict[str, bool]:
     return found
 
 
-def secrets(spec: FineTuneJobSpec, stage: Stage) -> list[str]:
-    """Secrets whose keys become environment variables of a stage: only prepare downloads, the others read what it left."""
+def _downloads(spec: FineTuneJobSpec, stage: Stage) -> list[Location]:
+    """What a stage asks servers for: only prepare downloads, the others read what it left."""
     if stage != "prepare":
         return []
-    found: dict[str, None] = {}
-    for location, _ in locations(spec, stage):
-        if isinstance(location, Location) and location.secret_ref is not None:
-            found[location.secret_ref.name] = None
-    return list(found)
+    return [location for location, _ in locations(spec, stage) if isinstance(location, Location)]
+
+
+def secrets(spec: FineTuneJobSpec, stage: Stage) -> list[dict[str, Any]]:
+    """`envFrom` of a stage: the keys of each location's Secret, behind a prefix of its own so that equal keys do not meet."""
+    names = dict.fromkeys(place.secret_ref.name for place in _downloads(spec, stage) if place.secret_ref is not None)
+    return [{"prefix": secret_prefix(name), "secretRef": {"name": name}} for name in names]
+
+
+def certificates(spec: FineTuneJobSpec, stage: Stage) -> list[str]:
+    """ConfigMaps with the certificates of servers that a stage asks."""
+    places = _downloads(spec, stage)
+    return list(dict.fromkeys(place.ca_bundle_ref.name for place in places if place.ca_bundle_ref is not None))
 
 
 def volumes(spec: FineTuneJobSpec, stage: Stage, config_map: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -72,6 +82,10 @@ def volumes(spec: FineTuneJobSpec, stage: Stage, config_map: str) -> tuple[list[
         name = f"claim-{number}"  # a claim's own name may be longer than a volume's name may be
         pod.append({"name": name, "persistentVolumeClaim": {"claimName": claim} | _read_only(written)})
         mounts.append({"name": name, "mountPath": f"{CLAIMS_ROOT}/{claim}"} | _read_only(written))
+    for number, bundle in enumerate(certificates(spec, stage)):
+        name = f"certificates-{number}"
+        pod.append({"name": name, "configMap": {"name": bundle}})
+        mounts.append({"name": name, "mountPath": f"{CA_BUNDLES}/{bundle}", "readOnly": True})
     return pod, mounts
 
 
