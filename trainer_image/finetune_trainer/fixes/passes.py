@@ -87,19 +87,19 @@ class Passes:
     def run(self, fixes: Sequence[Fix], copies: Sequence[Copy], target: Path) -> None:
         """Read each copy's `path`, write into `target`, and set the copy to what was written."""
         target.mkdir(parents=True, exist_ok=True)
-        near = DropNearDuplicates() if "DropNearDuplicates" in fixes else None
-        if near is not None:
+        made: dict[Fix, Step] = {}
+        if "DropNearDuplicates" in fixes:
+            made["DropNearDuplicates"] = near = DropNearDuplicates()
             for copy in copies:
                 for batch in self._batches(copy, None):
                     near.look(self._files[copy.index].part, batch)
             near.settle()
-        made: dict[Fix, Step] = {}
         for copy in copies:
             with Writer(target / self._name(copy)) as writer:
                 before = {fix: step.touched for fix, step in made.items()}
                 for batch in self._batches(copy, writer):
                     for fix in fixes:
-                        step = made.get(fix) or made.setdefault(fix, near or STEPS[fix](self._known_form()))
+                        step = made.get(fix) or made.setdefault(fix, STEPS[fix](self._known_form()))
                         batch = step(self._files[copy.index].part, batch)
                     for row in batch:
                         writer.write(row.line, row.value)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from finetune_trainer.checks import pii, secrets
-from finetune_trainer.checks.masking import Span
 
 _SIGNS = {"email": "[EMAIL]", "phone": "[PHONE]", "card": "[CARD]", "iban": "[IBAN]", "national-id": "[ID]"}
 _SECRET = "[SECRET]"
@@ -15,7 +14,8 @@ _STRUCTURE = frozenset({"role", "from", "type", "id", "tool_call_id"})
 """Fields that say what belongs together: a row would fall apart without them."""
 _LABELS = frozenset({"label", "labels"})
 
-Finder = Callable[[str], Sequence[Span]]
+Finder = Callable[[str], Sequence[Any]]
+"""Gives spans with `start`, `end` and `kind`, disjoint and in order."""
 FINDERS: dict[str, tuple[Finder, dict[str, str]]] = {
     # fix: what finds the spans, and how their kinds are called
     "RedactPii": (pii.spans, pii.KINDS),

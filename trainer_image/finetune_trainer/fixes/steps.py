@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from finetune_api.checks import Fix
 from finetune_api.data import DataFormat
 
 from finetune_trainer.data import formats
-from finetune_trainer.data.formats import Example
+from finetune_trainer.data.formats import Example, InvalidRow
 from finetune_trainer.fixes import redact
 from finetune_trainer.fixes.keyset import KeySet
 
@@ -49,7 +50,7 @@ class DropDuplicates:
         self._seen: dict[str, KeySet] = {}
 
     def __call__(self, part: str, rows: Sequence[Row]) -> list[Row]:
-        keys = np.array([_key(row.example) for row in rows], dtype=np.uint64)
+        keys = np.array([content_key(row.example) for row in rows], dtype=np.uint64)
         fresh = self._seen.setdefault(part, KeySet()).add(keys)
         self.touched += int((~fresh).sum())
         return [row for row, new in zip(rows, fresh, strict=True) if new]
@@ -72,7 +73,9 @@ class Redact:
             mended = redact.redacted(row.value, self._find, self._counts)
             if mended is not None:
                 self.touched += 1
-                row.value, row.example = mended, formats.read(mended, self._form)
+                row.value = mended
+                with contextlib.suppress(InvalidRow):  # then whoever reads the mended file says why, and where
+                    row.example = formats.read(mended, self._form)
         return list(rows)
 
     def detail(self) -> str:
@@ -100,7 +103,8 @@ def was(count: int) -> str:
     return "was" if count == 1 else "were"
 
 
-def _key(example: Example) -> int:
+def content_key(example: Example) -> int:
+    """64 bits, equal for rows that say the same under the same label."""
     label = repr(example.label).encode() if example.label is not None else b""
     return int.from_bytes(
         blake2b(example.canonical(), digest_size=8, person=blake2b(label, digest_size=16).digest()).digest(), "little"
