@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+
+from finetune_trainer.checks import pii, secrets
+from finetune_trainer.checks.spans import Span, disjoint
 
 EXCERPT = 200
 """Most characters of a row that are shown."""
@@ -25,23 +27,6 @@ _SHOWN_AT_START = {
 """Characters that belong to the kind, not to the one who owns it. Of other kinds nothing is shown."""
 
 
-class Span(NamedTuple):
-    """`text[start:end]` is of this kind: a personal datum or a secret."""
-
-    start: int
-    end: int
-    kind: str
-
-
-def disjoint(spans: Iterable[Span]) -> list[Span]:
-    """In order; of two that overlap the one that begins first, and of those the longer one."""
-    kept: list[Span] = []
-    for span in sorted(spans, key=lambda span: (span.start, -span.end)):
-        if not kept or span.start >= kept[-1].end:
-            kept.append(span)
-    return kept
-
-
 def masked(value: str, kind: str) -> str:
     """`j***@e***.com` for addresses, else the kind's own first characters and the length: `AKIA…(20 characters)`."""
     if kind == "email":
@@ -60,10 +45,39 @@ def _first_of(word: str) -> str:
     return word[0] if len(word) > 2 else ""
 
 
-def covered(text: str, spans: Iterable[Span]) -> str:
+def covered(text: str) -> list[Span]:
+    """Everything in a text that must not be shown: personal data and secrets, disjoint and in order."""
+    return disjoint([*secrets.spans(text), *pii.spans(text)])
+
+
+def written(text: str, spans: Iterable[Span]) -> str:
     """The text with each span masked. `spans` are disjoint and in order."""
     parts, end = [], 0
     for span in spans:
         parts += [text[end : span.start], masked(text[span.start : span.end], span.kind)]
         end = span.end
     return "".join([*parts, text[end:]])
+
+
+_BEFORE = 60
+"""Characters of an excerpt that stand before what it shows."""
+_WHOLE = 1 << 20
+"""Characters up to which a row is searched in whole for what must be masked. Of longer ones nothing is shown."""
+
+
+def excerpt(text: str, at: int = 0) -> str:
+    """At most 200 characters from around `at`, in one line, with personal data and secrets masked."""
+    if len(text) > _WHOLE:
+        return f"(a row of {len(text):,} characters)"
+    spans = covered(text)
+    begin = max(0, at - _BEFORE) if at > EXCERPT - _BEFORE else 0
+    end = begin + EXCERPT
+    for span in spans:  # none is cut: what is left of it could not be told to be one
+        if span.start < begin < span.end:
+            begin = span.start
+        if span.start < end < span.end:
+            end = span.end
+    inside = [Span(span.start - begin, span.end - begin, span.kind) for span in spans if begin <= span.start < end]
+    shown = " ".join(written(text[begin:end], inside).encode("utf-8", "replace").decode().split())
+    shown = ("…" if begin else "") + shown + ("…" if end < len(text) else "")
+    return shown if len(shown) <= EXCERPT else shown[: EXCERPT - 1] + "…"

@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any
 
 from finetune_trainer.checks import national_ids
-from finetune_trainer.checks.masking import Span, disjoint
+from finetune_trainer.checks.spans import Span, disjoint
 
 KINDS = {
     "email": "e-mail addresses",

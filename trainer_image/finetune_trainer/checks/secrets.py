@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from finetune_trainer.checks.masking import Span, disjoint
+from finetune_trainer.checks.spans import Span, disjoint
 
 KINDS = {
     "aws-key": "AWS keys",
