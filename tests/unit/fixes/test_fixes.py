@@ -24,6 +24,7 @@ def pair(prompt: str, completion: str = "yes", **fields) -> dict:
     return {"prompt": prompt, "completion": completion, **fields}
 
 
+LONG = " ".join(f"{word}{number}" for number in range(12) for word in ("fox", "dog", "mill", "river", "potion")) + " "
 MAIL, KEY = "jane.doe@firma.de", "ghp_" + "a8Kq2ZxP0mLr7TnW4vYs9BcD1eFg3HjU5iQo"
 
 CASES = {
@@ -83,6 +84,20 @@ CASES = {
         [(1, pair("to [EMAIL]")), (2, pair("to [EMAIL]"))],
         [0, 2],
         "0 rows say",
+    ),
+    "almost the same is dropped, exactly the same is not": (
+        [pair(LONG + "one"), pair("b"), pair(LONG + "two"), pair("c"), pair("c")],
+        ["DropNearDuplicates"],
+        [(1, pair(LONG + "one")), (2, pair("b")), (4, pair("c")), (5, pair("c"))],
+        [1],
+        "1 row says almost the same as an earlier one, and was left out.",
+    ),
+    "near duplicates between other fixes": (
+        [pair(LONG + MAIL), pair("b"), pair("b"), pair(LONG + "max.moritz@firma.de"), pair("c")],
+        ["DropDuplicates", "DropNearDuplicates", "RedactPii"],
+        [(1, pair(LONG + "[EMAIL]")), (2, pair("b")), (5, pair("c"))],
+        [1, 1, 1],
+        "1 row says the same",
     ),
 }  # fmt: skip
 

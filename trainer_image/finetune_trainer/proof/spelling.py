@@ -144,12 +144,17 @@ class Spelling:
 
     def _asked(self, ids: np.ndarray, text: Spelt) -> tuple[np.ndarray, np.ndarray]:
         """Starts and ends in bytes by the tokenizer's own offsets. Raises ValueError when it gives other ids now."""
-        body = text.body.decode()
-        encoding = self._backend.encode(body, add_special_tokens=bool(text.before or text.after))
+        body, wanted = text.body.decode(), ids.tolist()
+        for special in (bool(text.before or text.after), not (text.before or text.after)):
+            encoding = self._backend.encode(body, add_special_tokens=special)
+            if (found := _shared(encoding.ids, wanted)) is not None:
+                break
+        else:
+            raise ValueError("the tokenizer gives other tokens for one text at another time")
+        shift, shared = found
         spans = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
         spans = (spans if body.isascii() else _byte_positions(body)[spans]) + len(text.before)
         size = len(text.before) + len(text.body) + len(text.after)
-        shift, shared = _shared(encoding.ids, ids.tolist())
         starts, ends = np.full((2, len(ids)), size, dtype=np.int64)
         starts[:shared], ends[:shared] = spans[shift : shift + shared].T
         last = len(ids) - 1
@@ -160,13 +165,13 @@ class Spelling:
         return np.maximum.accumulate(starts), np.maximum.accumulate(ends)
 
 
-def _shared(given: list[int], wanted: list[int]) -> tuple[int, int]:
+def _shared(given: list[int], wanted: list[int]) -> tuple[int, int] | None:
     """How many of `given` precede `wanted`, and how many of it they share: all but an end token of ours."""
     for shift in (0, 1):
         shared = min(len(given) - shift, len(wanted))
         if shared >= len(wanted) - 1 and given[shift : shift + shared] == wanted[:shared]:
             return shift, shared
-    raise ValueError("the tokenizer gives other tokens for one text at another time")
+    return None
 
 
 def _byte_positions(text: str) -> np.ndarray:
