@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
-from finetune_trainer.train.micro_batches import at_least, divide, group
+from finetune_trainer.train.micro_batches import at_least, divide, group, pack
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -41,6 +41,15 @@ def test_groups_keep_the_budget_and_all_rows(lengths: np.ndarray, budget: int) -
         assert len(part) == 1 or len(part) * int(lengths[part].max()) <= budget
     for part, after in itertools.pairwise(groups):
         assert (len(part) + 1) * int(lengths[part[0]]) > budget, f"{after} could have been begun later"
+
+
+@given(lengths=LENGTHS, budget=st.integers(1, 2000))
+def test_packs_keep_the_budget_and_all_rows_and_none_is_empty(lengths: np.ndarray, budget: int) -> None:
+    rows = np.argsort(-lengths, kind="stable")
+    packs = pack(rows, lengths, budget)
+    assert sorted(np.concatenate(packs).tolist()) == sorted(rows.tolist())
+    for part in packs:
+        assert len(part) == 1 or 0 < int(lengths[part].sum()) <= budget
 
 
 @given(sizes=st.lists(st.integers(1, 6), max_size=6), count=st.integers(1, 20))

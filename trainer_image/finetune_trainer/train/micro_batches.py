@@ -46,7 +46,7 @@ def pack(rows: np.ndarray, lengths: np.ndarray, budget: int) -> list[np.ndarray]
     while True:  # as many packs as rows always fit
         packs = divide(rows, lengths, count)
         if all(len(part) == 1 or int(lengths[part].sum()) <= budget for part in packs):
-            return packs
+            return [part for part in packs if len(part)]  # a row longer than the budget leaves others without any
         count += 1
 
 
