@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from finetune_trainer.data.formats.example import InvalidRow
-from finetune_trainer.data.formats.fields import shown, text
+from finetune_trainer.data.formats.fields import called, listed, shown, text
 
 _FIRST = ("text", "prompt", "instruction", "question", "input", "content")
 """Names of which the first is the text where a task has several texts."""
@@ -19,14 +19,16 @@ def the_text(fields: dict[str, Any], where: str) -> str:
     name = texts[0] if len(texts) == 1 else next((name for name in _FIRST if name in texts), None)
     if name is None:
         raise InvalidRow(
-            f"{where} has several texts ({', '.join(sorted(texts)[:8])}): name the one that counts text",
+            f"{where} has several texts ({listed(texts)}): name the one that counts text",
             "UnknownFormat",
         )
-    return text(fields[name], f"{where}.{name}")
+    return text(fields[name], f"{where}.{called(name)}")
 
 
 def agreed(values: list[Any]) -> Any:
     """The answer that all annotators gave. Raises InvalidRow when they differ: a sample of opinions is no answer."""
+    if not values:
+        raise InvalidRow("its annotation is empty", "EmptyField")
     if any(value != values[0] for value in values):
         said = " and ".join(shown(value) for value in values[:2])
         raise InvalidRow(f"its annotators do not agree ({said}): keep one answer", "NothingToTrain")

@@ -11,7 +11,7 @@ from typing import Any
 
 from finetune_trainer.data.formats.answers import agreed, the_text
 from finetune_trainer.data.formats.example import Example, InvalidRow
-from finetune_trainer.data.formats.fields import label, text
+from finetune_trainer.data.formats.fields import label, listed, text
 from finetune_trainer.data.formats.pairs import answered
 
 LABEL, ANSWER = "label", "answer"
@@ -54,15 +54,13 @@ def why_not(row: dict[str, Any]) -> InvalidRow:
         return InvalidRow("has no response and no suggestion, so there is nothing to learn", "NothingToTrain")
     if any(_is_ranking(value) for values in given.values() for value in values):
         return InvalidRow("is annotated by a ranking, which are preferences", "PreferencePairs")
-    return InvalidRow(f"has answers to {', '.join(sorted(given))}, which are neither labels nor texts", "UnknownFormat")
+    return InvalidRow(f"has answers to {listed(given)}, which are neither labels nor texts", "UnknownFormat")
 
 
 def _the_answer(row: dict[str, Any], kind: str) -> Any:
     questions = _questions(row, kind)
     if len(questions) > 1:
-        raise InvalidRow(
-            f"answers several questions ({', '.join(sorted(questions))}): export one of them", "UnknownFormat"
-        )
+        raise InvalidRow(f"answers several questions ({listed(questions)}): export one of them", "UnknownFormat")
     [values] = questions.values()
     return agreed(values)
 

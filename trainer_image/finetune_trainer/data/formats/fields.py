@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import orjson
@@ -77,5 +78,16 @@ def shown(value: Any) -> str:
     if isinstance(value, str):
         value = value[:60]
     written = json.dumps(value, ensure_ascii=False, default=lambda other: f"a {type(other).__name__}")
-    written = written if len(written) <= 40 else written[:39] + "…"
-    return written.encode(errors="replace").decode()
+    if not written.isprintable():
+        written = json.dumps(value, default=lambda other: f"a {type(other).__name__}")
+    return written if len(written) <= 40 else written[:39] + "…"
+
+
+def called(name: Any) -> str:
+    """The name of a field for people: as it stands where that is fit to be shown."""
+    return name if isinstance(name, str) and name.isprintable() and len(name) <= 40 else shown(name)
+
+
+def listed(names: Iterable[Any]) -> str:
+    """Names of fields for people, the first eight."""
+    return ", ".join(sorted(map(called, names))[:8])

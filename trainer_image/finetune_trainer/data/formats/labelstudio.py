@@ -6,7 +6,7 @@ from typing import Any
 
 from finetune_trainer.data.formats.answers import agreed, the_text
 from finetune_trainer.data.formats.example import Example, InvalidRow
-from finetune_trainer.data.formats.fields import label, shown, text
+from finetune_trainer.data.formats.fields import called, label, listed, text
 from finetune_trainer.data.formats.pairs import answered
 
 CHOICES, TEXTAREA = "choices", "textarea"
@@ -43,9 +43,9 @@ def why_not(row: dict[str, Any]) -> InvalidRow:
         return InvalidRow("has no annotation that was submitted, so there is nothing to learn", "NothingToTrain")
     kinds = sorted({result["type"] for results in _submitted(row) for result in results})
     if "pairwise" in kinds or "ranker" in kinds:
-        return InvalidRow(f"is annotated by {kinds[0]}, which are preferences", "PreferencePairs")
+        return InvalidRow(f"is annotated by {called(kinds[0])}, which are preferences", "PreferencePairs")
     return InvalidRow(
-        f"is annotated by {shown(', '.join(kinds))}: of Label Studio's kinds choices and textarea are learnt",
+        f"is annotated by {listed(kinds)}: of Label Studio's kinds choices and textarea are learnt",
         "UnknownFormat",
     )
 
@@ -54,9 +54,7 @@ def _the_answer(row: dict[str, Any], kind: str) -> list[Any]:
     """What the annotators agree on. An annotation that is marked as ground truth needs no others."""
     questions = {result["from"] for results in _submitted(row) for result in results if result["type"] == kind}
     if len(questions) > 1:
-        raise InvalidRow(
-            f"answers several questions ({', '.join(sorted(questions))}): export one of them", "UnknownFormat"
-        )
+        raise InvalidRow(f"answers several questions ({listed(questions)}): export one of them", "UnknownFormat")
     given = [
         [value for result in results if result["type"] == kind for value in result["values"]]
         for results in _submitted(row)

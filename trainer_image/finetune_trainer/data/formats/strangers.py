@@ -8,6 +8,7 @@ from finetune_api.data import DataFormat
 
 from finetune_trainer.data.formats import argilla, labelstudio
 from finetune_trainer.data.formats.example import InvalidRow
+from finetune_trainer.data.formats.fields import called, listed
 
 NEEDS: dict[DataFormat, tuple[str, ...]] = {
     "messages": ("messages",),
@@ -50,7 +51,7 @@ def stranger(row: dict[str, Any]) -> InvalidRow:
         return labelstudio.why_not(row)
     if argilla.is_export(row):
         return argilla.why_not(row)
-    fields = ", ".join(sorted(map(str, row))[:8]) or "no fields at all"
+    fields = listed(row) or "no fields at all"
     return InvalidRow(f"is in no known format (it has {fields}): {_advice(row)}", "UnknownFormat")
 
 
@@ -60,7 +61,7 @@ def _advice(row: dict[str, Any]) -> str:
         return "write the fields' names in lower case, without spaces"
     ask, answer, text = (next((name for name in known if name in names), None) for known in (_ASKS, _ANSWERS, _TEXTS))
     if ask and answer:
-        return f"rename {names[ask]} to prompt and {names[answer]} to completion"
+        return f"rename {called(names[ask])} to prompt and {called(names[answer])} to completion"
     if text:
-        return f"rename {names[text]} to text"
+        return f"rename {called(names[text])} to text"
     return f"rename the fields to {_KNOWN}"

@@ -26,7 +26,7 @@ _OTHER_KINDS = (
     (b"<!DOCTYPE", "an HTML page, not data", "look whether its address needs a sign-in"),
     (b"<html", "an HTML page, not data", "look whether its address needs a sign-in"),
 )
-_UTF_16_OR_32 = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff", b"{\0", b"\0{", b"[\0", b"\0[")
+_UTF_16_OR_32 = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")
 
 
 class Content(io.RawIOBase):
@@ -96,7 +96,8 @@ class Content(io.RawIOBase):
         inside = packing_of(self.head)
         if self.packing and inside:
             raise Unreadable(f"is compressed twice, by {NAMES[self.packing]} and {NAMES[inside]}", "unpack it once")
-        if self.head.startswith(_UTF_16_OR_32):
+        halves = self.head[0:8:2], self.head[1:8:2]  # Latin text as UTF-16 has a NUL in every other byte
+        if self.head.startswith(_UTF_16_OR_32) or any(half and not any(half) for half in halves):
             raise Unreadable("is UTF-16 or UTF-32 text, not UTF-8", "save it as UTF-8", code="InvalidEncoding")
         if self.head[257:262] == b"ustar":
             raise Unreadable("is a tar archive, not data", "unpack it")

@@ -10,12 +10,14 @@ from typing import Any
 
 from finetune_trainer.data.readers.content import BLOCK_BYTES, Content
 from finetune_trainer.data.readers.packing import BOMB_BYTES, BOMB_RATIO
-from finetune_trainer.data.readers.parse import shown
+from finetune_trainer.data.readers.parse import printable, shown
 from finetune_trainer.data.readers.row import MAX_ROW_BYTES, RawRow, Unreadable, too_large
 
 MAGIC = b"PAR1"
 _BATCH_ROWS, _BATCH_BYTES = 256, 16 * 1024 * 1024
 _IN_MEMORY = 64 * 1024 * 1024
+_LEAST_BYTES = 2
+"""Of a row on average in a large file; rows of nothing can be written without any."""
 _CONTAINER_ITEMS = 1_000_000
 _UNREADABLE = (ValueError, OverflowError, TypeError, NotImplementedError, KeyError)
 
@@ -24,7 +26,7 @@ def read_parquet(path: Path, content: Content, consumed: Callable[[int], None] |
     """Rows of a Parquet file; one that is compressed as a whole is unpacked into a temporary file first. Raises Unreadable."""
     import pyarrow as pa
 
-    number = 0
+    number, stored = 0, path.stat().st_size
     with ExitStack() as stack:
         try:
             source: Any = str(path)
@@ -32,23 +34,23 @@ def read_parquet(path: Path, content: Content, consumed: Callable[[int], None] |
                 source, consumed = stack.enter_context(tempfile.SpooledTemporaryFile(_IN_MEMORY)), None
                 while block := content.read():
                     source.write(block)
-            for batch in _batches(source, consumed, len(content.head)):
+                stored = source.tell()
+            for batch in _batches(source, stored, consumed, stored - len(content.head)):
                 for row in _rows(batch, number):
                     number += 1
                     yield row
         except (pa.ArrowException, OSError, *_UNREADABLE) as error:
             if isinstance(error, Unreadable):
                 raise
-            said = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:200]
             raise Unreadable(
-                f"is no sound Parquet file from row {number + 1} on: {said}",
+                f"is no sound Parquet file from row {number + 1} on: {printable(error, 200)}",
                 "write or copy the file again",
                 line=number + 1,
             ) from error
 
 
-def _batches(source: Any, consumed: Callable[[int], None] | None, told: int) -> Iterator[Any]:
-    """`told`: bytes of which `consumed` knows already."""
+def _batches(source: Any, stored: int, consumed: Callable[[int], None] | None, told: int) -> Iterator[Any]:
+    """`stored`: bytes of the file. `told`: how many of them `consumed` is told in all, group by group."""
     from pyarrow import parquet
 
     file = parquet.ParquetFile(
@@ -61,18 +63,18 @@ def _batches(source: Any, consumed: Callable[[int], None] | None, told: int) -> 
     names = file.schema_arrow.names
     if twice := next((name for place, name in enumerate(names) if name in names[:place]), None):
         raise Unreadable(f"has two columns named {shown(twice)}", "give each its own name")
-    for index in range(file.num_row_groups):
-        group = file.metadata.row_group(index)
-        stored = sum(group.column(column).total_compressed_size for column in range(group.num_columns))
-        if group.total_byte_size > max(BOMB_BYTES, BOMB_RATIO * stored):
-            raise Unreadable(
-                f"unpacks to more than {BOMB_RATIO} times its size, as decompression bombs do", code="RowTooLarge"
-            )
-        rows = _BATCH_BYTES * group.num_rows // max(group.total_byte_size, 1)
+    # Of a column's own metadata pyarrow (26) ends the process where it is damaged: only that of groups is looked at.
+    sizes = [file.metadata.row_group(index).total_byte_size for index in range(file.num_row_groups)]
+    counts = [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
+    if sum(sizes) > max(BOMB_BYTES, BOMB_RATIO * stored) or sum(counts) > max(BOMB_BYTES, stored) // _LEAST_BYTES:
+        raise Unreadable(
+            f"unpacks to more than {BOMB_RATIO} times its size, as decompression bombs do", code="RowTooLarge"
+        )
+    for index, (size, count) in enumerate(zip(sizes, counts, strict=True)):
+        rows = _BATCH_BYTES * count // max(size, 1)
         yield from file.iter_batches(min(max(rows, 1), _BATCH_ROWS), row_groups=[index])
         if consumed:
-            consumed(max(stored - told, 0))
-            told = max(told - stored, 0)
+            consumed(int(told * max(size, 0) / max(sum(sizes), 1)))
 
 
 def _rows(batch: Any, before: int) -> Iterator[RawRow]:
@@ -98,8 +100,7 @@ def _row(one: Any, number: int) -> RawRow:
     except UnicodeDecodeError:
         return RawRow(number, -1, 0, None, "holds text that is not UTF-8", "InvalidEncoding")
     except _UNREADABLE as error:
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0][:100]
-        return RawRow(number, -1, 0, None, f"holds a value that cannot be read: {said}", "WrongType")
+        return RawRow(number, -1, 0, None, f"holds a value that cannot be read: {printable(error, 100)}", "WrongType")
 
 
 def _as_text(batch: Any) -> Any:

@@ -115,6 +115,12 @@ def _float(digits: str) -> float:
 
 def shown(text: str) -> str:
     """A name as JSON writes it, shortened."""
-    return (
-        json.dumps(text if len(text) <= 40 else text[:39] + "…", ensure_ascii=False).encode(errors="replace").decode()
-    )
+    text = text if len(text) <= 40 else text[:39] + "…"
+    written = json.dumps(text, ensure_ascii=False)
+    return written if written.isprintable() else json.dumps(text)
+
+
+def printable(error: BaseException, most: int) -> str:
+    """What an error of others says, in one line that is fit to be shown."""
+    said = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    return "".join(letter if letter.isprintable() else "?" for letter in said[:most])
