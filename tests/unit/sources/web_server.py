@@ -58,7 +58,7 @@ class WebServer:
                 page = server.answer(request) if server.answer else None
                 self.send(page or server.pages.get(self.path.split("?")[0]) or Page(b"absent", 404))
 
-            do_HEAD = do_GET  # noqa: N815
+            do_HEAD = do_POST = do_GET  # noqa: N815
 
             def send(self, page: Page) -> None:
                 tag = f'"{hashlib.md5(page.body).hexdigest()}"'
@@ -79,7 +79,7 @@ class WebServer:
                 for name, value in {"Content-Length": str(len(body)), **headers}.items():
                     self.send_header(name, value)
                 self.end_headers()
-                if self.command == "GET":
+                if self.command != "HEAD":
                     self.wfile.write(body if page.cut is None else body[: page.cut])
                 if page.cut is not None and len(body) > page.cut:
                     self.close_connection = True

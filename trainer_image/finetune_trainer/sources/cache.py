@@ -25,6 +25,7 @@ from pathlib import Path
 
 from finetune_trainer import sealed
 from finetune_trainer.data.digests import json_digest
+from finetune_trainer.errors import StageError
 from finetune_trainer.sources import names, transfer, unpack
 from finetune_trainer.sources.remote import Entry, Remote, Snapshot, Wanted
 from finetune_trainer.sources.room import Room
@@ -79,8 +80,14 @@ class Cache:
         def target(entry: Entry) -> Path:
             return partial / (_ARCHIVES if entry.archive else FILES) / entry.name
 
-        transfer.pull_all(snapshot.entries, target, remote, room)
-        if snapshot.digest is None and transfer.asked(remote.look, remote).stamp != snapshot.stamp:
+        try:
+            transfer.pull_all(snapshot.entries, target, remote, room)
+        except StageError:
+            if _changed(snapshot, remote):
+                shutil.rmtree(partial)
+                raise Changed from None
+            raise
+        if _changed(snapshot, remote):
             shutil.rmtree(partial)
             raise Changed
         archives = [entry for entry in snapshot.entries if entry.archive]
@@ -98,6 +105,16 @@ class Cache:
     def _unpack(self, archive: Path, partial: Path, wanted: Wanted, remote: Remote, room: Room) -> list[str]:
         (partial / FILES).mkdir(exist_ok=True)
         return unpack.unpack(archive, partial / FILES, wanted, remote.place, room)
+
+
+def _changed(snapshot: Snapshot, remote: Remote) -> bool:
+    """Whether the server has something else now. What has a name for its content never changes."""
+    if snapshot.digest is not None:
+        return False
+    try:
+        return remote.look().stamp != snapshot.stamp
+    except Exception:  # nobody can say: what was wrong before is what counts
+        return False
 
 
 def whole(folder: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import logging
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -45,6 +46,7 @@ def _files(wanted: Wanted, values: Mapping[str, str], endpoint: str) -> Any:
     from fsspec.asyn import get_loop, sync
     from gcsfs.core import GCSFileSystem
 
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs whole tracebacks of what we say in a sentence
     refuse = aiohttp.TraceConfig()
     refuse.on_request_redirect.append(_redirected)
     trusted = network.context(network.authorities(wanted.location, wanted.field))

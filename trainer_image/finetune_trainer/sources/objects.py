@@ -17,7 +17,7 @@ from finetune_trainer.sources.remote import Entry, Snapshot, Wanted
 PIECE_BYTES = 8 << 20
 AHEAD = 4
 """Pieces of one object that are asked for at the same time."""
-PIECE_S = 300.0
+PIECE_S = 120.0
 """Seconds until a piece must be there."""
 
 
