@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from finetune_api.checks import CHECKS, Fix, Severity
@@ -103,19 +103,33 @@ def of_complaint(complaint: Complaint) -> Problem:
 
 def of_report(report: DataReport, where: Place, claims_root: str | None) -> list[Problem]:
     """Findings of data. `where` stands for findings that have no row, and for a refusal that no finding explains."""
-    problems = [_of_finding(finding, where, claims_root) for finding in report.findings]
-    if report.refused and not any(problem.refuses for problem in problems):
-        code = report.refused_code or "InvalidData"
-        problems.append(Problem(code, "Error", report.refused, where, report.refused_remedy, refuses=True))
-    return problems
+    problems = [_of_finding(finding, report, where, claims_root) for finding in report.findings]
+    if not report.refused or any(problem.refuses for problem in problems):
+        return problems
+    errors = [problem for problem in problems if problem.severity == "Error"]
+    if not errors:
+        code, sentence = report.refused_code or "InvalidData", spoken_here(report.refused, report)
+        return [*problems, Problem(code, "Error", sentence, where, report.refused_remedy, refuses=True)]
+    return [replace(problem, refuses=problem in errors) for problem in problems]  # too many rows that cannot be used
 
 
-def _of_finding(finding: Finding, where: Place, claims_root: str | None) -> Problem:
-    rows = tuple(Place(shown_path(row.file, claims_root), row.line, row.text) for row in finding.rows)
+def spoken_here(text: str, report: DataReport) -> str:
+    """A sentence with the files of this machine as paths; locations that a cluster has too stay as they are."""
+    for file in report.files:
+        if file.name.startswith("file://"):
+            text = text.replace(file.name, shown_path(file.name, None))
+    return text
+
+
+def _of_finding(finding: Finding, report: DataReport, where: Place, claims_root: str | None) -> Problem:
+    rows = tuple(
+        Place(shown_path(row.file, claims_root), row.line, row.text and spoken_here(row.text, report))
+        for row in finding.rows
+    )
     return Problem(
         finding.code,
         finding.severity,
-        finding.message,
+        spoken_here(finding.message, report),
         where,
         finding.remedy,
         finding.count,

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from finetune_cli.reach import from_here
 from finetune_cli.text import count, number, visible
-from finetune_cli.validate.checked import ORDER, Checked, Problem
+from finetune_cli.validate.checked import ORDER, Checked, Problem, spoken_here
 from finetune_cli.validate.manifests import NO_JOB
 from finetune_cli.validate.proof import show_proof
 
@@ -52,9 +52,7 @@ def _file(console: Console, one: Checked) -> None:
         _problem(console, problem)
     if one.report is not None:
         _fixed(console, one.report)
-        refused = one.report.refused
-        if refused and all(problem.message != refused for problem in one.problems):
-            _hanging(console, 4, (f"  ✗ {refused}", "red"))  # the sentence that a job would end with
+        _refusal(console, one, one.report)
     for note in one.notes:
         _hanging(console, 4, (f"  · {note}", "dim"))
 
@@ -68,7 +66,7 @@ def _about(one: Checked) -> str:
         parts.append(count(len(report.files), "file"))
     if report.format:
         parts.append(report.format + (f" ({visible(report.evidence)})" if report.evidence else ""))
-    return ", ".join(parts) + f"; {report.seconds:.1f} s"
+    return ", ".join(parts) + (f"; {report.seconds:.1f} s" if report.seconds >= 0.1 else "")
 
 
 def _problem(console: Console, problem: Problem) -> None:
@@ -86,6 +84,15 @@ def _problem(console: Console, problem: Problem) -> None:
     if problem.remedy and (problem.count is not None or problem.severity != "Info"):
         mended = f", or --fix {problem.fix}" if problem.fix else ""
         _hanging(console, 6, (f"    → {problem.remedy}{mended}", "dim" if problem.severity == "Info" else ""))
+
+
+def _refusal(console: Console, one: Checked, report: DataReport) -> None:
+    """The sentence that a job would end with, unless it is told already."""
+    sentence = spoken_here(report.refused or "", report)
+    if sentence and all(problem.message != sentence for problem in one.problems):
+        _hanging(console, 4, (f"  ✗ {sentence}", "red"))
+        if report.refused_remedy:
+            _hanging(console, 6, f"    → {report.refused_remedy}")
 
 
 def _fixed(console: Console, report: DataReport) -> None:

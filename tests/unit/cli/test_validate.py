@@ -154,6 +154,22 @@ Refused: 1 error, 1 warning, 1 note.
     )
 
 
+def test_too_many_rows_that_cannot_be_used_are_told_once(told: Told, surveyor: Surveyor) -> None:
+    """Their findings are what refuses the data; the sentence follows, with this machine's files as paths."""
+    name = Path("a.jsonl").absolute().as_uri()
+    files = [{"name": name, "part": "train", "bytes": 9, "rows": 100}]
+    invalid = finding("InvalidJson", 3, file=name)
+    same = finding("ExactDuplicates", 5, file=name)
+    same["rows"][0]["text"] = f"says the same as {name}:1"
+    surveyor.answers(report(invalid, same, files=files, refused=f"{name}:3: is not JSON", refused_remedy="mend it"))
+    write(a_jsonl="{}")
+    code, text = told("a.jsonl")
+    assert code == 3
+    assert "a.jsonl:5  says the same as a.jsonl:1\n" in text
+    assert text.endswith("  ✗ a.jsonl:3: is not JSON\n    → mend it\n\nRefused: 1 error, 1 warning.\n")
+    assert told("a.jsonl", output="github")[1].count("::error ") == 1
+
+
 def test_what_is_asked(told: Told, surveyor: Surveyor) -> None:
     """The spec where the model can be seen too, else its data alone; each bare file for itself; fixes beside the originals."""
     surveyor.answers(report())
