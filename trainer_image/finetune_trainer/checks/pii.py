@@ -7,7 +7,7 @@ digit, accounts (IBAN) and national ids by their check digits (python-stdnum). N
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -76,19 +76,30 @@ _NAMED = re.compile(
 _HOMES = ("GB", "DE", "FR", "ES", "IT", "NL", "BE", "CH", "AT", "PL", "SE", "AU", "ZA", "IN", "JP", "BR")
 _FICTION = re.compile(r"555[ .-]?01[0-9]{2}$|555[ .-]?1212$|7946[ ]?0[0-9]{3}$|1234[ -]?567|123[ .-]?4567")
 """Numbers kept free for films and books, and those of textbooks."""
+_SHORTEST_PHONE = 7
 
 
 def _phones(text: str) -> Iterator[Span]:
     for match in _INTERNATIONAL.finditer(text):
         number = match.group()
-        if _in_plan(number if number[0] == "+" else "+" + number[2:], None):
-            yield Span(match.start(), match.end(), "phone")
+        length = _length_in_plan(number if number[0] == "+" else "+" + number[2:], (None,))
+        if length:
+            yield Span(match.start(), match.start() + length + (number[0] != "+"), "phone")
     for match in _AMERICAN.finditer(text):
         if _in_plan(match.group(), "US"):
             yield Span(match.start(), match.end(), "phone")
     for match in _NAMED.finditer(text):
-        if any(_in_plan(match.group(1), home) for home in _HOMES):
-            yield Span(match.start(1), match.end(1), "phone")
+        if length := _length_in_plan(match.group(1), _HOMES):
+            yield Span(match.start(1), match.start(1) + length, "phone")
+
+
+def _length_in_plan(number: str, regions: Sequence[str | None]) -> int:
+    """Of the longest beginning that is a number somewhere, 0 for none: another number may follow it."""
+    while len(number) >= _SHORTEST_PHONE:
+        if any(_in_plan(number, region) for region in regions):
+            return len(number)
+        number = number[: max(0, *map(number.rfind, " ./-("))].rstrip(" .()/-")
+    return 0
 
 
 def _in_plan(number: str, region: str | None) -> bool:

@@ -160,13 +160,16 @@ _CODE = re.compile(
 
 def _private_keys(text: str) -> Iterator[Span]:
     """The block to its end, or as far as it looks like one; a heading without a body is none."""
-    for begin in _KEY_BEGINS.finditer(text):
-        body = _KEY_BODY.match(text, begin.end())
+    stop, end = 0, _KEY_ENDS.search(text)
+    while begin := _KEY_BEGINS.search(text, stop):
+        if end and end.start() < begin.end():
+            end = _KEY_ENDS.search(text, begin.end())
+        body = _KEY_BODY.match(text, begin.end(), end.start() if end else len(text))
         assert body is not None
-        end = _KEY_ENDS.search(text, begin.end(), body.end() + 80)
-        stop = end.end() if end else body.end()
-        inner = text[begin.end() : end.start() if end else stop]
-        if len(inner.strip()) >= _SHORTEST_KEY and not _PLACEHOLDER.search(inner[:_SHORTEST_KEY]):
+        whole = end is not None and body.end() == end.start()
+        stop = end.end() if end and whole else body.end()
+        inner = body.group().strip()
+        if len(inner) >= _SHORTEST_KEY and not _PLACEHOLDER.search(inner[:_SHORTEST_KEY]):
             yield Span(begin.start(), stop, "private-key")
 
 
