@@ -27,6 +27,8 @@ _BUCKET_ELEMENTS = 200_000_000
 _CONTEXT = int(1.1 * 2**30)
 """CUDA's context, modules, and workspaces of cuBLAS and cuDNN."""
 _NCCL = 512 * 2**20
+_STAGED_BYTES = 64 << 20
+"""The trainer's: larger checkpoints are copied to the host's memory and written from there (train.saving)."""
 _FRAGMENTATION = {"cpu": 0.02, "cuda": 0.05}
 """Of all that is allocated: what the allocator cannot use (PyTorch's, with expandable segments; glibc's)."""
 
@@ -183,11 +185,17 @@ def _gradients(job: _Job) -> tuple[int, int]:
 
 
 def _buffers(job: _Job) -> int:
-    """Of communication."""
-    if job.strategy not in ("zero1", "zero2", "zero3"):
-        return 0
+    """Of communication, and of a checkpoint on its way."""
+    if not job.strategy.startswith("zero"):
+        return _staging(job)
     bucket = 4 * min(job.count.trainable, _BUCKET_ELEMENTS)
-    return bucket * (2 if job.device == "cuda" else 1)
+    return bucket * (2 if job.device == "cuda" else 1) + _staging(job)
+
+
+def _staging(job: _Job) -> int:
+    """A checkpoint on its way to the disk, where the host's memory is what training is done in."""
+    size = (16 if job.spec.training.ema else 12) * job.count.trainable
+    return size if job.device == "cpu" and size > _STAGED_BYTES else 0
 
 
 def _moments(job: _Job, acts: Activations, gradients: int, early: int) -> list[dict[str, int]]:
@@ -200,6 +208,7 @@ def _moments(job: _Job, acts: Activations, gradients: int, early: int) -> list[d
         {"activations": acts.saved + acts.layer, "logits": kept, "gradients": early},
         {"activations": acts.layer, "logits": 0, "gradients": gradients + table},
         {"activations": 0, "logits": 0, "gradients": gradients},
+        *([{"activations": 0, "logits": 0, "gradients": 4 * job.count.trainable}] if job.device == "cpu" else []),
     ]
 
 
