@@ -1,4 +1,4 @@
-"""The reference from the models: `python -m finetune_api.docgen` writes docs/reference/*.md; `--check` fails when one differs."""
+"""The reference from the models: `python -m finetune_api.docgen` writes pages of docs/; `--check` fails when one differs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from finetune_api import API_VERSION, KIND, combinations_page
+from finetune_api import API_VERSION, KIND, checks_page, combinations_page
 from finetune_api.crdgen import COLUMNS, structural
 from finetune_api.location import Location
 from finetune_api.spec import FineTuneJobSpec
@@ -121,17 +121,17 @@ def _escape(meaning: str) -> str:
     return meaning.replace("|", "\\|")
 
 
-PAGES = {"api.md": text, "combinations.md": combinations_page.text}
+PAGES = {"reference/api.md": text, "reference/combinations.md": combinations_page.text, "checks.md": checks_page.text}
 
 
 def main(argv: list[str] | None = None) -> int:
-    folder = Path(__file__).resolve().parents[2] / "docs" / "reference"
+    folder = Path(__file__).resolve().parents[2] / "docs"
     texts = {folder / name: page() for name, page in PAGES.items()}
     stale = [path for path, page in texts.items() if not path.exists() or path.read_text() != page]
     if stale and "--check" in (sys.argv[1:] if argv is None else argv):
         print(f"out of date: {', '.join(path.name for path in stale)}; run `make crds`", file=sys.stderr)
         return 1
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "reference").mkdir(parents=True, exist_ok=True)
     for path in stale:
         path.write_text(texts[path])
     return 0

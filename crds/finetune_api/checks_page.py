@@ -1,0 +1,89 @@
+"""What is looked for in data, as a page: every check, how much it matters, what to do and what mends it."""
+
+from __future__ import annotations
+
+from finetune_api.checks import CHECKS, ROW_CODES, Check
+
+_HEAD = """# Checks of data
+
+<!-- Generated from finetune_api.checks by `make crds`. Do not edit. -->
+
+Before anything is trained, every row is read and looked at, on a CPU: by `prepare` in the cluster, and by `ftj validate` at
+home. A finding has a code, a severity, a count, the first ten rows with file and line, and what to do. Personal data and
+secrets are masked wherever they are shown: `j***@a***.com`, `AKIA…(20 characters)`.
+
+```yaml
+spec:
+  data:
+    train: [{uri: pvc://datasets/rows.jsonl}]
+    checks:
+      minExamples: 100
+      maxInvalidFraction: 0.01
+      exactDuplicates: 0.05
+      nearDuplicates: 0.2
+      leakage: 0
+      fail: [Secrets, Pii]
+      ignore: [LanguageMix]
+```
+
+- `maxInvalidFraction`: the share of rows that may be unusable. They are left out and listed. By default none may.
+- `exactDuplicates`, `nearDuplicates`, `leakage`: shares above which the data is refused. Left out: told, never refused.
+- `fail`: checks that refuse the data when they find anything. `ignore`: checks that are not made.
+- `data.fixes` mends what the last column names, in copies; the originals stay as they are.
+
+Everything else is told in the report and in `ftj validate`, and refuses nothing.
+
+"""
+
+_ROWS = """## Rows that cannot be used
+
+An error in each of these rows. Training goes on without them as far as `maxInvalidFraction` allows.
+
+"""
+
+_WHOLE = """
+## The data as a whole
+
+"""
+
+_HOW = """
+## How they look
+
+| check | what counts |
+|---|---|
+| `ExactDuplicates`, `Leakage` | Content that is equal to the last character, role by role; other fields of a row do not count. For classifiers duplicates have the same label too. One list that is split into train, validation and test never parts equal rows, so leakage is looked for between files of their own. |
+| `NearDuplicates`, `NearLeakage` | MinHash with 128 hashes over pieces of about three words, without case and punctuation; from a similarity of about 0.8: one word in thirty may differ. Rows of fewer than eight words are compared exactly only. Near leakage is also a held-out prompt that is in train with another answer. |
+| `ConflictingAnswers` | The same prompt (all turns before the last answer, or the text of a classifier) with another answer (or label). |
+| `LowDiversity` | Of all phrases of three words, in a sample of up to a million, fewer than 5% are different ones. |
+| `DominantTemplate` | 60% of at least 50 prompts begin with the same four words. |
+| `Boilerplate` | A fifth of at least 50 answers begins or ends with the same sentence. |
+| `DominantLabel`, `LabelImbalance` | A label on 80% of at least 50 rows of train; labels with less than a tenth of an even share. |
+| `LanguageMix` | py3langid on the first 500 rows and every 32nd after them (at most 20,000), where it is 95% sure; other languages make up at least 0.5%. |
+| `Refusals` | Answers that begin by refusing, in English, German, French or Spanish. |
+| `Repetition` | 60% of a row's phrases, and at least 60 of them, stood in it before; or one character 200 times. |
+| `Pii` | E-mail addresses; phone numbers that exist in a numbering plan (international, American, or behind a word such as "tel"); card numbers by network and check digit; IBANs; national ids by their check digits. Addresses kept free for examples and well-known test numbers are none. Names are not looked for. |
+| `Secrets` | Keys and tokens by the forms that their makers gave them (AWS, GitHub, GitLab, Slack, Google, OpenAI, Anthropic, Hugging Face, Stripe, npm, PyPI and others), private keys, JSON Web Tokens, passwords in URLs, and random values that are assigned to a name such as `api_key`. Placeholders and their makers' examples are none. |
+| `ToxicTerms` | Insults and slurs of a list of about 400 English words, whole words only. It cannot tell use from mention. |
+| `DemographicImbalance` | English words for groups (women and men, religions, origins, ages): one is met in five times as many rows as another, of at least 100. |
+| `StereotypeAssociation` | Words for a group stand beside a word for a trade or trait at least three times as often as those for the others do, in at least 20 rows, and hardly by chance (G of at least 20). It counts words in rows: what they mean, only reading tells. |
+
+All are made in one pass. Kept of each row are 73 bytes, whatever its length: ten million rows need 730 MB, and as much again
+for a moment at the end. Statistics of words take the first 20,000 characters of a row; personal data and secrets are looked
+for in all of it.
+"""
+
+
+def text() -> str:
+    """The whole page."""
+    rows = [check for check in CHECKS.values() if check.code in ROW_CODES]
+    whole = [check for check in CHECKS.values() if check.code not in ROW_CODES]
+    return "".join([_HEAD, _ROWS, _table(rows, severity=False), _WHOLE, _table(whole, severity=True), _HOW])
+
+
+def _table(checks: list[Check], *, severity: bool) -> str:
+    head = ["code", *(["severity"] if severity else []), "finds", "what to do", "mended by"]
+    lines = [head, ["---"] * len(head)]
+    for check in checks:
+        cells = [f"`{check.code}`", *([check.severity] if severity else []), check.finds, check.remedy]
+        lines.append([*cells, f"`{check.fix}`" if check.fix else ""])
+    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
