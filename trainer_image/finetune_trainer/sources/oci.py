@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from finetune_trainer.errors import BadInput, StageError
-from finetune_trainer.sources import names, network, refusals
+from finetune_trainer.sources import names, network, refusals, unpack
 from finetune_trainer.sources.refusals import Place
 from finetune_trainer.sources.remote import Entry, Snapshot, Wanted
 from finetune_trainer.sources.web import MOST_REDIRECTS, Misled
@@ -65,8 +65,10 @@ class Oci:
 
     def _entry(self, layer: Mapping[str, Any]) -> Entry | None:
         title, digest = str(layer["annotations"][_TITLE]), str(layer["digest"])
-        folder = str(layer["annotations"].get(_UNPACK, "")).lower() == "true"
-        name = names.check(title.removeprefix("./"), self.place)
+        name = names.check(title.removeprefix("./").rstrip("/"), self.place)
+        said = str(layer["annotations"].get(_UNPACK, "")).lower() == "true" or unpack.is_archive(name)
+        # Some clients tell that a folder was packed by the kind of the layer alone.
+        folder = said or (layer["mediaType"].endswith("tar+gzip") and not self._wanted.matches(name))
         if not folder and not self._wanted.matches(name):
             return None
         if not digest.startswith("sha256:"):
@@ -141,7 +143,8 @@ class _Status(Exception):
 
 
 def _plain(layer: Mapping[str, Any]) -> dict[str, Any]:
-    return {"digest": layer["digest"], "size": int(layer["size"]), "annotations": layer.get("annotations") or {}}
+    known = {"digest": str(layer["digest"]), "size": int(layer["size"]), "mediaType": str(layer.get("mediaType"))}
+    return known | {"annotations": layer.get("annotations") or {}}
 
 
 def _host(host: str) -> str:
