@@ -61,6 +61,14 @@ def test_a_file_is_downloaded_once_and_pinned_to_its_content(workspace, server):
     assert workspace.fetch(place, run="second").read_bytes() == b'{"text": "new"}\n'
 
 
+def test_a_run_whose_content_is_gone_for_good_is_told_so(workspace, server):
+    workspace.fetch(at(server))
+    workspace.cache.rename(workspace.cache.with_name("elsewhere"))
+    server.pages["/rows.jsonl"] = Page(b"{}")
+    with pytest.raises(BadInput, match=rf"was {sha(ROWS)} when this run saw it first, and is {sha(b'{}')} now"):
+        workspace.fetch(at(server))
+
+
 def test_jobs_share_a_file_that_has_not_changed(workspace, server):
     assert workspace.fetch(at(server)) == workspace.fetch(at(server), run="second")
     bodies = [request for request in server.asked("/rows.jsonl") if "range" not in request.headers]
