@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup lint types unit trainer processes cluster-test e2e test crds images quickstart quickstart-data cluster-up cluster-down cluster-status clean bench-trainer bench-quality bench-gpu bench-data
+.PHONY: help setup lint types unit trainer processes cluster-test e2e test crds images quickstart quickstart-data cluster-up cluster-down cluster-status clean bench-trainer bench-quality bench-gpu bench-plan bench-data
 
 CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/finetune-operator
 SIZE ?= node
@@ -109,6 +109,9 @@ bench-gpu: $(BENCH)/.made ## Throughput on one GPU: CASE=lora-8b|qlora-8b|full-3
 
 bench-data: .venv/.all ## Checks of data, on GSM8K and a generated file: DATA=folder ROWS=1000000
 	$(RUN) -m benchmarks.data.run $(if $(DATA),--data $(DATA)) --rows $(or $(ROWS),1000000)
+
+bench-plan: $(BENCH)/.made ## Plans against what happens: memory, steps, tokens, time, published claims: ONLY=memory|published|speed
+	$(BENCH_RUN) benchmarks.plan.run $(if $(ONLY),--only $(ONLY))
 
 clean: ## Remove what this folder holds of builds (not the caches)
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache benchmarks/out out

@@ -29,8 +29,9 @@ _CONTEXT = int(1.1 * 2**30)
 _NCCL = 512 * 2**20
 _STAGED_BYTES = 64 << 20
 """The trainer's: larger checkpoints are copied to the host's memory and written from there (train.saving)."""
-_FRAGMENTATION = {"cpu": 0.02, "cuda": 0.05}
-"""Of all that is allocated: what the allocator cannot use (PyTorch's, with expandable segments; glibc's)."""
+_FRAGMENTATION = {"cpu": (0.02, 0.33), "cuda": (0.05, 0.0)}
+"""Of all that is allocated, and of activations and logits beside: what the allocator cannot use. PyTorch's with expandable
+segments; glibc's, whose heap keeps the holes between activations (docs/planning.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,8 @@ def memory_of(spec: FineTuneJobSpec, facts: PlanFacts) -> Memory:
     peak = max(
         (base | moment for moment in _moments(job, acts, gradients, early)), key=lambda moment: sum(moment.values())
     )
-    wasted = int(_FRAGMENTATION[job.device] * sum(peak.values()))
+    always, beside = _FRAGMENTATION[job.device]
+    wasted = int(always * sum(peak.values()) + beside * (peak["activations"] + peak["logits"]))
     if job.device == "cuda":
         peak["buffers"] += _CONTEXT + (_NCCL if job.ranks > 1 else 0)
     return Memory(**peak, fragmentation=wasted)
@@ -178,7 +180,7 @@ def _gradients(job: _Job) -> tuple[int, int]:
         early = whole if job.share.count > 1 or ranks > 1 else 0  # DDP's buckets stay
         return whole, early
     if job.strategy == "zero1" or holds:
-        return whole + (sharded if job.strategy.startswith("zero") else 0), whole if job.share.count > 1 else 0
+        return whole, whole if job.share.count > 1 else 0
     if job.strategy == "fsdp2" and "cpu" in (job.offload.parameters, job.offload.optimizer):
         sharded = 0
     return sharded, sharded if job.share.count > 1 else 0
