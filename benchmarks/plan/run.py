@@ -69,7 +69,7 @@ def published() -> list[Row]:
             rows.append(
                 Row(
                     f"{claim.said} ({claim.gpus} {claim.gpu}), {count} row{'s' * (count > 1)} a step: longest that fits",
-                    held.longest, "tokens", ">= 512", "higher", "with nothing computed again", held.plain,
+                    held.longest, "tokens", ">= 512", "higher", "with nothing computed again", held.plain or None,
                 )
             )  # fmt: skip
     for recipe in RECIPES:

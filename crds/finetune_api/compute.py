@@ -79,6 +79,6 @@ class ComputeSpec(ApiModel, Ruled):
     )
     strategy: Strategy | None = Field(
         default=None,
-        description="ddp keeps everything on each process; DeepSpeed's zero1 shards optimizer states, zero2 gradients too, zero3 weights too; fsdp2 is PyTorch's own full sharding. Absent: zero2 if there are several processes, zero3 to offload parameters.",
+        description="ddp keeps everything on each process; DeepSpeed's zero1 shards optimizer states, zero2 gradients too, zero3 weights too; fsdp2 is PyTorch's own full sharding. Absent: the fastest that fits; zero2 for several processes where the GPU is not known.",
     )
     offload: OffloadSpec | None = None

@@ -43,23 +43,23 @@ class TrainingSpec(ApiModel, Ruled):
     )
 
     epochs: Annotated[int, Field(ge=1, le=1000)] | None = Field(
-        default=None, description="Passes over the training data. Absent: 3, unless maxSteps is set."
+        default=None, description="Passes over the training data. Absent: by the number of rows."
     )
     max_steps: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = Field(default=None, description="Optimizer steps.")
     global_batch_size: Annotated[int, Field(ge=1, le=65536)] | None = Field(
         default=None,
-        description="Rows in one optimizer step, over all processes; the same at every world size. Absent: 16.",
+        description="Rows in one optimizer step, over all processes; the same at every world size. Absent: by the number of rows.",
     )
     learning_rate: Annotated[float, Field(gt=0, le=1)] | None = Field(
         default=None,
-        description="Peak learning rate. Absent: 2e-4 for lora, qlora and dora, 2e-5 for full, 1e-2 for prefix and prompt.",
+        description="Peak learning rate. Absent: by method and model.",
     )
     schedule: ScheduleName | None = Field(
         default=None,
         description="Learning rate after warm-up; wsd is constant and then falls linearly to 0. Absent: cosine.",
     )
     warmup_ratio: Fraction | None = Field(
-        default=None, description="Share of the steps in which the learning rate rises. Absent: 0.03."
+        default=None, description="Share of the steps in which the learning rate rises. Absent: 0.03 to 0.1."
     )
     decay_ratio: Annotated[float, Field(gt=0, le=1)] | None = Field(
         default=None, description="Share of the steps in which schedule wsd falls. Absent: 0.2."
@@ -81,7 +81,7 @@ class TrainingSpec(ApiModel, Ruled):
     precision: Literal["fp32", "bf16"] | None = Field(default=None, description="Absent: bf16 on GPUs, fp32 on CPUs.")
     activation_checkpointing: ActivationCheckpointing | None = Field(
         default=None,
-        description="Compute activations again instead of keeping them: all of a layer (full), or all but its attention (selective). Absent: none.",
+        description="Compute activations again instead of keeping them: all of a layer (full), or all but its attention (selective). Absent: as memory needs it.",
     )
     compile: bool = Field(default=False, description="torch.compile of each layer: minutes at start, then faster.")
     deterministic: bool = Field(default=False, description="Only kernels whose results never vary.")

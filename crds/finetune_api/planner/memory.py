@@ -24,6 +24,8 @@ HELD_GRADIENT_BYTES = 2 << 30
 """The trainer's: up to this size whole gradients are kept until the last micro-batch (train.engines)."""
 _BUCKET_ELEMENTS = 200_000_000
 """DeepSpeed's largest bucket (train.engines.zero)."""
+_LIVE_ELEMENTS = 1_000_000_000
+"""DeepSpeed's default: up to so many weights stay gathered between forward and backward (stage3_max_live_parameters)."""
 _CONTEXT = int(1.1 * 2**30)
 """CUDA's context, modules, and workspaces of cuBLAS and cuDNN."""
 _NCCL = 512 * 2**20
@@ -125,8 +127,10 @@ def _weights(job: _Job) -> tuple[int, int]:
         kept = 0 if job.offload.parameters in ("cpu", "nvme") else whole // job.ranks
         if job.strategy == "fsdp2" and "cpu" in (job.offload.parameters, job.offload.optimizer):
             kept = 0
-        largest = max(parameters.layer(model) * 2, parameters.outside(model) + parameters.layer(model))
-        return kept + job.low * largest, 0
+        live = max(parameters.layer(model) * 2, parameters.outside(model) + parameters.layer(model))
+        if job.strategy == "zero3":
+            live = max(live, min(count.total, _LIVE_ELEMENTS))
+        return kept + job.low * live, 0
     return whole, 0
 
 
@@ -180,7 +184,8 @@ def _gradients(job: _Job) -> tuple[int, int]:
         early = whole if job.share.count > 1 or ranks > 1 else 0  # DDP's buckets stay
         return whole, early
     if job.strategy == "zero1" or holds:
-        return whole, whole if job.share.count > 1 else 0
+        flat = sharded if job.strategy == "zero3" else 0  # its slices of the gradients, beside them
+        return whole + flat, whole if job.share.count > 1 else 0
     if job.strategy == "fsdp2" and "cpu" in (job.offload.parameters, job.offload.optimizer):
         sharded = 0
     return sharded, sharded if job.share.count > 1 else 0
