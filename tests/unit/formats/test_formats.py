@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
+from typing import get_args
 
 import pytest
 from finetune_api.checks import ROW_CODES
+from finetune_api.data import DataFormat
 from finetune_trainer.data import formats
 from finetune_trainer.data.formats import Example, InvalidRow
 
@@ -221,3 +225,19 @@ def test_an_invalid_row_has_its_check_and_one_clause(name):
     assert caught.value.code == code
     assert code in ROW_CODES
     assert "\n" not in str(caught.value)
+
+
+PAGE = (Path(__file__).resolve().parents[3] / "docs" / "data.md").read_text()
+TOLD = re.findall(r"^\| `([a-z-]+)` \|.*?`(\{.*?\})`", PAGE, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("form", "row"), TOLD)
+def test_the_rows_of_the_docs_are_what_they_say(form, row):
+    assert formats.detect(json.loads(row)) == form
+    assert formats.read(json.loads(row), form)
+
+
+def test_the_docs_tell_every_format_and_a_row_with_tools():
+    assert {form for form, _ in TOLD} == set(get_args(DataFormat))
+    [row] = re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)
+    assert [turn["role"] for turn in formats.read(json.loads(row), "messages").messages].count("tool") == 1
