@@ -90,6 +90,7 @@ def test_an_object_and_a_prefix(workspace, store, monkeypatch):
 REFUSED = {
     "no bucket": ("gs://nobody/rows.jsonl", r"does not exist", "NotFound"),
     "no key": ("gs://team/rows.jsonl", r"does not exist", "NotFound"),
+    "metadata": ("gs://team/rows.jsonl", r"leads to 169\.254\.169\.254", "InvalidSpec"),
     "private": ("gs://private/rows.jsonl", r"may not be read without credentials", "MissingCredential"),
 }
 
@@ -98,7 +99,7 @@ REFUSED = {
 def test_what_is_refused_is_said_in_one_sentence(workspace, store, name):
     uri, words, code = REFUSED[name]
     with pytest.raises(BadInput, match=words) as caught:
-        workspace.fetch({"uri": uri, "endpoint": store.url})
+        workspace.fetch({"uri": uri, "endpoint": "http://169.254.169.254" if name == "metadata" else store.url})
     assert caught.value.cause.code == code
 
 

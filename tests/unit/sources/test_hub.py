@@ -87,6 +87,7 @@ REFUSED = {
     "gated": ("hf://acme/gated", {}, r"acme/gated .* asks for an approved account, and no HF_TOKEN was given", "MissingCredential"),
     "no folder": ("hf://acme/base/weights", {}, r"does not exist in that repository; it holds config.json, data/, ", "NotFound"),
     "no such files": ("hf://acme/base/original", {}, r"holds no file that can be used .*; it holds model.safetensors", "NotFound"),
+    "metadata": ("hf://acme/base", {"endpoint": "http://169.254.169.254"}, r"leads to 169\.254\.169\.254, an address of cloud metadata", "InvalidSpec"),
     "no secret": ("hf://acme/base", {"secretRef": {"name": "hub"}}, r"Secret hub gives no HF_TOKEN", "MissingCredential"),
 }  # fmt: skip
 

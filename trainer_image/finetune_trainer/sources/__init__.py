@@ -29,6 +29,8 @@ __all__ = ["DATA_FILES", "HUB_UNREACHABLE", "MODEL_FILES", "SOURCE_UNREACHABLE",
 MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken")
 DATA_FILES = tuple(f"*{suffix}" for suffix in SUFFIXES)
 
+MOST_SHOWN = 16
+"""Entries that status.data.sources holds."""
 _SHA256 = re.compile(r"sha256:[0-9a-f]{64}")
 _CHANGES = 3
 """Times that content may change while it is downloaded."""
@@ -69,10 +71,10 @@ def fetch(location: Location, config: RunConfig, *, field: str, files: Sequence[
 
 
 def pinned(config: RunConfig) -> list[SourceStatus]:
-    """What was downloaded for this run, in the order of the spec, each with what it was pinned to: a commit or a digest."""
+    """What was downloaded for this run, in the order of the spec, each with the commit or digest it was pinned to; at most MOST_SHOWN."""
     pins = Pins(config.layout.root)
     found = {(pin.uri, pin.digest): None for location in _locations(config) for pin in pins.all_of(location)}
-    return [SourceStatus(uri=uri, digest=digest) for uri, digest in found]
+    return [SourceStatus(uri=uri, digest=digest) for uri, digest in list(found)[:MOST_SHOWN]]
 
 
 def _locations(config: RunConfig) -> Iterator[Location]:

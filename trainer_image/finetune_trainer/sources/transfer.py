@@ -75,8 +75,8 @@ def _pull(entry: Entry, path: Path, remote: Remote, room: Room, progress: _Progr
             if stop.is_set() or _intact(entry, path, remote):
                 return
             wrong += 1
+            progress.less(_size(path))
             path.unlink()
-            progress.less(before)
             said: StageError = refusals.unreachable(
                 remote.place, f"{entry.name} arrives with another checksum than the server says"
             )
