@@ -54,7 +54,11 @@ def _files(wanted: Wanted, values: Mapping[str, str], endpoint: str) -> Any:
     async def connector() -> aiohttp.TCPConnector:  # wants to be made in the loop that uses it
         return aiohttp.TCPConnector(ssl=trusted)
 
-    return GCSFileSystem(
+    class Files(GCSFileSystem):
+        protocol = ("gs", "gcs")
+        _request = GCSFileSystem._request.__wrapped__  # without its retries: transfer.py tries again by itself
+
+    return Files(
         project="none",  # only for making and listing buckets
         access="read_only",
         token=_account(values, wanted.field) if values else "anon",

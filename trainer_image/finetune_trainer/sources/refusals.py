@@ -138,7 +138,8 @@ def _forbidden(error: BaseException, place: Place) -> BadInput:
 
 
 def _untrusted(error: BaseException, place: Place) -> BadInput:
-    message = getattr(error, "verify_message", "") or "it cannot be verified"
+    reasons = (getattr(cause, "verify_message", None) for cause in causes(error))
+    message = next((reason for reason in reasons if reason), "it cannot be verified")
     return BadInput(
         f"{place}: the certificate of {place.server} is not trusted here ({message})",
         code="UntrustedCertificate",
