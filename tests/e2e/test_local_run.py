@@ -132,3 +132,86 @@ def test_bad_data_is_told_with_its_line(claims: Path, tmp_path: Path) -> None:
     last = out.splitlines()[-1]
     assert last.startswith("colours Failed in prepare: ")
     assert "datasets/bad.jsonl:3: is not JSON" in last
+
+
+def manifest_with(folder: Path, **spec: Any) -> Path:
+    """The job, quick, with these parts of its spec."""
+    text = MANIFEST.replace("epochs: 12", "epochs: 2").replace("name: colours}", "name: gated}")
+    text = text.replace("models/colours", "models/gated")
+    file = folder / "gated.yaml"
+    file.write_text(text + "".join(f"  {name}: {json.dumps(value)}\n" for name, value in spec.items()))
+    return file
+
+
+def test_a_plan_is_made_approved_and_stopped_by_its_budget(claims: Path, tmp_path: Path) -> None:
+    """One run all along: what was prepared for the plan is trained in the end, and --approve is remembered."""
+
+    def run(*arguments: str, **spec: Any) -> tuple[int, str]:
+        code, out, err = ends(start(claims, manifest_with(tmp_path, **spec), *arguments))
+        assert err == ""
+        return code, out
+
+    def status() -> tuple[Path, dict[str, Any]]:
+        file = next(file for file in (claims / "scratch").glob("*/*/status.json") if "gated" in file.read_text())
+        return file, json.loads(file.read_text())
+
+    code, out = run(mode="Plan")
+    assert code == 0, out
+    assert out.splitlines()[-1] == "gated is planned; nothing was trained. With spec.mode: Run it goes on from there."
+    file, planned = status()
+    assert [attempt["stage"] for attempt in planned["attempts"]] == ["prepare"]
+    digest, steps = planned["plan"]["digest"], planned["plan"]["steps"]
+    assert digest in out
+    code, out = run(budget={"maxDuration": "1s"})
+    assert code == 3
+    assert "spec.budget.maxDuration: the plan takes" in out.splitlines()[-1]
+    code, out = run(budget={"approval": "Manual"})
+    assert code == 3
+    assert out.splitlines()[-1].endswith(f"give --approve, or set spec.budget.approvedPlan: {digest}")
+    _, spent = status()
+    file.write_text(json.dumps(spent | {"trainSeconds": 1000}))
+    code, out = run("--approve", budget={"approval": "Manual", "maxDuration": "1003s"})
+    assert code == 5, out
+    assert "Stopping: spec.budget.maxDuration: trained for" in out
+    assert "raise it, and the same command goes on" in out.splitlines()[-1]
+    code, out = run(budget={"approval": "Manual", "maxDuration": "2h"})
+    assert code == 0, out
+    assert out.splitlines()[-1].startswith("gated completed")
+    done = status()[1]
+    assert [attempt["stage"] for attempt in done["attempts"]].count("prepare") == 1
+    last = [attempt for attempt in done["attempts"] if attempt["stage"] == "train"][-1]
+    assert (last["lastStep"], done["plan"]["digest"]) == (steps, digest)
+
+
+def ftj(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "finetune_cli", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240)
+
+
+def test_validate_and_plan_say_what_a_run_would(claims: Path, tmp_path: Path) -> None:
+    """By the trainer's own code: the sentence about bad data, the proof, and the very steps and digest of the run."""
+    manifest = manifest_with(tmp_path)
+    good = ftj("validate", str(manifest), "--claims", str(claims), "--proof", cwd=tmp_path)
+    assert good.returncode == 0, good.stdout + good.stderr
+    assert "132 rows" in good.stdout
+    assert " trained  │" in good.stdout
+    plan = ftj("plan", str(manifest), "--claims", str(claims), "-o", "json", cwd=tmp_path)
+    assert plan.returncode == 0, plan.stderr
+    body = json.loads(plan.stdout)
+    assert body["notes"] == []
+    code, out, err = ends(start(claims, manifest_with(tmp_path, mode="Plan"), "-o", "json"))
+    assert code == 0, err
+    run = json.loads(out)["status"]["plan"]
+    assert {name: body["plan"][name] for name in ("digest", "steps", "tokens")} == {
+        name: run[name] for name in ("digest", "steps", "tokens")
+    }
+    rows = (claims / "datasets" / "rows.jsonl").read_text().splitlines()
+    (tmp_path / "bad.jsonl").write_text("\n".join([*rows[:2], '{"prompt": "x"', *rows[2:9]]))
+    bad = ftj("validate", "bad.jsonl", "-o", "github", cwd=tmp_path)
+    assert bad.returncode == 3, bad.stdout + bad.stderr
+    assert "::error file=bad.jsonl,line=3,title=InvalidJson::" in bad.stdout
+    mended = ftj("validate", "bad.jsonl", "--fix", "DropInvalid", cwd=tmp_path)
+    assert mended.returncode == 0, mended.stdout + mended.stderr
+    (written,) = [file for file in tmp_path.glob("bad*.jsonl") if file.name != "bad.jsonl"]
+    assert len(written.read_text().splitlines()) == 9
+    assert ftj("validate", written.name, cwd=tmp_path).returncode == 0
