@@ -95,7 +95,7 @@ CASES: dict[CheckCode, Case] = {
     "Repetition": Case(at(40, answer(LOOP)), 40),
     "Pii": Case(at(40, answer("Write to jane.doe@acme-harbour.io before noon.")), 40, says="e-mail addresses 1"),
     "Secrets": Case(at(40, answer(f"Export it as {TOKEN} and go on.")), 40, says="GitHub tokens 1"),
-    "ToxicTerms": Case(at(40, answer("You are an ASSHOLE, said the captain.")), 40),
+    "ToxicTerms": Case(at(40, answer("“You are an ‘ASSHOLE’,” said the captain.")), 40),
     "DemographicImbalance": Case([*about("woman", 8), *about("man", 120)], 9, says="women in 8"),
     "StereotypeAssociation": Case(
         [*about("woman", 60), *about("man", 90), *about("woman", 40, "nurse"), *about("man", 4, "nurse")], 151, says="'nurse'"

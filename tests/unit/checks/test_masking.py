@@ -94,6 +94,8 @@ HARMLESS = [
     "sk-learn, the sk-cube-grid-of-many-parts-in-one-long-name, task-" + "a1" * 20 + ", risk-free",
     "commit 3f786850e387550fdab836ed7e6dc881de23001b, uuid 123e4567-e89b-12d3-a456-426614174000, eyJhbGciOiJIUzI1NiJ9",
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAUAAAAFCAYAAACNbyblAAAAHElEQVQI12P4",
+    "Clause 252.227-7013 (c) (1), 425-555-5555, git://[path-to-repo[:]][ref@]path, github://org:repo@sha, smb://me:mypassword@host.io",
+    '"NextToken": "CpHNsscimcV5oH7bSbub03CI2Qms5", "token": "eyJ2IjoiMSIsInMiOjEsImMiOi...", "V1Secret": ".models.v1_secret"',
     "the token: a keyword, password=None, key=lambda row: row[0], secrets.token_urlsafe(32)",
 ]
 

@@ -66,7 +66,9 @@ def _in_url(text: str, at: int) -> bool:
 # ---- phones
 
 _INTERNATIONAL = re.compile(r"(?<![\w+.,=*/-])(?:\+|00)[(]?[1-9](?:[ .()/-]{0,2}[0-9]){7,14}(?![0-9])")
-_AMERICAN = re.compile(r"(?<![\w+.,=*/-])(?:1[ .-])?(?:\([2-9][0-9]{2}\) ?|[2-9][0-9]{2}[ .-])[2-9][0-9]{2}[ .-][0-9]{4}(?![\w-]|[.,][0-9])")  # fmt: skip
+_AMERICAN = re.compile(
+    r"(?<![\w+.,=*/-])(?:1[ .-])?(?:\([2-9][0-9]{2}\) ?[2-9][0-9]{2}[ .-]|[2-9][0-9]{2}([ .-])[2-9][0-9]{2}\1)[0-9]{4}(?![\w-]|[.,][0-9])"
+)
 _NAMED = re.compile(
     r"\b(?:tele?(?:phone|fon|fono|f)?|phone|mobile?|mobil|handy|cell|call|fax|whatsapp|ring|sms|text)\b[^0-9\n]{0,20}?"
     r"([(]?0[0-9()](?:[ .()/-]{0,2}[0-9]){6,12})(?![0-9])",
@@ -74,7 +76,9 @@ _NAMED = re.compile(
 )
 """As people write it at home, behind a word that says what it is."""
 _HOMES = ("GB", "DE", "FR", "ES", "IT", "NL", "BE", "CH", "AT", "PL", "SE", "AU", "ZA", "IN", "JP", "BR")
-_FICTION = re.compile(r"555[ .-]?01[0-9]{2}$|555[ .-]?1212$|7946[ ]?0[0-9]{3}$|1234[ -]?567|123[ .-]?4567")
+_FICTION = re.compile(
+    r"555[ .-]?01[0-9]{2}$|555[ .-]?1212$|555[ .-]?5555$|7946[ ]?0[0-9]{3}$|1234[ -]?567|123[ .-]?4567"
+)
 """Numbers kept free for films and books, and those of textbooks."""
 _SHORTEST_PHONE = 7
 

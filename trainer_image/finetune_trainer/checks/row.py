@@ -24,7 +24,9 @@ _WORD_BYTES[[*b"abcdefghijklmnopqrstuvwxyz0123456789", *range(0x80, 0x100)]] = [
 ]
 _WORD_BYTES[0] = 0
 _GAP = b"\0" * 16
-_SPACES = str.maketrans({chr(code): " " for code in range(128) if not chr(code).isalnum() and chr(code) != "'"})
+_SPACES = str.maketrans(
+    {sign: " " for sign in map(chr, range(128)) if not sign.isalnum()} | dict.fromkeys("“”„‘’‚«»…–—。，！？", " ")
+)
 
 
 class Row:

@@ -88,18 +88,20 @@ _FORMS = (
     _form("service-token", "AccountKey= SharedAccessKey=", r"(?:AccountKey|SharedAccessKey)=([A-Za-z0-9+/]{42,86}={1,2})", 3.0),
     _form("service-token", "AGE-SECRET-KEY-1", rf"{_B}AGE-SECRET-KEY-1[0-9A-Z]{{58}}{_E}", 2.5),
     _form("jwt", "eyJ", rf"{_B}eyJ[\w-]{{10,4000}}\.eyJ[\w-]{{10,8000}}\.[\w-]{{20,1000}}", 2.5),
-    _form("url-password", "://", r"[A-Za-z][A-Za-z0-9+.-]{1,20}://[^\s/:@\"'<>]{0,64}:([^\s/@\"'<>{}$]{4,128})@[\w.\[\]:-]{2,}"),
+    _form("url-password", "://", r"[A-Za-z][A-Za-z0-9+.-]{1,20}://[^\s/:@\"'<>\[\]]{0,64}:([^\s/@\"'<>{}\[\]$]{4,128})@(?:[\w-]{1,63}(?:\.[\w-]{1,63})+|[\w-]{1,63}:[0-9]{2,5})"),
 )  # fmt: skip
 
 _NAMES = ("key", "secret", "token", "passw", "pwd", "credential")
 _ASSIGNED = re.compile(
-    r"(?i:api_?key|access_?key|secret_?key|client_?secret|private_?key|auth_?token|access_?token|secret|token|passwd|password|passwort|pwd|credential)s?"
+    r"(?:(?i:api_?key|access_?key|secret_?key|client_?secret|private_?key|auth_?token|access_?token|passwd|password|passwort|pwd|credential)"
+    r"|(?<![A-Za-z:])(?<!next_)(?<!page_)(?i:secret|token))s?"
     r"[\"'`]?\s{0,3}(?::=|[:=]>?)\s{0,3}(?:[\"'`]|(?i:bearer )){0,2}([\w+/=.~!@#$%^&*-]{12,128})(?![\w(\[])",
     re.ASCII,
 )
+"""A name, what assigns, and a value. NextToken and the like turn pages."""
 
 _PLACEHOLDER = re.compile(
-    r"example|sample|dummy|placeholder|change.?me|redacted|your|insert|replace|secret.?here|test.?test|fake|foo.?bar|x{4}|\*{3}|\.{3}|0{6}|1234567|abcdefg|deadbeef|^pass(?:word|wd)?$|^secret$|^pw$",
+    r"example|sample|dummy|placeholder|change.?me|redacted|your|insert|replace|secret.?here|my.?pass|my.?secret|my.?token|test.?test|fake|foo.?bar|x{4}|\*{3}|\.{3}|0{6}|1234567|abcdefg|deadbeef|^pass(?:word|wd)?$|^secret$|^pw$",
     re.IGNORECASE,
 )
 _EXAMPLES = (
@@ -144,16 +146,20 @@ def _of(form: _Form, text: str) -> Iterator[Span]:
 
 
 def _assigned(text: str) -> Iterator[Span]:
-    """Random at sight: letters and digits mixed, and hardly a character twice."""
+    """Random at sight: letters and digits in turns, and hardly a character twice."""
     for match in _ASSIGNED.finditer(text):
         value = match.group(1).rstrip(".!")
-        mixed = any(c.isdigit() for c in value) and any(c.isalpha() for c in value)
-        if mixed and entropy(value) >= 3.3 and _is_real(value) and not _CODE.search(value):
+        if match.group(1).endswith("..."):
+            continue
+        random = entropy(value) >= 3.3 and len(_TURNS.findall(value)) >= 3
+        if random and _is_real(value) and not _CODE.search(value):
             yield Span(match.start(1), match.start(1) + len(value), "credential")
 
 
+_TURNS = re.compile(r"(?<=[A-Za-z])[0-9]|(?<=[0-9])[A-Za-z]")
 _CODE = re.compile(
-    r"^[A-Za-z_]+(?:[._/-][A-Za-z_]*[0-9]{0,3})*$|^https?:|^\$|^%|^[\w.-]+@[\w.-]+$|^[0-9./:-]+$", re.ASCII
+    r"^[A-Za-z_]+(?:[._/-][A-Za-z_]*[0-9]{0,3})*$|^[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+$|^https?:|^\$|^%|^[\w.-]+@[\w.-]+$|^[0-9./:-]+$",
+    re.ASCII,
 )
 """Names, paths, variables and versions: settings.token_v2, $TOKEN."""
 
