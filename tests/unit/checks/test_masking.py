@@ -192,6 +192,7 @@ SLOW = {
     "capitals": "AB12 " * 40_000,
     "assignments": "key=" * 50_000,
     "tokens": "sk-" * 70_000,
+    "names": ("secret=" + "a_" * 60 + "1a1a1a! ") * 1_000,
     "urls": "a://b:" * 30_000,
     "calls": "call " * 40_000,
     "jwt": "eyJ" * 70_000,

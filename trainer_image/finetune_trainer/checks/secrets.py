@@ -158,10 +158,10 @@ def _assigned(text: str) -> Iterator[Span]:
 
 _TURNS = re.compile(r"(?<=[A-Za-z])[0-9]|(?<=[0-9])[A-Za-z]")
 _CODE = re.compile(
-    r"^[A-Za-z_]+(?:[._/-][A-Za-z_]*[0-9]{0,3})*$|^[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+$|^https?:|^\$|^%|^[\w.-]+@[\w.-]+$|^[0-9./:-]+$",
+    r"^[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+$|^https?:|^\$|^%|^[\w.-]+@[\w.-]+$|^[0-9./:-]+$",
     re.ASCII,
 )
-"""Names, paths, variables and versions: settings.token_v2, $TOKEN."""
+"""Names, variables and versions: ed25519.Ed25519PrivateKey, $TOKEN."""
 
 
 def _private_keys(text: str) -> Iterator[Span]:
