@@ -3,6 +3,7 @@
 Files of a run, below the workspace location (`Layout`):
 
     <uid>/<run>/fence.json              the attempt that may seal checkpoints, and which older ones count
+    <uid>/<run>/data-report.{json,html} what was found in the data, also when it was refused
     <uid>/<run>/prepared/manifest.json  shards and step plan; written last, so without it there is nothing
     <uid>/<run>/checkpoints/step-N/     sealed by its manifest.json
     <uid>/<run>/attempt-N/              history.jsonl, logs of the ranks
@@ -40,6 +41,10 @@ PROGRESS_PORT = 8471
 PROGRESS_PATH = "/progress"
 METRICS_PATH = "/metrics"
 PROGRESS_MAX_BYTES = 64 * 1024
+
+DATA_REPORT = "data-report.json"
+DATA_PAGE = "data-report.html"
+"""In the run's folder, and sealed beside the shards: finetune_api.findings.DataReport, and the same for people."""
 
 RENDEZVOUS_PORT = 29500
 CONTAINER = "trainer"
@@ -103,6 +108,9 @@ class RunConfig(ApiModel):
     attempt: int = Field(ge=1, description="Number of this Job among those of its stage in this run.")
     spec: FineTuneJobSpec = Field(description="Resolved: see finetune_api.effective.")
     claims_root: str = Field(default=CLAIMS_ROOT, description="pvc://NAME/PATH is claims_root/NAME/PATH.")
+    plan: PlanStatus | None = Field(
+        default=None, description="As it was accepted, with each choice and its reason: for train and publish."
+    )
 
     @property
     def layout(self) -> Layout:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import json
 import subprocess
 import sys
@@ -236,7 +237,19 @@ def test_bad_data_fails_at_once_with_file_and_line_and_trains_nothing(
     assert job["status"]["failure"]["code"] == "InvalidData"
     assert "bad.jsonl" in job["status"]["failure"]["message"]
     assert "7" in job["status"]["failure"]["message"]
-    assert job["status"]["failure"]["message"].split(":")[0] in (result.stdout + result.stderr)
+    sentence = job["status"]["failure"]["message"]
+    events = cluster.get("events", team, "--field-selector", "involvedObject.name=bad-data")["items"]
+    places = {
+        "ftj": result.stdout + result.stderr,
+        "kubectl get": job["status"]["message"],
+        "event": " ".join(event["message"] for event in events),
+    }
+    if (claim := claim_on_this_machine(cluster, team)) is not None:
+        run = claim / "work" / job["metadata"]["uid"] / job["status"]["run"]
+        places["report"] = html.unescape((run / "data-report.html").read_text())
+    for place, text in places.items():
+        assert " ".join(sentence.split()) in " ".join(text.split()), f"{place} says it otherwise"
+    assert job["status"]["data"]["findings"][0]["code"] == "MissingField"
     assert conditions(job) | {"Failed": "True", "Stalled": "True", "Ready": "False"} == conditions(job)
     assert not cluster.pods(team, "bad-data", "train")
     assert len(cluster.pods(team, "bad-data", "prepare")) == 1, "bad input was tried again"

@@ -1,4 +1,7 @@
-"""`python -m finetune_trainer prepare|train|publish [--config PATH]`: one stage of a job, as PID 1 of its pod."""
+"""`python -m finetune_trainer prepare|train|publish [--config PATH]`: one stage of a job, as PID 1 of its pod.
+
+`python -m finetune_trainer survey` looks at data and model without a job: see finetune_trainer.survey.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,10 @@ from finetune_trainer import launch
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    if (sys.argv[1:] if arguments is None else list(arguments)) == ["survey"]:
+        from finetune_trainer import survey  # its own road: no pod, no stage
+
+        return survey.main()
     parser = argparse.ArgumentParser(prog="finetune_trainer", description=__doc__)
     parser.add_argument("stage", choices=get_args(Stage))
     parser.add_argument("--config", default=RUN_CONFIG_PATH, help="run config (JSON); default %(default)s")

@@ -103,8 +103,8 @@ class Job:
 
     def prepare(self, *uris: str, **groups: Any) -> tuple[DataStatus, PlanStatus, Shards]:
         config = self.config(*uris, **groups)
-        data, plan = prepare(config, lambda rows, percent: None)
-        return data, plan, Shards.open(config.layout.prepared, content=True)
+        done = prepare(config, lambda rows, percent: None)
+        return done.data, done.plan, Shards.open(config.layout.prepared, content=True)
 
 
 @pytest.fixture

@@ -10,15 +10,18 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from finetune_api.checks import CheckCode
 from finetune_api.data import DataSpec
 
 from finetune_trainer.data import split as splitting
 from finetune_trainer.data.encode import Encoded, RowEncoder
-from finetune_trainer.data.formats import Example, InvalidRow
+from finetune_trainer.data.formats import InvalidRow
 from finetune_trainer.data.labels import LabelSet
 from finetune_trainer.data.lengths import bin_start
 from finetune_trainer.data.shards import SPLITS, Split, SplitCounts, SplitWriter
+from finetune_trainer.fixes import rebalance
 from finetune_trainer.prepare.rows import Invalid, Row
+from finetune_trainer.proof import Prover, Seen
 
 BATCH_ROWS = 512
 
@@ -31,7 +34,9 @@ class Found:
     dropped: int = 0
     special_text: int = 0
     lost_answers: int = 0
-    trained_nothing: int = 0
+    lost_tokens: int = 0
+    rebalanced: tuple[int, str] | None = None
+    """Rows that were copied, with a sentence about them."""
     longest_seen: int = 0
     lengths: Counter[int] = field(default_factory=Counter)
     """Rows by the start of their length's bin: see data.lengths."""
@@ -55,57 +60,68 @@ class Part:
         max_length: int,
         drop: bool,
         found: Found,
+        prover: Prover,
     ) -> None:
         folder.mkdir(exist_ok=True)
         self.folder, self.name = folder, name
         self._writer = SplitWriter(folder, name)
         self._keys: list[int] = []
+        self._prover = prover
         self._label_set = labels
         self.labels: list[tuple[int, ...]] = []
         self._seed, self._encoder, self._max_length, self._drop, self._found = seed, encoder, max_length, drop, found
         self.largest_id = -1
 
-    def add(self, batch: Sequence[Row], invalid: Invalid, names: Sequence[str]) -> None:
+    def add(self, batch: Sequence[Row], invalid: Invalid) -> None:
+        """Raises BadInput for a row of which the wrong tokens would be learnt."""
+        seen = []
         for row, result in zip(batch, self._encoder.encode([row.example for row in batch]), strict=True):
+            file, line, *_ = row.source
             if isinstance(result, str):
-                invalid.add(
-                    names[row.source[0]],
-                    row.source[1],
-                    result,
-                    "InvalidTurnOrder" if row.example.messages else "NothingToTrain",
-                )
+                code: CheckCode = "InvalidTurnOrder" if row.example.messages else "NothingToTrain"
+                invalid.add(file, line, result, code, was_read=True)
                 continue
-            fitting = self._fitted(row.example, result)
+            fitting = self._fitted(row, result, invalid)
             if fitting is None:
-                self._found.dropped += 1
                 continue
             if self._label_set is not None and row.example.label is not None:
                 try:
                     self.labels.append(self._label_set.add(row.example.label, learn=self.name == "train"))
                 except InvalidRow as error:
-                    invalid.add(names[row.source[0]], row.source[1], str(error), error.code)
+                    invalid.add(file, line, str(error), error.code, was_read=True)
                     continue
-            self._found.special_text += result.special_text
+            if result.special_text:
+                self._found.special_text += 1
+                invalid.examination.note("SpecialTokens", file, line)
             self._found.lost_answers += result.lost_answers
             self._found.lengths[bin_start(len(fitting.ids))] += 1
             self.largest_id = max(self.largest_id, int(fitting.ids.max()))
+            seen.append(Seen(row.example, result, fitting, row.source))
             self._writer.append(fitting.ids, fitting.mask, prompt_length=fitting.prompt_length, source=row.source)
             self._keys.append(splitting.content_key(self._seed, row.example.canonical()))
+        self._prover.see(seen)
 
-    def _fitted(self, example: Example, row: Encoded) -> Encoded | None:
+    def _fitted(self, row: Row, encoded: Encoded, invalid: Invalid) -> Encoded | None:
         """None: the row is left out, because it is too long or nothing of it would be learnt."""
-        length = self._encoder.length(row)
-        self._found.longest_seen = max(self._found.longest_seen, length)
+        file, line, *_ = row.source
+        found, length = self._found, self._encoder.length(encoded)
+        found.longest_seen = max(found.longest_seen, length)
         too_long = length > self._max_length
-        if too_long and self._drop:
-            return None
         if too_long:
-            row = self._encoder.shortened(example, row, self._max_length)
-        if self._encoder.learns_tokens and not row.mask[1:].any():
-            self._found.trained_nothing += 1
+            invalid.examination.note("TooLong", file, line, f"{length:,} tokens")
+            found.lost_tokens += length if self._drop else length - self._max_length
+            if self._drop:
+                found.dropped += 1
+                return None
+            encoded = self._encoder.shortened(row.example, encoded, self._max_length)
+        if self._encoder.learns_tokens and not encoded.mask[1:].any():
+            if not too_long:
+                invalid.add(file, line, "has no token that would be learnt", "NothingToTrain", was_read=True)
+            else:
+                found.dropped += 1
             return None
-        self._found.truncated += too_long
-        return row
+        found.truncated += too_long
+        return encoded
 
     def close(self) -> Split:
         self._writer.close()
@@ -133,7 +149,10 @@ def divide(
     kind: Literal["one", "several"] | None = None if labels is None else "several" if labels.multi_label else "one"
     for code, name in enumerate(SPLITS):
         with SplitWriter(target, name, labels=kind) as writer:
-            for row in np.flatnonzero(assignment.split == code):
+            rows = np.flatnonzero(assignment.split == code)
+            if name == "train" and "Rebalance" in (data.fixes or ()) and labels is not None and kind == "one":
+                rows = _rebalanced(rows, keys, parts["train"], labels, found)
+            for row in rows:
                 _copy(train, int(row), writer, _label(parts["train"], int(row), order, kind))
             if name != "train" and name in parts:
                 own = parts[name].close()
@@ -148,6 +167,15 @@ def divide(
     for part in parts.values():
         shutil.rmtree(part.folder, ignore_errors=True)
     return counts
+
+
+def _rebalanced(rows: np.ndarray, keys: np.ndarray, part: Part, labels: LabelSet, found: Found) -> np.ndarray:
+    """The training rows, followed by copies of those whose labels are rare."""
+    numbers = labels.order()[np.array([part.labels[row][0] for row in rows], dtype=np.int64)]
+    added = rebalance.copies(numbers, keys[rows])
+    if len(added):
+        found.rebalanced = len(added), rebalance.sentence(numbers, added, labels.names())
+    return np.concatenate([rows, rows[added]])
 
 
 def _label(part: Part, row: int, order: np.ndarray | None, kind: str | None) -> int | np.ndarray | None:

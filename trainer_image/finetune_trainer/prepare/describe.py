@@ -2,60 +2,47 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from finetune_api.data import DataFormat
-from finetune_api.method import Task
-from finetune_api.planner.steps import plan_steps
+from finetune_api.findings import Finding
 from finetune_api.status import DataStatus, PlanStatus
 
-from finetune_trainer import sealed
+from finetune_trainer import sealed, sources
 from finetune_trainer.data import stepplan
 from finetune_trainer.data.chat import pad_id
-from finetune_trainer.data.encode import RowEncoder, default_loss_on
-from finetune_trainer.data.labels import LabelSet
+from finetune_trainer.data.encode import default_loss_on
 from finetune_trainer.data.shards import Split, SplitCounts
 from finetune_trainer.data.stepplan import StepPlan
 from finetune_trainer.prepare.build import Found
 from finetune_trainer.prepare.inputs import Inputs
-from finetune_trainer.prepare.rows import Invalid, RowReader
+from finetune_trainer.prepare.planned import Planned
+from finetune_trainer.prepare.read import Made, Reading
+from finetune_trainer.prepare.record import status as status_of
+from finetune_trainer.prepare.rows import RowReader
 
 _UNASKED_NEW_TOKENS = 512
 _LABELS_SHOWN = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Made:
-    """What the format and the task decided: how rows are encoded, and their labels (None but for classification)."""
-
-    task: Task
-    encoder: RowEncoder
-    labels: LabelSet | None
-
-
 def describe(
-    folder: Path,
-    inputs: Inputs,
-    made: Made,
-    reader: RowReader,
-    counts: dict[str, SplitCounts],
-    invalid: Invalid,
-    found: Found,
+    folder: Path, reading: Reading, counts: dict[str, SplitCounts], findings: Sequence[Finding], planned: Planned
 ) -> dict[str, Any]:
     """Write the step plan into `folder`, which holds the splits, and give the manifest's fields."""
-    config, spec = inputs.config, inputs.config.spec
+    inputs, made, reader, invalid, found = (
+        reading.inputs,
+        reading.made,
+        reading.reader,
+        reading.invalid,
+        reading.found,
+    )
+    assert made is not None
+    config, spec, steps = inputs.config, planned.spec, planned.steps
     form: DataFormat = reader.form  # type: ignore[assignment]
     training, train = spec.training, counts["train"]
     batch = training.global_batch_size or 16
-    steps = plan_steps(
-        train_rows=train.rows,
-        global_batch_size=batch,
-        epochs=training.epochs,
-        max_steps=training.max_steps,
-        checkpoint_every_steps=spec.checkpoint.every_steps,
-    )
     longest = max(count.longest for count in counts.values())
     max_length = spec.data.max_length or longest
     new_tokens = spec.evaluation.generation.max_new_tokens or min(
@@ -84,6 +71,8 @@ def describe(
         truncated_rows=found.truncated,
         dropped_rows=found.dropped,
         digest=inputs.data_digest,
+        findings=status_of(findings),
+        sources=sources.pinned(config) or None,
     )
     plan_status = PlanStatus(
         steps=steps.steps,
@@ -94,9 +83,12 @@ def describe(
         validate_every_steps=steps.validate_every_steps,
         max_new_tokens=None if labels else new_tokens,
     )
+    planned.draw(plan_status)
     loss_on = spec.data.loss_on or default_loss_on(form)
     return {
         "inputs": inputs.digest(),
+        "facts": planned.facts.wire(),
+        "decided": planned.decided,
         "job": {
             "name": config.job.name,
             "namespace": config.job.namespace,

@@ -14,8 +14,9 @@ from finetune_trainer.data import digests
 from finetune_trainer.data.encode import RENDERER_VERSION
 from finetune_trainer.data.shards import FORMAT
 from finetune_trainer.errors import BadInput
+from finetune_trainer.prepare.files import DataFile
+from finetune_trainer.prepare.mend import Mended
 from finetune_trainer.prepare.model import ModelFacts
-from finetune_trainer.prepare.rows import DataFile
 
 _SHORTEST = 8
 LONGEST_UNASKED = 4096
@@ -39,6 +40,13 @@ class Inputs:
     template_digest: str
     adapter: Path | None = None
     """Folder of the adapter to go on from."""
+    mended: Mended | None = None
+    """What the fixes that were asked for have made of the original files."""
+
+    @property
+    def bytes(self) -> int:
+        """Of the data files."""
+        return sum(file.path.stat().st_size for file in self.files)
 
     def check_lengths(self) -> None:
         """Raises BadInput when the model cannot read rows of the wanted length, or its tokenizer has more tokens than it."""

@@ -5,30 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from finetune_api.checks import CheckCode
-from finetune_api.contract import RunConfig
 from finetune_api.data import DataFormat
-from finetune_api.location import Location
 
-from finetune_trainer import source
+from finetune_trainer import fixes
 from finetune_trainer.data import formats
 from finetune_trainer.data.formats import Example, InvalidRow
-from finetune_trainer.data.readers import RawRow, Unreadable, data_files, read_rows
+from finetune_trainer.data.readers import RawRow, Unreadable
 from finetune_trainer.errors import BadInput
+from finetune_trainer.prepare.examine import Examination
+from finetune_trainer.prepare.files import DataFile
 
 SHOWN = 20
 """Bad rows that are kept for the result and the log; all of them are in the file."""
-
-
-class DataFile(NamedTuple):
-    """`name` is how the user knows it; `part` is train, validation or test."""
-
-    part: str
-    name: str
-    path: Path
 
 
 class Row(NamedTuple):
@@ -38,42 +29,26 @@ class Row(NamedTuple):
     source: tuple[int, int, int, int]
 
 
-def locate(config: RunConfig) -> list[DataFile]:
-    """Every data file of the job, in the order of the spec; hub files are downloaded. Raises BadInput."""
-    found = []
-    data = config.spec.data
-    for part, locations in (("train", data.train), ("validation", data.validation), ("test", data.test)):
-        for number, location in enumerate(locations or ()):
-            field_name = f"spec.data.{part}[{number}].uri"
-            path = source.fetch(location, config, field=field_name, files=source.DATA_FILES, subfolders=True)
-            try:
-                files = data_files(path)
-            except Unreadable as error:
-                raise BadInput(
-                    f"{field_name}: {location.uri} {error}", code="InvalidData", remedy=error.remedy
-                ) from error
-            found += [DataFile(part, _name(location, path, file), file) for file in files]
-    return found
-
-
-def _name(location: Location, path: Path, file: Path) -> str:
-    return location.uri if file == path else f"{location.uri.rstrip('/')}/{file.relative_to(path).as_posix()}"
-
-
 @dataclass
 class Invalid:
     """Rows that cannot be used. Every one is written to `file` as {"file", "line", "code", "reason"}; the first ones are kept."""
 
-    file: TextIO
+    file: TextIO | None
+    files: Sequence[DataFile]
+    examination: Examination
     count: int = 0
     first: list[tuple[str, int, str]] = field(default_factory=list)
 
-    def add(self, name: str, line: int, reason: str, code: CheckCode) -> None:
+    def add(self, file: int, line: int, reason: str, code: CheckCode, *, was_read: bool = False) -> None:
+        """`was_read`: it had been taken for a usable row before."""
+        name = self.files[file].name
         self.count += 1
+        self.examination.invalid(file, line, code, reason, was_read=was_read)
         if len(self.first) < SHOWN:
             self.first.append((name, line, reason))
-        json.dump({"file": name, "line": line, "code": code, "reason": reason}, self.file, ensure_ascii=False)
-        self.file.write("\n")
+        if self.file is not None:
+            json.dump({"file": name, "line": line, "code": code, "reason": reason}, self.file, ensure_ascii=False)
+            self.file.write("\n")
 
 
 class RowReader:
@@ -86,22 +61,27 @@ class RowReader:
         """Where the format was recognised: the fields by which it was."""
         self.rows = 0
         self._invalid = invalid
+        self._examination = invalid.examination
         self._advance = advance
 
     def batches(self, index: int, file: DataFile, size: int) -> Iterator[list[Row]]:
         """Usable rows of a file in lists of at most `size`. Raises BadInput when the file as a whole cannot be read."""
         batch: list[Row] = []
-        told_rows, told_bytes, raw_end = self.rows, 0, 0
+        told, waiting = self.rows, 0
+
+        def consumed(count: int) -> None:
+            nonlocal waiting
+            waiting += count
+
         try:
-            for raw in read_rows(file.path):
+            for raw in fixes.read_rows(file.path, consumed):
                 self.rows += 1
-                raw_end = raw.offset + raw.length
-                example = self._example(file, raw)
+                example = self._example(index, raw)
                 if example is not None:
                     batch.append(Row(example, (index, raw.line, raw.offset, raw.length)))
-                if len(batch) == size or self.rows - told_rows >= size:
-                    self._advance(self.rows - told_rows, raw_end - told_bytes)
-                    told_rows, told_bytes = self.rows, raw_end
+                if len(batch) == size or self.rows - told >= size:
+                    self._advance(self.rows - told, waiting)
+                    told, waiting = self.rows, 0
                     yield batch
                     batch = []
         except Unreadable as error:
@@ -109,37 +89,20 @@ class RowReader:
             raise BadInput(f"{where} {error}", code="InvalidData", remedy=error.remedy) from error
         except OSError as error:
             raise BadInput(f"{file.name} cannot be read: {error.strerror}", code="InvalidData") from error
-        self._advance(self.rows - told_rows, raw_end - told_bytes)
+        self._advance(self.rows - told, waiting)
         if batch:
             yield batch
 
-    def _example(self, file: DataFile, raw: RawRow) -> Example | None:
+    def _example(self, file: int, raw: RawRow) -> Example | None:
         try:
             if raw.value is None:
                 raise InvalidRow(raw.fault or "cannot be read", raw.code or "InvalidJson")
             if self.form is None:
                 self.form = formats.detect(raw.value)
                 self.evidence = formats.evidence(raw.value, self.form)
-            return formats.read(raw.value, self.form)
+            example = formats.read(raw.value, self.form)
         except InvalidRow as error:
-            self._invalid.add(file.name, raw.line, str(error), error.code)
+            self._invalid.add(file, raw.line, str(error), error.code)
             return None
-
-
-def refuse_if_too_many(invalid: Invalid, rows: int, allowed: float, listing: str) -> None:
-    """Raises BadInput (InvalidData) naming the first bad row when more than the `allowed` share of all rows is invalid."""
-    if not invalid.count or invalid.count <= allowed * rows:
-        return
-    name, line, reason = invalid.first[0]
-    others = f" ({invalid.count} of {rows} rows cannot be used)" if rows > 1 else ""
-    share = f"data.checks.maxInvalidFraction allows {allowed:.2%}" if allowed else "none is allowed"
-    raise BadInput(
-        f"{name}:{line}: {reason}{others}",
-        code="InvalidData",
-        remedy=f"correct the rows ({share}); all of them are listed in {listing}"
-        + ("" if allowed else "; or set spec.data.checks.maxInvalidFraction to leave them out"),
-    )
-
-
-def first_sentences(invalid: Invalid) -> Sequence[str]:
-    return [f"{name}:{line}: {reason}" for name, line, reason in invalid.first]
+        self._examination.row(file, raw.line, example, self.form)
+        return example

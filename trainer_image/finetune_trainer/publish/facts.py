@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from finetune_api.contract import Layout, RunConfig
+from finetune_api.contract import DATA_REPORT, Layout, RunConfig
 from finetune_api.effective import shown
+from finetune_api.findings import DataReport
 from finetune_api.method import Task
+from finetune_api.status import PlanStatus
 
 from finetune_trainer import sealed
 from finetune_trainer.errors import StageError
@@ -54,6 +56,13 @@ class Facts:
     """Lines of history.jsonl in the order of their steps, each step from the newest attempt that took it."""
     attempts: list[Attempt]
     versions: dict[str, str] = field(default_factory=dict)
+    findings: DataReport | None = None
+    """None for data that an earlier version prepared."""
+
+    @property
+    def plan(self) -> PlanStatus:
+        """As it was accepted; without anybody who accepts plans, as prepare made it."""
+        return self.config.plan or PlanStatus.model_validate(self.prepared["plan"])
 
     @property
     def effective(self) -> dict[str, Any]:
@@ -93,7 +102,12 @@ def gather(config: RunConfig) -> Facts:
         history=history,
         attempts=attempts,
         versions=_versions(),
+        findings=_findings(layout.prepared / DATA_REPORT),
     )
+
+
+def _findings(path: Path) -> DataReport | None:
+    return DataReport.model_validate_json(path.read_bytes()) if path.is_file() else None
 
 
 def _sealed(folder: Path, *, content: bool) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from finetune_trainer.data.lengths import bin_width
 from finetune_trainer.data.shards import SPLITS
+from finetune_trainer.proof import html as proof_html
 from finetune_trainer.publish import curves, differences, usage
 from finetune_trainer.publish.curves import Series
 from finetune_trainer.publish.facts import Facts
@@ -33,24 +34,31 @@ _CARD_SAMPLES = 3
 
 def report(facts: Facts) -> str:
     """One HTML file that needs nothing else: no script, no request, and a policy that forbids both."""
-    return (
-        _environment(autoescape=True)
-        .get_template("report.html")
-        .render(
-            **_common(facts),
-            loss_chart=_loss_chart(facts),
-            metric_chart=_metric_chart(facts),
-            rate_chart=_rate_chart(facts),
-            length_chart=_length_chart(facts.prepared.get("lengths", [])),
-            samples=[
-                _sample(sample, marked=facts.task != "sequence-classification")
-                for sample in facts.evaluation.get("samples", ())
-            ],
-            invalid=facts.invalid[:_INVALID_SHOWN],
-            settings=_flat(facts.effective),
-            digests=_digests(facts),
-        )
+    proof = facts.findings.proof if facts.findings else None
+    return render(
+        "report.html",
+        **_common(facts),
+        loss_chart=_loss_chart(facts),
+        metric_chart=_metric_chart(facts),
+        rate_chart=_rate_chart(facts),
+        length_chart=_length_chart(facts.prepared.get("lengths", [])),
+        samples=[
+            _sample(sample, marked=facts.task != "sequence-classification")
+            for sample in facts.evaluation.get("samples", ())
+        ],
+        invalid=facts.invalid[:_INVALID_SHOWN],
+        findings=facts.findings,
+        plan_status=facts.plan,
+        proof_html=proof_html.fragment(proof) if proof else "",
+        proof_css=proof_html.CSS,
+        settings=_flat(facts.effective),
+        digests=_digests(facts),
     )
+
+
+def render(template: str, **values: Any) -> str:
+    """A page from its template, with everything escaped."""
+    return _environment(autoescape=True).get_template(template).render(**values)
 
 
 def card(facts: Facts, *, stop: Sequence[int]) -> str:

@@ -1,0 +1,59 @@
+"""The data files of a job: where they lie, what they are called, and which part of the data they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from finetune_api.contract import RunConfig
+from finetune_api.location import Location
+
+from finetune_trainer import sources
+from finetune_trainer.data.readers import Unreadable, data_files, file_kind
+from finetune_trainer.errors import BadInput
+
+Part = Literal["train", "validation", "test"]
+
+
+class DataFile(NamedTuple):
+    """`name` is how the user knows it; `part` is train, validation or test."""
+
+    part: Part
+    name: str
+    path: Path
+
+    @property
+    def kind(self) -> str:
+        """jsonl, csv.gz ...; of a file that cannot be told, what its name says."""
+        try:
+            return file_kind(self.path)
+        except (Unreadable, OSError):
+            return self.path.suffix.lstrip(".") or "unknown"
+
+
+def locate(config: RunConfig) -> list[DataFile]:
+    """Every data file of the job, in the order of the spec; hub files are downloaded. Raises BadInput."""
+    found: list[DataFile] = []
+    data = config.spec.data
+    parts: tuple[tuple[Part, Sequence[Location] | None], ...] = (
+        ("train", data.train),
+        ("validation", data.validation),
+        ("test", data.test),
+    )
+    for part, locations in parts:
+        for number, location in enumerate(locations or ()):
+            field_name = f"spec.data.{part}[{number}].uri"
+            path = sources.fetch(location, config, field=field_name, files=sources.DATA_FILES, subfolders=True)
+            try:
+                files = data_files(path)
+            except Unreadable as error:
+                raise BadInput(
+                    f"{field_name}: {location.uri} {error}", code="InvalidData", remedy=error.remedy
+                ) from error
+            found += [DataFile(part, _name(location, path, file), file) for file in files]
+    return found
+
+
+def _name(location: Location, path: Path, file: Path) -> str:
+    return location.uri if file == path else f"{location.uri.rstrip('/')}/{file.relative_to(path).as_posix()}"

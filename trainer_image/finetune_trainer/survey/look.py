@@ -1,0 +1,139 @@
+"""The look itself: with a model by way of prepare, without one by reading and checking alone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from finetune_api.contract import DATA_REPORT, Cause, JobRef, RunConfig, SurveyAnswer, SurveyRequest
+from finetune_api.data import DataSpec
+from finetune_api.effective import resolve
+from finetune_api.findings import DataReport, Finding
+from finetune_api.location import ClaimLocation, Location
+from finetune_api.method import MethodSpec, ModelSpec
+from finetune_api.spec import FineTuneJobSpec
+
+from finetune_trainer import prepare
+from finetune_trainer.errors import BadInput, StageError
+from finetune_trainer.prepare import record, refusals
+from finetune_trainer.prepare.examine import Examination
+from finetune_trainer.prepare.files import locate
+from finetune_trainer.prepare.mend import mend
+from finetune_trainer.prepare.rows import Invalid, RowReader
+from finetune_trainer.prepare.shards import write_shards
+from finetune_trainer.survey import guess
+
+Report = Callable[[int, float], None]
+_NOWHERE = "/nonexistent"
+"""Where claims lie when there are none: every pvc:// location is then said to be missing."""
+
+
+def look(request: SurveyRequest, report: Report) -> SurveyAnswer:
+    """Never raises for what a user can get wrong: `problem` and `report.refused` say it."""
+    spec = request.spec or _spec_of(request.data or DataSpec(train=[Location(uri="file:///dev/null")]))
+    config = _config(spec, request)
+    try:
+        config.layout.root.mkdir(parents=True, exist_ok=True)
+        if request.spec is None:
+            return _data_alone(config, request, report)
+        return _whole(config, request, report) if request.rows else guess.answer(config)
+    except StageError as error:
+        return SurveyAnswer(problem=error.cause)
+    except OSError as error:
+        return SurveyAnswer(
+            problem=Cause(code="Unknown", message=f"{error.filename or request.cache}: {error.strerror}")
+        )
+    finally:
+        shutil.rmtree(config.layout.root.parent, ignore_errors=True)
+
+
+def _config(spec: FineTuneJobSpec, request: SurveyRequest) -> RunConfig:
+    """A run of its own in the cache folder, where downloads stay and nothing else."""
+    spec = resolve(spec.model_copy(update={"workspace": ClaimLocation(uri=Path(request.cache).absolute().as_uri())}))
+    job = JobRef(name="survey", namespace="local", uid=f"survey-{os.getpid()}", run="look")
+    return RunConfig(job=job, stage="prepare", attempt=1, spec=spec, claims_root=request.claims_root or _NOWHERE)
+
+
+def _spec_of(data: DataSpec) -> FineTuneJobSpec:
+    """A spec around data that has none."""
+    nowhere = ClaimLocation(uri="file:///nonexistent")
+    return FineTuneJobSpec(
+        model=ModelSpec(uri=nowhere.uri), method=MethodSpec(type="lora"), data=data, workspace=nowhere, output=nowhere
+    )
+
+
+def _whole(config: RunConfig, request: SurveyRequest, report: Report) -> SurveyAnswer:
+    """As prepare does it. Where the model is out of reach, the data is looked at alone, and why is said."""
+    try:
+        inputs = prepare.gather(config, beside=request.write_fixed)
+    except BadInput as error:
+        if error.cause.message.startswith(("spec.model", "spec.method")):
+            return _data_alone(config, request, report, problem=error.cause)
+        raise
+    found: DataReport | None = None
+    try:
+        done = write_shards(inputs, report, lambda _: None)
+    except BadInput as error:
+        path = config.layout.root / DATA_REPORT
+        if path.is_file():
+            found = DataReport.model_validate_json(path.read_bytes())
+        return SurveyAnswer(report=found, problem=None if found else error.cause)
+    found = DataReport.model_validate_json((config.layout.root / DATA_REPORT).read_bytes())
+    return SurveyAnswer(report=found, facts=done.facts, decided=done.decided, plan=done.plan)
+
+
+def _data_alone(
+    config: RunConfig, request: SurveyRequest, report: Report, *, problem: Cause | None = None
+) -> SurveyAnswer:
+    """Every row is read and checked; nothing is tokenised, so that lengths and what is learnt stay unknown."""
+    originals = locate(config)
+    mended = mend(config, originals, beside=request.write_fixed)
+    data = config.spec.data  # as its fixes leave it
+    files = mended.files if mended else originals
+    examination = Examination(data, files)
+    invalid = Invalid(None, files, examination)
+    total = sum(file.path.stat().st_size for file in files) or 1
+    done = 0
+
+    def advance(_: int, count: int) -> None:
+        nonlocal done
+        done += count
+        report(reader.rows, min(100.0, 100 * done / total))
+
+    reader = RowReader(data.format, invalid, advance)
+    refused: Cause | None = None
+    try:
+        for index, file in enumerate(files):
+            for _ in reader.batches(index, file, 512):
+                pass
+    except BadInput as error:
+        refused = error.cause
+    findings = examination.findings({})
+    found = examination.report(
+        findings,
+        form=reader.form,
+        evidence=reader.evidence,
+        fixes=mended.records if mended else (),
+        fixed_files=mended.written if mended else (),
+    )
+    refused = refused or _refusal(invalid, reader.rows, data, findings)
+    if refused is not None:
+        found = record.refused(found, refused)
+    return SurveyAnswer(report=found, problem=problem)
+
+
+def _refusal(invalid: Invalid, rows: int, data: DataSpec, findings: list[Finding]) -> Cause | None:
+    refusal = refusals.too_many_invalid(invalid, rows, data) or refusals.nothing_usable(invalid, rows)
+    if refusal is not None:
+        return refusal.cause
+    try:
+        refusals.by_findings(findings)
+    except BadInput as error:
+        return error.cause
+    least, have = data.checks.min_examples, rows - invalid.count
+    if have < least:
+        message = f"spec.data.checks.minExamples asks for {least} training examples, but only {have} rows can be used"
+        return Cause(code="InvalidData", message=message, remedy="add examples, or lower minExamples")
+    return None
