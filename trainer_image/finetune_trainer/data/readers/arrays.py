@@ -63,12 +63,13 @@ class _Array:
 
     def rows(self) -> Iterator[RawRow]:
         start = scanned = self._at
-        depth, after_comma = 0, False
+        depth, after_comma, in_string = 0, False, False
         large: tuple[int, int] | None = None  # line and offset of an element that is dropped as it is read
         while True:
             buffer = self._buffer
-            in_string = False
-            for match in _STRUCTURE.finditer(buffer, scanned):
+            # Within a string that is dropped, the next quote is all that counts.
+            in_string = large is not None and in_string and buffer.find(b'"', 1) < 0
+            for match in () if in_string else _STRUCTURE.finditer(buffer, scanned):
                 at = match.start()
                 token = buffer[at]
                 if token == _QUOTE:

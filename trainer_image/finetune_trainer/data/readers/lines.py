@@ -85,16 +85,15 @@ class _Lines:
         """Read on to the end of a line: how many bytes that were, and what was read behind them."""
         skipped = 0
         while block := self._content.read():
-            found = _END.search(block)
-            if found is None:
+            ends = [at for at in (block.find(b"\n"), block.find(b"\r")) if at >= 0]
+            if not ends:
                 skipped += len(block)
                 continue
-            rest = block[found.end() :]
-            if not rest and found.group() == b"\r":
-                rest = self._content.read()
-                rest, found_lf = rest.removeprefix(b"\n"), rest.startswith(b"\n")
-                skipped += found_lf
-            return skipped + found.end(), rest
+            end = min(ends) + 1
+            rest = block[end:] or self._content.read()
+            if block[end - 1 : end] == b"\r" and rest.startswith(b"\n"):
+                return skipped + end + 1, rest[1:]
+            return skipped + end, rest
         return skipped, b""
 
 
