@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import re
 import shutil
 
 import numpy as np
+import pyarrow as pa
 import pytest
+import zstandard
 from finetune_trainer.errors import BadInput, StageError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 
 def talk(question: str, answer: str = "hello") -> dict:
     return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+
+def _parquet(columns: dict[str, list]) -> bytes:
+    sink = io.BytesIO()
+    parquet.write_table(pa.table(columns), sink)
+    return sink.getvalue()
 
 
 ROWS = [talk(f"the fox {number}") for number in range(40)]
@@ -65,6 +76,31 @@ def test_every_format_in_every_layout(job, form, layout):
     assert json.dumps(raw["id"]) in "".join(
         path.read_text(encoding="utf-8-sig").splitlines()[line - 1 : line + (8 if layout == "pretty" else 0) + 8]
     )
+
+
+def _table(rows):
+    lines = ["instruction,input,output", *(f'"say\n{row}",fox,dog' for row in range(rows))]
+    return "\n".join(lines).encode()
+
+
+PACKED = {
+    "rows.csv": (_table(12), lambda row: 2 * row + 2),
+    "rows.csv.gz": (gzip.compress(_table(12)), lambda row: 2 * row + 2),
+    "rows.jsonl.zst": (zstandard.compress(b"".join(b'{"text": "fox %d"}\n' % row for row in range(12))), lambda row: row + 1),
+    "rows.parquet": (_parquet({"prompt": [f"fox {row}" for row in range(12)], "completion": ["dog"] * 12}), lambda row: row + 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_tables_and_packed_files_are_prepared_with_their_lines(job, name):
+    content, line_of = PACKED[name]
+    data, _, shards = job.prepare(
+        job.write(name, content), data={"split": {"train": 1.0, "validation": 0.0, "test": 0.0}}
+    )
+    assert (data.rows, data.invalid_rows, data.train_rows) == (12, 0, 12)
+    assert [shards.train.source(row) for row in range(12)] == [
+        (f"pvc://datasets/{name}", line_of(row)) for row in range(12)
+    ]
 
 
 def test_the_result_says_all_that_training_and_status_need(job):

@@ -216,3 +216,19 @@ def test_arguments_reach_the_template_as_they_were(make_tokenizer):
         row = encode(tokenizer, user(), called(arguments=given))
         assert '"arguments": ' + json.dumps(arguments, ensure_ascii=False) in tokenizer.decode(row.ids)
         assert row.special_text
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_ids_are_those_of_transformers(make_tokenizer, name):
+    """The very ids of apply_chat_template with the tools, up to the end of the last answer."""
+    tokenizer = tokenizer_of(make_tokenizer, name)
+    as_text = name == "deepseek"
+    call = called(content="", arguments='{"place": "the fox"}' if as_text else {"place": "the fox"})
+    turns = [user(), call, tool(), says("dog")]
+    row = encode(tokenizer, *turns)
+    template = Encoder(tokenizer, "messages", "assistant")._chat.template
+    whole = tokenizer.apply_chat_template(turns, tools=TOOLS, chat_template=template).input_ids
+    prompt = tokenizer.apply_chat_template(turns[:-1], tools=TOOLS, chat_template=template, add_generation_prompt=True).input_ids  # fmt: skip
+    assert whole[: len(row.ids)] == row.ids.tolist()
+    assert prompt[: row.prompt_length] == row.ids[: row.prompt_length].tolist()
+    assert row.prompt_length == len(prompt)

@@ -6,7 +6,8 @@ Of each split (train, validation, test), little-endian:
     SPLIT.mask.bits     one bit a token, lowest bit first: 1 where the loss counts the prediction of this token
     SPLIT.offsets.i64   rows + 1 offsets into the tokens
     SPLIT.prompt.i32    of each row, how many tokens precede the last answer: generation starts there
-    SPLIT.source.i64    of each row: index into the manifest's `sources`, line (from 1), byte offset and length of the raw row
+    SPLIT.source.i64    of each row: index into the manifest's `sources`, line (from 1), byte offset and length of the raw row in the
+                        unpacked text (-1 and 0 for tables and Parquet; `readers.rows_at` finds any row again by its line)
 
 and of a classifier's data one of these, whose labels are those of the manifest's `resolved.labels`, by their place there:
 
@@ -242,7 +243,7 @@ class Split:
         return file, line, offset, length
 
     def raw_span(self, row: int) -> tuple[int, int]:
-        """Byte offset and byte length of the raw row in its source file."""
+        """Byte offset and byte length of the raw row in its unpacked source file; (-1, 0) for tables and Parquet."""
         _, _, offset, length = self._source[row]
         return int(offset), int(length)
 
