@@ -33,7 +33,7 @@ def main() -> None:
             rows += 1
             if suite is not None:
                 suite.see(part, number, raw.line, example)
-    findings = suite.findings(names, rows) if suite else []
+    findings = suite.findings(names) if suite else []
     seconds = time.process_time() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(

@@ -136,6 +136,6 @@ def examine(tmp_path: Path) -> Examine:
                     continue
                 suite = suite or Suite(checks, form=form)
                 suite.see(part, len(names) - 1, raw.line, example)
-        return [*invalid, *(suite.findings(names, rows) if suite else [])]
+        return [*invalid, *(suite.findings(names) if suite else [])]
 
     return examined

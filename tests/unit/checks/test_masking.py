@@ -158,7 +158,7 @@ def test_no_finding_shows_what_was_planted(planted: list[tuple[str, str, str]]) 
         for before, value, after in planted:
             rows += 1
             suite.see("train", 0, rows, Example(prompt=f"{value} {before}", completion=f"{before}\n{value} is it, really.\n{after} {value}"))  # fmt: skip
-    findings = suite.findings(["train.jsonl"], rows)
+    findings = suite.findings(["train.jsonl"])
     assert {"ExactDuplicates"} <= {finding.code for finding in findings}
     told = json.dumps([finding.model_dump() for finding in findings], ensure_ascii=False)
     assert not [value for _, value, _ in planted if json.dumps(value, ensure_ascii=False)[1:-1] in told]

@@ -105,8 +105,8 @@ class Suite:
             checker.see(batch)
         self._waiting, self._characters = [], 0
 
-    def findings(self, names: Sequence[str], rows: int | None = None) -> list[Finding]:
-        """What was found, for people. `names`: of the files, as the user knows them. `rows`: all that were read, the invalid ones too."""
+    def findings(self, names: Sequence[str]) -> list[Finding]:
+        """What was found, for people. `names`: of the files, as the user knows them."""
         self._look()
         train, validation, test = self._rows
         seen = Seen(names, (train, validation, test))
@@ -132,8 +132,3 @@ class Suite:
             refuses=too_many or found.code in fail,
             rows=[RowRef(file=names[file], line=line, text=text) for file, line, text in found.first[:ROWS_SHOWN]],
         )
-
-
-def refusal(findings: Sequence[Finding]) -> Finding | None:
-    """The first finding that refuses the data."""
-    return next((finding for finding in findings if finding.refuses), None)

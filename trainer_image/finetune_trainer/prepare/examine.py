@@ -50,7 +50,7 @@ class Examination:
         rows = sum(self._rows)
         found = self.noted.findings(self._data.checks, rows, messages=messages)
         if self._suite is not None:
-            found += self._suite.findings([file.name for file in self._files], rows)
+            found += self._suite.findings([file.name for file in self._files])
         return ordered(found)
 
     def report(
