@@ -178,6 +178,7 @@ INVALID = {
     "an object": ({"prompt": {"a": 1}, "completion": "b"}, "prompt-completion", "WrongType", 'prompt is {"a": 1}, not a text'),
     "bytes": ({"text": b"a"}, "text", "WrongType", 'text is "a bytes", not a text'),
     "half a list": ({"prompt": [USER], "completion": "b"}, "prompt-completion", "WrongType", "prompt is a list of turns: set data.format to messages"),
+    "a list of words": ({"text": ["a", "b"]}, "text", "WrongType", r'text is \["a", "b"\], not a text'),
     "NUL": ({"text": "a\0"}, "text", "InvalidEncoding", "text holds a NUL character"),
     "surrogate": ({"text": "a\ud800"}, "text", "InvalidEncoding", "half of a surrogate pair at character 2"),
     "surrogate in a call": (talk(USER, {**BOT, "tool_calls": [{"function": {"name": "f", "arguments": {"\udc00": 1}}}]}), "messages", "InvalidEncoding", "surrogate"),

@@ -118,7 +118,7 @@ def turns_of(turns: Any, field: str) -> tuple[list[Message], list[int]]:
         if known == "user" or known == "system":
             if content is None and not {"content", "value"} & turn.keys():
                 raise InvalidRow(f"{field}[{number}] has no content", "MissingField")
-            said = text(content, f"{field}[{number}].content", may_be_empty=known == "system")
+            said = text(content, f"{field}[{number}].content", parts=True, may_be_empty=known == "system")
             messages.append({"role": known, "content": said})
             continue
         messages.append(_special(turn, known, content, f"{field}[{number}]"))
@@ -132,18 +132,18 @@ def _special(turn: dict[str, Any], role: str, content: Any, where: str) -> Messa
     if role == "tool":
         return {
             "role": "tool",
-            "content": text(content if content is not None else "", f"{where}.content", may_be_empty=True),
+            "content": text(content if content is not None else "", f"{where}.content", parts=True, may_be_empty=True),
             **{name: text(turn[name], f"{where}.{name}") for name in ("tool_call_id", "name") if turn.get(name)},
         }
     calls = content if role == _CALL else turn.get("tool_calls") or turn.get("function_call")
     if not calls:
         if content is None and "content" not in turn and "value" not in turn:
             raise InvalidRow(f"{where} has no content", "MissingField")
-        return {"role": "assistant", "content": text(content, f"{where}.content")}
+        return {"role": "assistant", "content": text(content, f"{where}.content", parts=True)}
     if role == _CALL or content is None:
         content = ""
     calls = tool_calls(calls, where if role == _CALL else f"{where}.tool_calls")
-    said = text(content, f"{where}.content", may_be_empty=True)
+    said = text(content, f"{where}.content", parts=True, may_be_empty=True)
     return {"role": "assistant", "content": said, "tool_calls": calls}
 
 

@@ -11,10 +11,10 @@ import orjson
 from finetune_trainer.data.formats.example import InvalidRow, Label
 
 
-def text(value: Any, where: str, *, may_be_empty: bool = False) -> str:
-    """A text as it stands; parts that are all text (as OpenAI writes them) are joined. Raises InvalidRow."""
+def text(value: Any, where: str, *, may_be_empty: bool = False, parts: bool = False) -> str:
+    """A text as it stands; with `parts`, a list of texts (as OpenAI writes what a turn says) is joined. Raises InvalidRow."""
     if type(value) is not str:
-        value = _joined(value, where)
+        value = _joined(value, where, parts)
     if not may_be_empty and not value.strip():
         raise InvalidRow(f"{where} is empty", "EmptyField")
     if "\0" in value:
@@ -29,10 +29,10 @@ def text(value: Any, where: str, *, may_be_empty: bool = False) -> str:
     return value
 
 
-def _joined(value: Any, where: str) -> str:
+def _joined(value: Any, where: str, may_have_parts: bool) -> str:
     if value is None:
         raise InvalidRow(f"{where} is null", "EmptyField")
-    if not isinstance(value, list):
+    if not (may_have_parts and isinstance(value, list)):
         raise InvalidRow(f"{where} is {shown(value)}, not a text", "WrongType")
     parts = []
     for number, part in enumerate(value):
