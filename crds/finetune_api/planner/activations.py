@@ -25,8 +25,9 @@ _KEEPS_OUTPUT = ("opt", "t5")
 """Types with ReLU, which keeps its output alone."""
 _DROPPING = ("gpt2", "bart", "mbart", "opt", "bert", "roberta", "distilbert", "t5", "mt5", "umt5", "gpt_bigcode")
 """Types that are made with dropout on what layers add, which keeps a mask of a byte each."""
-_SCORING = ("t5", "mt5", "umt5", "gpt2")
-"""Types whose attention weights are kept: position biases, or dropout on them, which no fused kernel for CPUs does."""
+_SCORING = {"t5": 3, "mt5": 3, "umt5": 3, "gpt2": 3, "gemma2": 2}
+"""Types whose attention weights are kept, so many times: for position biases, caps, or dropout on them, which no fused kernel for
+CPUs does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +67,9 @@ def layer_bytes(spec: FineTuneJobSpec, facts: PlanFacts, share: Share) -> int:
     model = facts.model
     if model.model_type in _DROPPING:
         total += 3 * model.hidden_size
-    if model.model_type in _SCORING and (device_of(spec) == "cpu" or model.model_type != "gpt2"):
-        total += (2 * low_of(spec) + 1) * model.heads * share.longest
+    times = _SCORING.get(model.model_type, 0)
+    if times and (model.model_type != "gpt2" or device_of(spec) == "cpu"):
+        total += (times * low_of(spec) + 1) * model.heads * share.longest
     return total + 4 * model.heads
 
 
