@@ -141,7 +141,9 @@ def _stage(
     status = job.status
     attempt = book.begin(status, stage)
     run.save(status)
-    config = RunConfig(job=run.ref, stage=stage, attempt=attempt.number, spec=job.spec, claims_root=claims_root)
+    config = RunConfig(
+        job=run.ref, stage=stage, attempt=attempt.number, spec=job.spec, claims_root=claims_root, plan=status.plan
+    )
     settings = (job.spec.pods or Pods()).of(stage)
     told, meter = 0, gate.Meter(job.spec.budget, status, counts=stage == "train")
     with StageProcesses(config, settings, run.layout.root / "logs") as processes:

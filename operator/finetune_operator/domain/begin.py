@@ -6,6 +6,7 @@ from typing import Any
 
 from finetune_api.status import AttemptStatus, FailureStatus, Phase, Stage
 
+from finetune_operator.domain import budget, gate
 from finetune_operator.domain.attempts import delay, trimmed
 from finetune_operator.domain.builders.configmap import config_map
 from finetune_operator.domain.builders.job import job as build_job
@@ -29,11 +30,26 @@ def suspended(draft: Draft, stage: Stage, message: str) -> None:
     )
 
 
+def spent(draft: Draft, sentence: str) -> None:
+    """The budget is used up, and no pod runs any more."""
+    kept = draft.status.last_checkpoint
+    checkpoint = f"The checkpoint of step {kept.step} is kept" if kept is not None else "There is no checkpoint yet"
+    field = sentence.partition(":")[0]
+    message = f"{sentence}. {checkpoint}; raise {field} and the job goes on from there"
+    draft.situation = Situation("Suspended", Reason.BUDGET_EXHAUSTED, message, problem=True, suspended=True)
+
+
 def enter(draft: Draft, stage: Stage, last: AttemptStatus | None) -> None:
     """Write the next attempt into the book, unless it is too early or the job is suspended."""
     if draft.wanted.suspend:
         suspended(draft, stage, f"Suspended before stage {stage}")
         return
+    if stage == "train":
+        gate.hold(draft)
+        if draft.situation is None and (sentence := budget.exhausted(draft)) is not None:
+            spent(draft, sentence)
+        if draft.situation is not None:
+            return
     number = 1
     if last is not None:
         number = last.number + 1
@@ -74,7 +90,7 @@ def ensure(draft: Draft, stage: Stage, entry: AttemptStatus, *, again: bool = Fa
     Returns whether nothing is missing. A refusal is told, and then settles where the job stands."""
     known, before = draft.seen.known, len(draft.create)
     if again or ("ConfigMap", entry.job) not in known:
-        draft.create.append(config_map(draft.metadata, draft.spec, draft.run, stage, entry.number))
+        draft.create.append(config_map(draft.metadata, draft.spec, draft.run, stage, entry.number, draft.status.plan))
     if stage == "train" and (again or ("Service", entry.job) not in known):
         draft.create.append(service(draft.metadata, draft.run, entry.number))
     missing = len(draft.create) > before

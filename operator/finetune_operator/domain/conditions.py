@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from typing import Literal
 
-from finetune_api.status import Condition, FineTuneJobStatus
+from finetune_api.checks import CHECKS
+from finetune_api.status import Condition, DataStatus
 
+from finetune_operator.domain import gate
 from finetune_operator.domain.attempts import latest
+from finetune_operator.domain.budget import running_since
 from finetune_operator.domain.draft import Draft, Situation
-from finetune_operator.domain.reasons import Reason
-from finetune_operator.domain.times import seconds_of, stamp
+from finetune_operator.domain.reasons import Code, Reason
+from finetune_operator.domain.times import stamp
 
 Truth = Literal["True", "False", "Unknown"]
 Said = tuple[Truth, str, str]
@@ -35,7 +38,7 @@ def show(draft: Draft) -> None:
     before = {condition.type: condition for condition in status.conditions or []}
     status.conditions = [_condition(kind, word, before.get(kind), generation, draft.now) for kind, word in said.items()]
     _tell_problem(draft, situation)
-    _count_gpu_seconds(draft)
+    _count_seconds(draft)
 
 
 def _said(draft: Draft, situation: Situation) -> dict[str, Said]:
@@ -45,7 +48,7 @@ def _said(draft: Draft, situation: Situation) -> dict[str, Said]:
     accepted = _data_and_plan(draft, said)
     if complete:
         said["Ready"] = ("True", reason, message)
-    elif failed:
+    elif failed or situation.reason == Reason.BUDGET_EXHAUSTED:  # somebody must do something
         said["Ready"] = ("False", reason, message)
         said["Stalled"] = ("True", reason, message)
     elif accepted and draft.wanted.ready_when == "Accepted":
@@ -71,16 +74,39 @@ def _data_and_plan(draft: Draft, said: dict[str, Said]) -> bool:
     status = draft.status
     prepared, published = latest(draft.attempts, "prepare"), latest(draft.attempts, "publish")
     if prepared is not None and prepared.outcome == "Succeeded":
-        rows = status.data.rows if status.data is not None else None
-        said["DataValid"] = ("True", "Checked", f"{rows} rows were read" if rows is not None else "The data was read")
-        steps = status.plan.steps if status.plan is not None else None
-        said["PlanAccepted"] = ("True", "Automatic", f"{steps} steps" if steps is not None else "The plan is accepted")
-    elif status.failure is not None and status.failure.code == "InvalidData":
+        said["DataValid"] = ("True", "Checked", _checked(status.data))
+        said["PlanAccepted"] = _accepted(draft)
+    elif status.failure is not None and status.failure.code in _DATA_CODES:
         said["DataValid"] = ("False", status.failure.code, status.failure.message)
     if published is not None and published.outcome == "Succeeded":
         where = status.artifacts.uri if status.artifacts is not None else draft.wanted.output.uri
         said["Published"] = ("True", "Published", f"The result is at {where}")
-    return "PlanAccepted" in said
+    return "PlanAccepted" in said and said["PlanAccepted"][0] == "True"
+
+
+_DATA_CODES = {"InvalidData", "InvalidTemplate", *CHECKS}
+
+
+def _checked(data: DataStatus | None) -> str:
+    if data is None or data.rows is None:
+        return "The data was read"
+    found = [f"{finding.code} ({finding.count})" for finding in data.findings or [] if finding.severity != "Info"]
+    return f"{data.rows} rows were read" + (f"; to look at: {', '.join(found)}" if found else "")
+
+
+def _accepted(draft: Draft) -> Said:
+    """Whether the plan may be trained. Before it is, nothing is asked of a GPU."""
+    status, situation = draft.status, draft.situation
+    if status.failure is not None and status.failure.code == Code.OVER_BUDGET:
+        return "False", Code.OVER_BUDGET, status.failure.message
+    if situation is not None and situation.reason == Reason.AWAITING_APPROVAL:
+        return "False", Reason.AWAITING_APPROVAL, situation.message
+    how = (
+        "Approved"
+        if draft.wanted.budget.approval == "Manual" and situation and situation.reason != Reason.PLANNED
+        else "Automatic"
+    )
+    return "True", how, gate.headline(status.plan) if status.plan is not None else "The plan is accepted"
 
 
 def _progress(draft: Draft, said: dict[str, Said]) -> None:
@@ -122,19 +148,13 @@ def _tell_problem(draft: Draft, situation: Situation) -> None:
         draft.say("Normal", Reason.RESUMED, "Resume", "The job goes on")
 
 
-def _count_gpu_seconds(draft: Draft) -> None:
+def _count_seconds(draft: Draft) -> None:
     """Add the time that has just ended. It is read from the condition itself, so that nothing is counted twice."""
     before, status = draft.before, draft.status
-    was = _running(before)
-    if before.phase != "Training" or was is None or was.status != "True":
+    since = running_since(before)
+    if since is None or running_since(status) is not None:
         return
-    now = _running(status)
-    if now is not None and now.status == "True" and status.phase == "Training":
-        return
-    since = seconds_of(was.last_transition_time)
-    if since is not None and before.gpus:
-        status.gpu_seconds = (status.gpu_seconds or 0) + int(before.gpus * max(0.0, draft.now - since))
-
-
-def _running(status: FineTuneJobStatus) -> Condition | None:
-    return next((c for c in status.conditions or [] if c.type == "Running"), None)
+    seconds = max(0.0, draft.now - since)
+    status.train_seconds = (status.train_seconds or 0) + int(seconds)
+    if before.gpus:
+        status.gpu_seconds = (status.gpu_seconds or 0) + int(before.gpus * seconds)

@@ -136,7 +136,9 @@ class Draft:
     def resolve(self) -> None:
         """Decide every absent field, over the platform's defaults as they were when the job was accepted."""
         defaults = PlatformDefaults.model_validate(self.status.defaults or {})
-        self.spec = resolve(self.wanted, defaults)
+        # Before prepare is done, what model and data decide stays open; after it, nothing does.
+        prepared = any(a.stage == "prepare" and a.outcome == "Succeeded" for a in self.status.attempts or [])
+        self.spec = resolve(self.wanted, defaults, (self.status.decided or {}) if prepared else None)
 
     def pods_wanted(self, stage: Stage) -> int:
         return self.spec.compute.nodes if stage == "train" else 1

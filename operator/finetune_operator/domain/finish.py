@@ -41,6 +41,21 @@ def complete(draft: Draft) -> None:
     draft.say("Normal", Reason.COMPLETED, "Finish", f"Completed{took}. {message}")
 
 
+def planned(draft: Draft, headline: str) -> None:
+    """`mode: Plan`: the plan is the result. The one end from which a changed mode goes on."""
+    draft.status.completion_time = stamp(draft.now)
+    message = f"The plan is made: {headline}. Set spec.mode: Run to train"
+    draft.situation = Situation("Completed", Reason.PLANNED, message)
+    draft.say("Normal", Reason.PLANNED, "Finish", message)
+
+
+def go_on_from_the_plan(draft: Draft) -> None:
+    """A job that was only planned trains when its mode says so, with the data that is prepared."""
+    status = draft.status
+    if status.phase == "Completed" and status.reason == Reason.PLANNED and draft.wanted.mode == "Run":
+        status.phase, status.completion_time = "Queued", None
+
+
 def start_again(draft: Draft) -> None:
     """A new runToken counts once the run before has ended; it does not cut a run short."""
     status = draft.status

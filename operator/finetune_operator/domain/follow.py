@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from finetune_api.contract import ExitCode
 from finetune_api.status import AttemptStatus, Phase, Stage
 
-from finetune_operator.domain import begin, outcome
+from finetune_operator.domain import begin, budget, outcome
 from finetune_operator.domain.attempts import latest, stage_to_do
 from finetune_operator.domain.builders.job import digest
 from finetune_operator.domain.draft import Draft, Patch, Situation
@@ -56,7 +56,7 @@ def _under_way(draft: Draft, stage: Stage, entry: AttemptStatus) -> None:
         outcome.succeed(draft, stage, entry, job, pods)
     elif job.failed is not None or (job.failing is not None and node_lost(pods, draft.now)):
         if outcome.all_seen(draft, stage, job, pods):
-            outcome.record(draft, entry, judge(job, pods, stage, draft.pods_wanted(stage), draft.now))
+            outcome.record(draft, entry, judge(job, pods, stage, draft.pods_wanted(stage), draft.now), pods)
     elif job.failing is not None:
         phase, _ = RUNNING[stage]
         draft.situation = Situation(phase, Reason.RETRYING, f"Stage {stage} failed; its other pods are ending")
@@ -68,6 +68,8 @@ def _under_way(draft: Draft, stage: Stage, entry: AttemptStatus) -> None:
         draft.look_again(_DELETING_LOOK_AGAIN_S)
     elif draft.wanted.suspend:
         _suspend(draft, stage, entry, job, pods)
+    elif stage == "train" and (sentence := budget.exhausted(draft)) is not None:
+        _suspend(draft, stage, entry, job, pods, spent=sentence)
     elif job.suspended:
         _release(draft, stage, entry, job, pods)
     elif not job.managed_elsewhere and _stopped(pods):
@@ -88,21 +90,35 @@ def _without_job(draft: Draft, stage: Stage, entry: AttemptStatus) -> None:
         outcome.record(draft, entry, vanished(stage, f"Job {entry.job}"))
     elif draft.wanted.suspend:
         begin.suspended(draft, stage, f"Suspended before stage {stage}")
+    elif stage == "train" and (sentence := budget.exhausted(draft)) is not None:
+        begin.spent(draft, sentence)
     else:
         begin.create(draft, stage, entry)
 
 
-def _suspend(draft: Draft, stage: Stage, entry: AttemptStatus, job: JobView, pods: Sequence[PodView]) -> None:
-    """The pods are told to stop; they save a checkpoint and end with 5. A Job that somebody else queues is given back whole."""
+def _suspend(
+    draft: Draft,
+    stage: Stage,
+    entry: AttemptStatus,
+    job: JobView,
+    pods: Sequence[PodView],
+    *,
+    spent: str | None = None,
+) -> None:
+    """`spent`: why the budget allows no more, where that and not the user is the cause. The pods are told to stop; they save a checkpoint and end with 5. A Job that somebody else queues is given back whole."""
     live = [pod for pod in pods if not pod.over]
     if job.managed_elsewhere:
-        outcome.stop(draft, entry, Reason.SUSPENDED, "Given back to its queue, since the job is suspended")
+        why = "its budget is spent" if spent else "the job is suspended"
+        reason = Reason.BUDGET_EXHAUSTED if spent else Reason.SUSPENDED
+        outcome.stop(draft, entry, reason, f"Given back to its queue, since {why}")
         return
     if not job.suspended:
         draft.patch.append(
             Patch(job.name, {"metadata": {"annotations": {ANNOTATION_HELD: "true"}}, "spec": {"suspend": True}})
         )
-    if job.suspended and not live:
+    if job.suspended and not live and spent:
+        begin.spent(draft, spent)
+    elif job.suspended and not live:
         step = draft.status.last_checkpoint.step if draft.status.last_checkpoint is not None else None
         begin.suspended(
             draft,
@@ -111,8 +127,11 @@ def _suspend(draft: Draft, stage: Stage, entry: AttemptStatus, job: JobView, pod
         )
     else:
         phase, _ = RUNNING[stage]
+        why = f"{spent}. " if spent else ""
         draft.situation = Situation(
-            phase, Reason.SUSPENDING, f"The pods of stage {stage} are stopping; a training saves a checkpoint first"
+            phase,
+            Reason.SUSPENDING,
+            f"{why}The pods of stage {stage} are stopping; a training saves a checkpoint first",
         )
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from finetune_api.contract import TerminationMessage
+from finetune_api.effective import overlay
 from finetune_api.status import AttemptStatus, CheckpointStatus, FailureStatus, Stage
 
-from finetune_operator.domain import numbers
+from finetune_operator.domain import gate, numbers
 from finetune_operator.domain.draft import Draft, Situation
 from finetune_operator.domain.finish import fail
 from finetune_operator.domain.observed import JobView, PodView
@@ -95,6 +97,11 @@ def _take_results(draft: Draft, message: TerminationMessage) -> None:
     status = draft.status
     status.data = message.data or status.data
     status.plan = message.plan or status.plan
+    if message.stage == "prepare" and message.facts is not None:
+        status.facts = message.facts.wire()
+        status.decided = _usable(draft, message.decided or {})
+        draft.resolve()
+        gate.make_plan(draft)
     status.evaluation = message.evaluation or status.evaluation
     status.artifacts = message.artifacts or status.artifacts
     if message.stage == "train" and status.progress is not None:
@@ -103,6 +110,19 @@ def _take_results(draft: Draft, message: TerminationMessage) -> None:
         progress.eval_loss = numbers.shown(message.metrics.get("eval_loss", progress.eval_loss), 5)
         progress.step = message.step if message.step is not None else progress.step
         progress.total_steps = progress.total_steps or (None if status.plan is None else status.plan.steps)
+
+
+_DECIDABLE = ("method", "training", "compute", "checkpoint")
+
+
+def _usable(draft: Draft, decided: dict[str, Any]) -> dict[str, Any]:
+    """What a pod may decide: hyperparameters and how memory is shared, never pods, locations or budgets."""
+    allowed = {group: value for group, value in decided.items() if group in _DECIDABLE}
+    try:
+        overlay(draft.wanted, allowed)
+    except ValueError:
+        return {}
+    return allowed
 
 
 def _result(draft: Draft, stage: Stage) -> str:
@@ -118,8 +138,10 @@ def _took(entry: AttemptStatus) -> str:
     return f" after {human(end - start)}" if start is not None and end is not None else ""
 
 
-def record(draft: Draft, entry: AttemptStatus, verdict: Verdict) -> None:
+def record(draft: Draft, entry: AttemptStatus, verdict: Verdict, pods: Sequence[PodView] = ()) -> None:
     """Write the verdict down. An attempt that may be repeated is, within its budget."""
+    found = [p.ended.message.data for p in pods if p.ended is not None and p.ended.message is not None]
+    draft.status.data = next((data for data in found if data is not None), draft.status.data)
     failure = verdict.failure
     entry.reason, entry.message = failure.code, failure.message[:1000]
     if verdict.last_step is not None:

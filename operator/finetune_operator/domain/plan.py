@@ -17,6 +17,7 @@ MANAGED_HERE = "finetune.dev/operator"
 
 POLICIES: tuple[Callable[[Draft], None], ...] = (
     finish.start_again,  # a finished job with a new runToken begins a fresh run
+    finish.go_on_from_the_plan,
     finish.stay_finished,  # terminal is terminal
     accept.refuse_unreadable,  # what the schema could not know
     accept.accept,  # name the run, freeze the platform's defaults, decide absent fields

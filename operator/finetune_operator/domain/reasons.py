@@ -18,6 +18,9 @@ class Reason(StrEnum):
     SUSPENDING = "Suspending"
     SUSPENDED = "Suspended"
     HELD_ELSEWHERE = "HeldElsewhere"
+    AWAITING_APPROVAL = "AwaitingApproval"
+    BUDGET_EXHAUSTED = "BudgetExhausted"
+    PLANNED = "Planned"
     COMPLETED = "Completed"
 
     # What happened.
@@ -55,6 +58,7 @@ class Code(StrEnum):
     """Codes of status.failure beside those that the trainer gives."""
 
     INVALID_SPEC = "InvalidSpec"
+    OVER_BUDGET = "OverBudget"
     INVALID_WORKSPACE = "InvalidWorkspace"
     BAD_INPUT = "BadInput"
     OUT_OF_MEMORY = "OutOfMemory"

@@ -16,7 +16,7 @@ from finetune_operator.domain.times import seconds_of
 
 _LONGEST_TEXT = 4096
 _DEEPEST = 6
-_MOST_ITEMS = 16
+_MOST_ITEMS = 32
 _UNFIT = object()
 
 

@@ -1,0 +1,87 @@
+"""What a training has spent, and whether that is all that it may. The operator stops it then; the trainer never decides that alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from finetune_api.planner.draw import spoken
+from finetune_api.status import FineTuneJobStatus
+
+from finetune_operator.domain.draft import Draft
+from finetune_operator.domain.times import seconds_of
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """Over all attempts of this run, up to now."""
+
+    seconds: float
+    gpu_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """One limit of spec.budget: how many seconds of training it leaves, and what is said when none are left."""
+
+    left: float
+    sentence: str
+
+
+def running_since(status: FineTuneJobStatus) -> float | None:
+    """When the training pods that run now began to, all of them; None while they do not."""
+    if status.phase != "Training":
+        return None
+    running = next((c for c in status.conditions or [] if c.type == "Running"), None)
+    if running is None or running.status != "True":
+        return None
+    return seconds_of(running.last_transition_time)
+
+
+def spent(draft: Draft) -> Spent:
+    status, since = draft.status, running_since(draft.before)
+    now = max(0.0, draft.now - since) if since is not None else 0.0
+    return Spent(
+        seconds=(status.train_seconds or 0) + now,
+        gpu_seconds=(status.gpu_seconds or 0) + now * (draft.before.gpus or 0),
+    )
+
+
+def tightest(draft: Draft) -> Limit | None:
+    """The limit that is reached first."""
+    budget, used = draft.spec.budget, spent(draft)
+    gpus = draft.before.gpus or draft.status.gpus or 0
+    limits = []
+    if budget.max_seconds is not None:
+        limits.append(
+            Limit(
+                budget.max_seconds - used.seconds,
+                f"spec.budget.maxDuration: training has taken {spoken(budget.max_seconds)}, which is the limit",
+            )
+        )
+    if budget.max_gpu_hours is not None and gpus:
+        limits.append(
+            Limit(
+                (budget.max_gpu_hours * 3600 - used.gpu_seconds) / gpus,
+                f"spec.budget.maxGpuHours: training has taken {budget.max_gpu_hours:g} GPU hours, which is the limit",
+            )
+        )
+    if budget.max_cost is not None and budget.gpu_hour_price and gpus:
+        limits.append(
+            Limit(
+                (budget.max_cost / budget.gpu_hour_price * 3600 - used.gpu_seconds) / gpus,
+                f"spec.budget.maxCost: training has cost {budget.max_cost:,.2f}, which is the limit",
+            )
+        )
+    return min(limits, key=lambda limit: limit.left, default=None)
+
+
+def exhausted(draft: Draft) -> str | None:
+    """One sentence when a training may spend no more. Asks for a look when it will be so."""
+    limit = tightest(draft)
+    if limit is None:
+        return None
+    if limit.left <= 0:
+        return limit.sentence
+    if running_since(draft.before) is not None:
+        draft.look_again(limit.left)
+    return None

@@ -1,0 +1,131 @@
+"""Between prepare and train: the plan, its budget, its approval. Nothing is asked of a GPU before all three hold.
+
+A table of small policies over a draft whose prepare stage is done; each may settle where the job stands.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from finetune_api.effective import PlatformDefaults, resolve
+from finetune_api.planner.draw import draw, over_budget
+from finetune_api.planner.facts import PlanFacts
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.status import FailureStatus, PlanStatus
+from pydantic import ValidationError
+
+from finetune_operator.domain import finish
+from finetune_operator.domain.attempts import latest
+from finetune_operator.domain.draft import Draft, Situation
+from finetune_operator.domain.reasons import Code, Reason
+
+
+def hold(draft: Draft) -> None:
+    """Before each attempt at the training. Settles where the job stands unless it may go on."""
+    for policy in _POLICIES:
+        policy(draft)
+        if draft.situation is not None:
+            return
+
+
+def make_plan(draft: Draft) -> None:
+    """From the facts that prepare left, and the spec as it is now: compute, prices and budgets may have changed."""
+    status = draft.status
+    if status.facts is None or status.decided is None:  # prepared by an image that tells no facts
+        return
+    drawn = _drawn(
+        draft.wanted.model_dump_json(exclude_none=True, exclude_defaults=True),
+        PlatformDefaults.model_validate(status.defaults or {}).model_dump_json(
+            exclude_none=True, exclude_defaults=True
+        ),
+        _Frozen(status.facts),
+        _Frozen(status.decided),
+        (status.plan or PlanStatus()).model_dump_json(include=_COUNTED, exclude_none=True),
+    )
+    if drawn is not None:
+        status.plan = drawn
+
+
+_COUNTED = {
+    "steps", "epochs", "tokens", "global_batch_size", "checkpoint_every_steps", "validate_every_steps", "max_new_tokens",
+}  # fmt: skip
+"""What prepare counted, which no change of compute changes."""
+
+
+class _Frozen(dict[str, Any]):
+    """Known by its content, so that it can be part of a cache's key."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(repr(self))
+
+
+@functools.lru_cache(maxsize=1024)
+def _drawn(wanted: str, defaults: str, facts: _Frozen, decided: _Frozen, counted: str) -> PlanStatus | None:
+    """A plan takes milliseconds, and a job that waits is looked at again and again. None: the facts are none."""
+    given = FineTuneJobSpec.model_validate_json(wanted)
+    spec = resolve(given, PlatformDefaults.model_validate_json(defaults), dict(decided))
+    try:
+        return draw(
+            spec, PlanFacts.model_validate(facts), dict(decided), PlanStatus.model_validate_json(counted), given=given
+        )
+    except (ValidationError, ArithmeticError, ValueError):  # a pod's word is not trusted
+        return None
+
+
+def refuse_over_budget(draft: Draft) -> None:
+    """A plan beyond the budget is refused before the queue. Once it trains, what was spent decides."""
+    plan = draft.status.plan
+    if plan is None or latest(draft.attempts, "train") is not None:
+        return
+    sentence = over_budget(plan, draft.spec.budget)
+    if sentence is None:
+        return
+    remedy = "Raise the limit, or choose a cheaper plan (ftj plan --compare), and set a new spec.runToken to run again"
+    finish.fail(draft, FailureStatus(code=Code.OVER_BUDGET, message=sentence, remedy=remedy))
+
+
+def end_with_the_plan(draft: Draft) -> None:
+    """`mode: Plan`."""
+    if draft.wanted.mode == "Plan" and latest(draft.attempts, "train") is None:
+        finish.planned(draft, headline(draft.status.plan))
+
+
+def wait_for_approval(draft: Draft) -> None:
+    budget, plan = draft.wanted.budget, draft.status.plan
+    if budget.approval != "Manual" or plan is None or plan.digest is None or budget.approved_plan == plan.digest:
+        return
+    other = ""
+    if budget.approved_plan is not None:
+        other = f"spec.budget.approvedPlan {budget.approved_plan} names another plan than this one. "
+    message = (
+        f"{other}The plan waits for approval: {headline(plan)}. "
+        f"Approve it with `ftj approve {draft.metadata.name} -n {draft.metadata.namespace}`, or set spec.budget.approvedPlan: {plan.digest}"
+    )
+    draft.situation = Situation("AwaitingApproval", Reason.AWAITING_APPROVAL, message)
+    if draft.before.reason != Reason.AWAITING_APPROVAL or draft.before.message != message:
+        draft.say("Normal", Reason.AWAITING_APPROVAL, "Wait", message)
+
+
+def headline(plan: PlanStatus | None) -> str:
+    """`225 steps, 12m30s, 3.2 GPU hours, cost 8.00`."""
+    if plan is None:
+        return "no plan was made"
+    parts = [f"{plan.steps} steps" if plan.steps is not None else None, plan.duration]
+    if plan.gpu_hours:
+        parts.append(f"{plan.gpu_hours:.4g} GPU hours")
+    if plan.cost is not None and plan.gpu_hours:
+        parts.append(f"cost {plan.cost:,.2f}")
+    if plan.memory_per_gpu:
+        parts.append(f"{plan.memory_per_gpu} a {'GPU' if plan.gpu_hours else 'process'}")
+    said = ", ".join(part for part in parts if part)
+    return f"{said}. {plan.warning}" if plan.warning else said
+
+
+_POLICIES: tuple[Callable[[Draft], None], ...] = (
+    make_plan,
+    refuse_over_budget,
+    end_with_the_plan,
+    wait_for_approval,
+)
