@@ -32,6 +32,11 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 64, "sliding_window": 1024,
         "max_position_embeddings": 4096, "query_pre_attn_scalar": 64,
     },
+    # 3 million, for timing
+    "llama-3m": {
+        "model_type": "llama", "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 4,
+        "num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 4096, "tie_word_embeddings": True,
+    },
     # 0.3 million: what a training takes beside its model
     "nothing": {
         "model_type": "llama", "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1,

@@ -16,8 +16,8 @@ from finetune_api.status import PlanStatus
 from benchmarks.plan.cases import SHAPES, VOCABULARY
 from benchmarks.plan.training import Training, write_base, write_rows
 
-ROWS = 160
-SHAPE = "llama-17m"
+ROWS = 400
+SHAPE = "llama-3m"
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from finetune_api.budget import BudgetSpec
-from finetune_api.effective import overlay, resolve
+from finetune_api.effective import resolve
 from finetune_api.planner.decide import Choice, decide, shown
 from finetune_api.planner.estimate import Estimate, estimate
 from finetune_api.planner.facts import PlanFacts
@@ -40,7 +40,7 @@ def draw(
     tokens as prepare counted them, or is None: they are computed.
     """
     anew, choices = decide(spec if given is None else _undecided(given, spec), facts, given=given)
-    whole = resolve(overlay(spec, decided), decided=anew)
+    whole = resolve(spec, decided=_over(decided, anew))
     counted = plan or PlanStatus()
     made = estimate(whole, facts, tokens=counted.tokens, steps=counted.steps)
     steps = counted.steps or made.steps.steps
@@ -67,6 +67,15 @@ def draw(
         warning=made.warning or _too_long(whole, made),
         choices=_as_decided(choices, decided)[:_CHOICES] or None,
     )
+
+
+def _over(above: dict[str, Any], below: dict[str, Any]) -> dict[str, Any]:
+    """What was decided, and what nobody decided yet."""
+    both = {**below, **above}
+    for name, value in above.items():
+        if isinstance(value, dict) and isinstance(below.get(name), dict):
+            both[name] = _over(value, below[name])
+    return both
 
 
 def _undecided(given: FineTuneJobSpec, spec: FineTuneJobSpec) -> FineTuneJobSpec:
