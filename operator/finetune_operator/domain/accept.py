@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from finetune_api.combinations import refused
-from finetune_api.effective import shown
 from finetune_api.status import FailureStatus
 
 from finetune_operator.domain.attempts import latest
@@ -33,8 +32,7 @@ def accept(draft: Draft) -> None:
         status.run = run_of(draft.metadata.uid, draft.wanted.run_token)
         status.start_time = stamp(draft.now)
         status.defaults = draft.config.defaults.wire()
-    draft.resolve()
-    status.effective = shown(draft.spec)
+    draft.settle()
     if latest(draft.attempts, "train") is None:
         status.gpus = draft.spec.compute.nodes * (draft.spec.compute.gpus_per_node or 0)
 

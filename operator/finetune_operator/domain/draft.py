@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from finetune_api.effective import PlatformDefaults, resolve
+from finetune_api.effective import PlatformDefaults, resolve, shown
 from finetune_api.finetunejob import Metadata
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import AttemptStatus, FineTuneJobStatus, Phase, Stage
@@ -139,6 +139,11 @@ class Draft:
         # Before prepare is done, what model and data decide stays open; after it, nothing does.
         prepared = any(a.stage == "prepare" and a.outcome == "Succeeded" for a in self.status.attempts or [])
         self.spec = resolve(self.wanted, defaults, (self.status.decided or {}) if prepared else None)
+
+    def settle(self) -> None:
+        """Resolve, and show what it came to."""
+        self.resolve()
+        self.status.effective = shown(self.spec)
 
     def pods_wanted(self, stage: Stage) -> int:
         return self.spec.compute.nodes if stage == "train" else 1

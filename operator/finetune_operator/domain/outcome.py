@@ -89,6 +89,9 @@ def succeed(draft: Draft, stage: Stage, entry: AttemptStatus, job: JobView, pods
     _close(draft, entry, "Succeeded")
     if message is not None:
         _take_results(draft, message)
+    if stage == "prepare":
+        draft.settle()
+        gate.make_plan(draft)
     took = _took(entry)
     draft.say("Normal", Reason.STAGE_DONE, "Finish", f"Stage {stage} is done{took}{_result(draft, stage)}")
 
@@ -100,8 +103,6 @@ def _take_results(draft: Draft, message: TerminationMessage) -> None:
     if message.stage == "prepare" and message.facts is not None:
         status.facts = message.facts.wire()
         status.decided = _usable(draft, message.decided or {})
-        draft.resolve()
-        gate.make_plan(draft)
     status.evaluation = message.evaluation or status.evaluation
     status.artifacts = message.artifacts or status.artifacts
     if message.stage == "train" and status.progress is not None:

@@ -9,6 +9,7 @@ import math
 from typing import Any
 
 from finetune_api.contract import Progress, TerminationMessage
+from finetune_api.planner.facts import LENGTH_BINS
 from pydantic import ValidationError
 
 from finetune_operator.domain.numbers import LIMIT
@@ -16,7 +17,8 @@ from finetune_operator.domain.times import seconds_of
 
 _LONGEST_TEXT = 4096
 _DEEPEST = 6
-_MOST_ITEMS = 32
+_MOST_ITEMS = 16
+_MORE_ITEMS = {"lengths": LENGTH_BINS, "findings": 32}
 _UNFIT = object()
 
 
@@ -58,7 +60,7 @@ def _fit(value: Any, depth: int, name: str = "") -> Any:
         case str():
             return value[:_LONGEST_TEXT]
         case list() if depth > 0:
-            fit = (_fit(item, depth - 1) for item in value[:_MOST_ITEMS])
+            fit = (_fit(item, depth - 1) for item in value[: _MORE_ITEMS.get(name, _MOST_ITEMS)])
             return [item for item in fit if item is not _UNFIT]
         case dict() if depth > 0:
             pairs = ((key, _fit(item, depth - 1, key)) for key, item in value.items())

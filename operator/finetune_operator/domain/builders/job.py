@@ -32,7 +32,17 @@ def digest(spec: FineTuneJobSpec, stage: Stage) -> str:
     """Of every setting that a stage's Job and run config are made from."""
     made_from = spec.model_dump(
         mode="json",
-        exclude={"pods", "suspend", "retry", "ready_when", "ttl_seconds_after_finished", "run_token", "managed_by"},
+        exclude={
+            "pods",
+            "suspend",
+            "budget",
+            "mode",
+            "retry",
+            "ready_when",
+            "ttl_seconds_after_finished",
+            "run_token",
+            "managed_by",
+        },
     )
     made_from["pods"] = pod_settings(spec, stage).wire()
     return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
