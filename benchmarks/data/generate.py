@@ -43,10 +43,19 @@ def _one_word_less(row: Row, chosen: random.Random) -> Row:
     return {**row, "question": " ".join(words)}
 
 
-_LANGUAGES = (
-    "Der alte Kapitän geht jeden Morgen langsam über die Brücke zum Markt und kauft dort frische Äpfel für seine Familie.",
-    "Le vieux capitaine traverse lentement le pont chaque matin et achète des pommes fraîches au marché pour sa famille.",
+_FOREIGN = tuple(
+    text.split()
+    for text in (
+        "der alte Kapitän geht jeden Morgen langsam über die Brücke zum Markt und kauft dort frische Äpfel für seine Familie wenn es nicht regnet weil er gern früh aufsteht",
+        "le vieux capitaine traverse lentement le pont chaque matin et achète des pommes fraîches au marché pour sa famille quand il ne pleut pas parce que les enfants aiment bien",
+    )
 )
+
+
+def _foreign(_: Row, chosen: random.Random) -> Row:
+    words = chosen.choice(_FOREIGN)
+    return {"question": " ".join(chosen.choices(words, k=20)), "answer": " ".join(chosen.choices(words, k=30))}
+
 
 PLANTED: dict[str, tuple[float, bool, Callable[[Row, random.Random], Row]]] = {
     # check: (share of rows, whether the row is an earlier one changed, the change)
@@ -65,7 +74,7 @@ PLANTED: dict[str, tuple[float, bool, Callable[[Row, random.Random], Row]]] = {
     "Refusals": (0.002, False, lambda row, _: {**row, "answer": "I'm sorry, but I can't help with that. " + row["answer"][:40]}),
     "Repetition": (0.0005, False, _said(lambda chosen: f"and then {_token(5, chosen)} goes on " * 60)),
     "ToxicTerms": (0.001, False, _said(lambda _: "You asshole, that was easy.")),
-    "LanguageMix": (0.02, False, lambda row, chosen: {"question": row["question"][:20], "answer": chosen.choice(_LANGUAGES) + f" {_token(4, chosen)}"}),
+    "LanguageMix": (0.02, False, _foreign),
 }  # fmt: skip
 
 

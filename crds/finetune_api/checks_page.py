@@ -58,12 +58,12 @@ _HOW = """
 | `DominantTemplate` | 60% of at least 50 prompts begin with the same four words. |
 | `Boilerplate` | A fifth of at least 50 answers begins or ends with the same sentence. |
 | `DominantLabel`, `LabelImbalance` | A label on 80% of at least 50 rows of train; labels with less than a tenth of an even share. |
-| `LanguageMix` | py3langid on the first 500 rows and every 32nd after them (at most 20,000), where it is 95% sure; other languages make up at least 0.5%. |
+| `LanguageMix` | py3langid on the first 500 rows and every 32nd after them, where it is 95% sure; other languages make up at least 0.5%. |
 | `Refusals` | Answers that begin by refusing, in English, German, French or Spanish. |
 | `Repetition` | 60% of a row's phrases, and at least 60 of them, stood in it before; or one character 200 times. |
 | `Pii` | E-mail addresses; phone numbers that exist in a numbering plan (international, American, or behind a word such as "tel"); card numbers by network and check digit; IBANs; national ids by their check digits. Addresses kept free for examples and well-known test numbers are none. Names are not looked for. |
 | `Secrets` | Keys and tokens by the forms that their makers gave them (AWS, GitHub, GitLab, Slack, Google, OpenAI, Anthropic, Hugging Face, Stripe, npm, PyPI and others), private keys, JSON Web Tokens, passwords in URLs, and random values that are assigned to a name such as `api_key`. Placeholders and their makers' examples are none. |
-| `ToxicTerms` | Insults and slurs of a list of about 400 English words, whole words only. It cannot tell use from mention. |
+| `ToxicTerms` | Insults and slurs of a list of about 420 English words, whole words only. It cannot tell use from mention. |
 | `DemographicImbalance` | English words for groups (women and men, religions, origins, ages): one is met in five times as many rows as another, of at least 100. |
 | `StereotypeAssociation` | Words for a group stand beside a word for a trade or trait at least three times as often as those for the others do, in at least 20 rows, and hardly by chance (G of at least 20). It counts words in rows: what they mean, only reading tells. |
 
