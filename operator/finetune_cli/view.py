@@ -96,7 +96,7 @@ def failure_sentence(job: FineTuneJob) -> str:
     if failure.node:
         place += f" on {failure.node}"
     sentence = f"{job.metadata.name} Failed{place}: {_sentence(failure.message)}"
-    return f"{sentence} {_sentence(failure.remedy)}" if failure.remedy else sentence
+    return f"{sentence} {_sentence(failure.remedy[:1].upper() + failure.remedy[1:])}" if failure.remedy else sentence
 
 
 def headline(job: FineTuneJob) -> str:

@@ -9,7 +9,7 @@ from finetune_api.checks import CHECKS, CheckCode, severity_of
 from finetune_api.data import ChecksSpec
 from finetune_api.findings import ROWS_SHOWN, Finding, RowRef
 
-_EXCERPT = 200
+from finetune_trainer.checks.masking import excerpt
 
 
 @dataclass(slots=True)
@@ -23,7 +23,7 @@ class Noted:
         self.counts[code] = self.counts.get(code, 0) + 1
         rows = self.first.setdefault(code, [])
         if len(rows) < ROWS_SHOWN:
-            rows.append(RowRef(file=file, line=line, text=text and text[:_EXCERPT]))
+            rows.append(RowRef(file=file, line=line, text=text and excerpt(text)))
 
     def findings(self, checks: ChecksSpec, rows: int, *, messages: dict[CheckCode, str] | None = None) -> list[Finding]:
         """`rows` were looked at. `messages`: sentences that know more than the count."""

@@ -22,8 +22,9 @@ from finetune_trainer.prepare.read import Reading
 
 @dataclass(slots=True)
 class Planned:
-    """`spec` has every field decided. `status` is what status.plan will show, once the steps' tokens are counted."""
+    """`spec` has every field decided, `given` not. `status` is what status.plan will show, once the steps' tokens are counted."""
 
+    given: FineTuneJobSpec
     spec: FineTuneJobSpec
     facts: PlanFacts
     decided: dict[str, Any]
@@ -32,7 +33,7 @@ class Planned:
 
     def draw(self, measured: PlanStatus) -> PlanStatus:
         """Fill `status` from what was counted."""
-        self.status = draw(self.spec, self.facts, self.decided, measured)
+        self.status = draw(self.given, self.facts, self.decided, measured)
         return self.status
 
 
@@ -61,4 +62,4 @@ def planned(reading: Reading, counts: dict[str, SplitCounts]) -> Planned:
         max_steps=training.max_steps,
         checkpoint_every_steps=spec.checkpoint.every_steps,
     )
-    return Planned(spec, facts, decided, steps, PlanStatus())
+    return Planned(inputs.config.spec, spec, facts, decided, steps, PlanStatus())

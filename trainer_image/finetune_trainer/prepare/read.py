@@ -11,6 +11,7 @@ from finetune_api.method import Task
 
 from finetune_trainer.data.encode import RowEncoder, default_loss_on
 from finetune_trainer.data.labels import LabelSet
+from finetune_trainer.data.shards import SplitCounts
 from finetune_trainer.prepare.build import BATCH_ROWS, Found, Part
 from finetune_trainer.prepare.examine import Examination
 from finetune_trainer.prepare.files import DataFile
@@ -45,6 +46,8 @@ class Reading:
         self.parts: dict[str, Part] = {}
         self.made: Made | None = None
         self.prover: Prover
+        self.counts: dict[str, SplitCounts] = {}
+        """Of the splits, once the rows are divided."""
         self._report = report
         self._bytes = inputs.bytes or 1
         self._done = 0

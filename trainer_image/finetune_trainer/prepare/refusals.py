@@ -119,17 +119,28 @@ def by_findings(findings: Sequence[Finding]) -> None:
     raise BadInput(f"{sentence(worst)}{more}", code="InvalidData", remedy=f"{worst.remedy}{fix}{limit}")
 
 
+def too_few(data: DataSpec, rows: int, invalid: int) -> Finding | None:
+    """`rows` are left to train on."""
+    least = data.checks.min_examples
+    if rows >= least:
+        return None
+    return Finding(
+        code="TooFewExamples",
+        severity="Error",
+        count=rows,
+        message=f"spec.data.checks.minExamples asks for {least} training examples, but there are {rows}"
+        + (f" ({invalid} rows are invalid)" if invalid else ""),
+        remedy=CHECKS["TooFewExamples"].remedy,
+        refuses=True,
+    )
+
+
 def after_dividing(reading: Reading, counts: dict[str, SplitCounts]) -> None:
     """Raises BadInput when a part has too few rows."""
-    spec, invalid = reading.inputs.config.spec, reading.invalid
-    least, have = spec.data.checks.min_examples, counts["train"].rows
-    if have < least:
-        raise BadInput(
-            f"spec.data.checks.minExamples asks for {least} training examples, but there are {have}"
-            + (f" ({invalid.count} rows are invalid)" if invalid.count else ""),
-            code="InvalidData",
-            remedy="add examples, or lower minExamples",
-        )
+    spec = reading.inputs.config.spec
+    few = too_few(spec.data, counts["train"].rows, reading.invalid.count)
+    if few is not None:
+        raise BadInput(few.message, code="InvalidData", remedy=few.remedy)
     if spec.training.early_stopping is not None and not counts["validation"].rows:
         raise BadInput(
             "spec.training.earlyStopping: there are no validation rows to measure on",

@@ -87,6 +87,7 @@ def _divided(reading: Reading, folder: Path, report: Callable[[int, float], None
     report(rows, READING_PERCENT + 2)
     labels = reading.made.labels if reading.made else None
     counts = divide(reading.parts, reading.inputs.config.spec.data, folder, reading.found, labels)
+    reading.counts = counts
     report(rows, 98.0)
     return counts
 
@@ -98,7 +99,11 @@ def _findings(reading: Reading) -> list[Finding]:
     messages: dict[CheckCode, str] = {
         "TooLong": f"{long:,} rows are longer than {longest:,} tokens, the longest has {found.longest_seen:,}; {what}, {found.lost_tokens:,} tokens in all"
     }
-    return reading.examination.findings(messages)
+    findings = reading.examination.findings(messages)
+    if reading.counts:
+        few = refusals.too_few(reading.inputs.config.spec.data, reading.counts["train"].rows, reading.invalid.count)
+        return [few, *findings] if few else findings
+    return findings
 
 
 def _report(reading: Reading, findings: list[Finding]) -> DataReport:

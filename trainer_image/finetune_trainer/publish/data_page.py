@@ -7,6 +7,7 @@ from collections import Counter
 
 from finetune_api.findings import DataReport
 from finetune_api.status import PlanStatus
+from markupsafe import Markup
 
 from finetune_trainer.proof import html as proof_html
 from finetune_trainer.publish import pages
@@ -23,8 +24,8 @@ def page(title: str, report: DataReport, plan: PlanStatus | None) -> str:
         tone=tone,
         findings=report,
         plan=plan,
-        proof_html=proof_html.fragment(report.proof) if report.proof else "",
-        proof_css=proof_html.CSS,
+        proof_html=Markup(proof_html.fragment(report.proof)) if report.proof else "",
+        proof_css=Markup(proof_html.CSS),
         date=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
     )
 

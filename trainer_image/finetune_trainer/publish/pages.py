@@ -49,8 +49,8 @@ def report(facts: Facts) -> str:
         invalid=facts.invalid[:_INVALID_SHOWN],
         findings=facts.findings,
         plan_status=facts.plan,
-        proof_html=proof_html.fragment(proof) if proof else "",
-        proof_css=proof_html.CSS,
+        proof_html=Markup(proof_html.fragment(proof)) if proof else "",
+        proof_css=Markup(proof_html.CSS),
         settings=_flat(facts.effective),
         digests=_digests(facts),
     )

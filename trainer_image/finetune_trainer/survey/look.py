@@ -132,8 +132,5 @@ def _refusal(invalid: Invalid, rows: int, data: DataSpec, findings: list[Finding
         refusals.by_findings(findings)
     except BadInput as error:
         return error.cause
-    least, have = data.checks.min_examples, rows - invalid.count
-    if have < least:
-        message = f"spec.data.checks.minExamples asks for {least} training examples, but only {have} rows can be used"
-        return Cause(code="InvalidData", message=message, remedy="add examples, or lower minExamples")
-    return None
+    few = refusals.too_few(data, rows - invalid.count, invalid.count)
+    return Cause(code="InvalidData", message=few.message, remedy=few.remedy) if few else None

@@ -1,0 +1,159 @@
+"""prepare as the gate: what is found reaches status, file and page in the same words; what is decided is in the manifest."""
+
+from __future__ import annotations
+
+import html
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from finetune_api.contract import DATA_PAGE, DATA_REPORT
+from finetune_api.effective import resolve
+from finetune_api.findings import DataReport
+from finetune_api.status import DataStatus
+from finetune_trainer import sealed, throughput
+from finetune_trainer.errors import BadInput
+from finetune_trainer.prepare import prepare
+from finetune_trainer.settled import settle
+
+ALL_TRAIN = {"split": {"train": 1.0, "validation": 0.0, "test": 0.0}}
+
+
+def report_of(config: Any) -> DataReport:
+    return DataReport.model_validate_json((config.layout.root / DATA_REPORT).read_bytes())
+
+
+def rows(count: int, **others: str) -> list[dict[str, str]]:
+    return [{"prompt": f"the fox {n} runs", "completion": f"over hill {n}"} | others for n in range(count)]
+
+
+def run(job: Any, lines: list[dict[str, Any]], **groups: Any) -> tuple[Any, list[DataStatus], BadInput | None]:
+    """The config, what was told of refused data, and the refusal."""
+    config, told = job.config(job.write("rows.jsonl", lines), **groups), []
+    try:
+        prepare(config, lambda rows, percent: None, refused=told.append)
+    except BadInput as error:
+        return config, told, error
+    return config, told, None
+
+
+@pytest.mark.parametrize(
+    ("code", "data", "groups", "line", "count", "refuses"),
+    [
+        ("TooLong", [*rows(5), {"prompt": "fox " * 60, "completion": "hill"}], {"maxLength": 40}, 6, 1, False),
+        ("TooLong", [*rows(5), {"prompt": "fox " * 60, "completion": "hill"}], {"maxLength": 40, "checks": {"fail": ["TooLong"]}}, 6, 1, True),
+        ("SpecialTokens", [*rows(3), {"prompt": "the fox", "completion": "runs <|im_end|> on"}, *rows(2)], {}, 4, 1, False),
+        ("TooFewExamples", rows(4), {"checks": {"minExamples": 5}}, 0, 4, True),
+        ("ExactDuplicates", [*rows(3), rows(1)[0]], {"checks": {"exactDuplicates": 0.1}}, 4, 1, True),
+    ],
+)  # fmt: skip
+def test_what_only_prepare_sees_is_found_on_its_line(
+    job: Any, code: str, data: Any, groups: Any, line: int, count: int, refuses: bool
+) -> None:
+    config, told, refusal = run(job, data, data={**ALL_TRAIN, **groups})
+    finding = next(finding for finding in report_of(config).findings if finding.code == code)
+    assert (finding.count, finding.refuses) == (count, refuses)
+    assert finding.where == (f"pvc://datasets/rows.jsonl:{line}" if line else None)
+    assert (refusal is not None) is refuses
+    if refusal is not None:
+        assert refusal.cause.code == "InvalidData"
+        assert [found.code for found in told[0].findings or []].count(code) == 1
+    clean, _, none = run(job, rows(6), data=ALL_TRAIN)
+    assert none is None
+    assert code not in {finding.code for finding in report_of(clean).findings}
+
+
+def test_a_refusal_is_one_sentence_everywhere(job: Any) -> None:
+    data = rows(6)
+    del data[3]["completion"]
+    config, told, refusal = run(job, data)
+    assert refusal is not None
+    sentence = refusal.cause.message
+    assert sentence.startswith("pvc://datasets/rows.jsonl:4: ")
+    found = report_of(config)
+    assert (found.refused, found.refused_code, found.rows, found.valid_rows) == (sentence, "InvalidData", 6, 5)
+    assert sentence in html.unescape((config.layout.root / DATA_PAGE).read_text())
+    assert (told[0].rows, told[0].invalid_rows) == (6, 1)
+    assert told[0].findings is not None
+    assert (told[0].findings[0].code, told[0].findings[0].where) == ("MissingField", "pvc://datasets/rows.jsonl:4")
+    assert not config.layout.prepared.exists()
+
+
+def test_secrets_are_in_no_file_that_prepare_leaves_for_people(job: Any) -> None:
+    secret, address = "AKIAQYLPMN5HHFKTR2QZ", "jane.doe@corp-mail.com"
+    data = [*rows(5), {"prompt": "the fox", "completion": f"key {secret} and {address}"}]
+    config, _, refusal = run(job, data, data=ALL_TRAIN)
+    assert refusal is None
+    codes = {finding.code for finding in report_of(config).findings}
+    assert {"Secrets", "Pii"} <= codes
+    for name in (DATA_REPORT, DATA_PAGE):
+        text = (config.layout.root / name).read_text()
+        assert secret not in text
+        assert address not in text
+    config, _, _ = run(job, data, data={**ALL_TRAIN, "fixes": ["RedactSecrets", "RedactPii"]}, workspace={"uri": "pvc://scratch/other"})  # fmt: skip
+    found = report_of(config)
+    assert [record.rows for record in found.fixes] == [1, 1]
+    assert found.fixed_files[0].original == "pvc://datasets/rows.jsonl"
+    (mended,) = config.layout.root.glob("mended/*.fixed.jsonl")
+    assert secret not in mended.read_text()
+    assert address not in mended.read_text()
+
+
+def test_a_mended_file_is_told_by_the_lines_of_the_original(job: Any) -> None:
+    data: list[dict[str, Any]] = [rows(1)[0], *rows(2), {"prompt": 7, "completion": "x"}]
+    config, _, refusal = run(job, data, data={**ALL_TRAIN, "fixes": ["DropDuplicates", "DropInvalid"]})
+    assert refusal is None
+    found = report_of(config)
+    assert [(record.fix, record.rows) for record in found.fixes] == [("DropDuplicates", 1), ("DropInvalid", 1)]
+    listed = [json.loads(line) for line in (config.layout.prepared / "invalid.jsonl").read_text().splitlines()]
+    assert [(row["file"], row["line"]) for row in listed] == [("pvc://datasets/rows.jsonl", 4)]
+
+
+def test_rare_labels_are_learnt_from_more_often_and_never_measured_on_twice(job: Any) -> None:
+    data = [{"text": f"the fox {n} runs", "label": "rare" if n % 5 == 0 else "often"} for n in range(60)]
+    _, _, plain = job.prepare(job.write("rows.jsonl", data), model={"uri": "pvc://models/base", "task": "sequence-classification"})  # fmt: skip
+    done, _, shards = job.prepare(
+        job.write("rows.jsonl", data),
+        model={"uri": "pvc://models/base", "task": "sequence-classification"},
+        data={"fixes": ["Rebalance"]},
+        workspace={"uri": "pvc://scratch/other"},
+    )
+    counts = shards.train.label_counts()
+    assert counts[0] == counts[1]
+    assert (shards.validation.rows, shards.test.rows) == (plain.validation.rows, plain.test.rows)
+    assert done.train_rows == sum(counts)
+
+
+def test_what_is_decided_lies_in_the_manifest_and_reaches_every_later_stage(job: Any) -> None:
+    config = job.config(job.write("rows.jsonl", rows(40)))
+    config.spec = resolve(config.spec.model_copy(update={"training": type(config.spec.training)()}))
+    done = prepare(config, lambda rows, percent: None)
+    assert done.facts.data.rows == done.data.train_rows
+    assert done.facts.model.parameters > 0
+    assert {"learningRate", "globalBatchSize", "epochs"} <= done.decided["training"].keys()
+    manifest = sealed.read_manifest(config.layout.prepared)
+    assert manifest is not None
+    assert manifest["decided"] == done.decided
+    later = config.model_copy(update={"stage": "train"})
+    assert settle(later).spec.training.learning_rate == done.decided["training"]["learningRate"]
+    assert done.plan.steps == manifest["resolved"]["steps"]
+    assert "training.learningRate" in (config.layout.root / DATA_PAGE).read_text()
+
+
+def test_an_earlier_training_of_the_kind_is_remembered(job: Any, tmp_path: Path) -> None:
+    config = job.config(job.write("rows.jsonl", rows(40)))
+    done = prepare(config, lambda rows, percent: None)
+    spec = resolve(config.spec, decided=done.decided)
+    whole = config.model_copy(update={"spec": spec})
+    assert done.facts.measured is None
+    measured = throughput.Measured(tokens_per_second=100, startup_seconds=8, evaluation_seconds=2)
+    throughput.remember(whole, done.facts, measured)
+    throughput.remember(whole, done.facts, measured.model_copy(update={"tokens_per_second": 200}))
+    known = throughput.known(whole, done.facts)
+    assert known is not None
+    assert (known.tokens_per_second, known.runs) == (150, 2)
+    other = whole.model_copy(update={"spec": spec.model_copy(update={"method": spec.method.model_copy(update={"type": "full", "lora": None})})})  # fmt: skip
+    assert throughput.known(other, done.facts) is None
+    again = config.model_copy(update={"job": config.job.model_copy(update={"run": "other"})})
+    assert prepare(again, lambda rows, percent: None).facts.measured == known
