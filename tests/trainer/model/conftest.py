@@ -11,6 +11,7 @@ import torch
 import transformers
 from finetune_api.effective import resolve
 from finetune_api.spec import FineTuneJobSpec
+from finetune_trainer.model import quantized
 from finetune_trainer.model.adapt import adapt
 from finetune_trainer.model.load import auto_class, load
 from finetune_trainer.model.purpose import Purpose
@@ -157,14 +158,17 @@ def logits(net: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def plain(base: Path, result: Path, purpose: Purpose, **how: Any) -> Any:
-    """What somebody else gets from the result, with peft and transformers alone."""
+    """What somebody else gets from the result, with peft and transformers alone; on any CPU, see quantized.keep_as_stored."""
     from peft import PeftModel
 
     auto = auto_class(purpose.task)
     labels = {"num_labels": len(purpose.labels)} if purpose.labels else {}
     if (result / "adapter_config.json").is_file():
-        return PeftModel.from_pretrained(auto.from_pretrained(base, **labels, **how), result)
-    return auto.from_pretrained(result, **how)
+        net = PeftModel.from_pretrained(auto.from_pretrained(base, **labels, **how), result)
+    else:
+        net = auto.from_pretrained(result, **how)
+    quantized.keep_as_stored(net)
+    return net
 
 
 def saved(net: nn.Module, spec: FineTuneJobSpec, folder: Path) -> Path:

@@ -84,6 +84,7 @@ def load(
     missing = check_report(model, report, uri, purpose)
     head = tuple(heads.modules(model, missing)) if purpose.classifies else ()
     model.requires_grad_(False)
+    quantized.keep_as_stored(model)
     if spec.method.type == "qlora":
         quantized.tell_what_is_left(model)
     model.finetune_loaded = Loaded(folder, purpose, written_in(folder), head)

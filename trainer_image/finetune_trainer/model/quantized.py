@@ -50,6 +50,15 @@ def left_whole(
     return sorted({*own, *trained})
 
 
+def keep_as_stored(model: nn.Module) -> None:
+    """On CPUs with AVX512-BF16, bitsandbytes (0.50) lays 4-bit weights out anew, in place, at the first forward pass that needs no
+    gradient, and computes in bf16 from then on: training could not go on from there, layers whose outputs are no multiple
+    of 32 raise an AssertionError, and results would differ from machine to machine. So it is told that the CPU has none."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
 def tell_what_is_left(model: nn.Module) -> None:
     """Say so when most of a model could not be quantised, such as a mixture's fused experts."""
     whole = sum(p.numel() for p in model.parameters() if p.is_floating_point())
