@@ -76,12 +76,13 @@ def tightest(draft: Draft) -> Limit | None:
 
 
 def exhausted(draft: Draft) -> str | None:
-    """One sentence when a training may spend no more. Asks for a look when it will be so."""
+    """One sentence when a training may spend no more."""
     limit = tightest(draft)
-    if limit is None:
-        return None
-    if limit.left <= 0:
-        return limit.sentence
-    if running_since(draft.before) is not None:
+    return limit.sentence if limit is not None and limit.left <= 0 else None
+
+
+def look_when_spent(draft: Draft) -> None:
+    """Every pod runs, from this very look on or since long: look when that has used up what is left."""
+    limit = tightest(draft)
+    if limit is not None:
         draft.look_again(limit.left)
-    return None

@@ -7,6 +7,7 @@ has no plan yet has none of the three: waiting for it would be waiting for ever.
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from finetune_api.checks import CHECKS
@@ -101,11 +102,9 @@ def _accepted(draft: Draft) -> Said:
         return "False", Code.OVER_BUDGET, status.failure.message
     if situation is not None and situation.reason == Reason.AWAITING_APPROVAL:
         return "False", Reason.AWAITING_APPROVAL, situation.message
-    how = (
-        "Approved"
-        if draft.wanted.budget.approval == "Manual" and situation and situation.reason != Reason.PLANNED
-        else "Automatic"
-    )
+    if latest(draft.attempts, "train") is None and (missing := gate.unapproved(draft)) is not None:
+        return "False", Reason.AWAITING_APPROVAL, missing  # suspended before it, or only planned
+    how = "Approved" if draft.wanted.budget.approval == "Manual" else "Automatic"
     return "True", how, gate.headline(status.plan) if status.plan is not None else "The plan is accepted"
 
 
@@ -142,7 +141,7 @@ def _tell_problem(draft: Draft, situation: Situation) -> None:
     """One Warning when a problem appears; its end is told by what happens next."""
     if situation.problem and (draft.before.reason, draft.before.message) != (situation.reason, draft.status.message):
         draft.say("Warning", Reason(situation.reason), "Wait", situation.message)
-    if situation.suspended and draft.before.phase not in ("Suspended", None):
+    if situation.suspended and not situation.problem and draft.before.phase not in ("Suspended", None):
         draft.say("Normal", Reason.SUSPENDED, "Suspend", situation.message)
     if draft.before.phase == "Suspended" and not situation.suspended and situation.phase not in ("Completed", "Failed"):
         draft.say("Normal", Reason.RESUMED, "Resume", "The job goes on")
@@ -155,6 +154,7 @@ def _count_seconds(draft: Draft) -> None:
     if since is None or running_since(status) is not None:
         return
     seconds = max(0.0, draft.now - since)
-    status.train_seconds = (status.train_seconds or 0) + int(seconds)
+    # Upwards: a budget that was seen to be spent must be so in the book too, or the pods would start again for the rest.
+    status.train_seconds = (status.train_seconds or 0) + math.ceil(seconds)
     if before.gpus:
-        status.gpu_seconds = (status.gpu_seconds or 0) + int(before.gpus * seconds)
+        status.gpu_seconds = (status.gpu_seconds or 0) + math.ceil(before.gpus * seconds)

@@ -105,7 +105,8 @@ def _suspend(
     *,
     spent: str | None = None,
 ) -> None:
-    """`spent`: why the budget allows no more, where that and not the user is the cause. The pods are told to stop; they save a checkpoint and end with 5. A Job that somebody else queues is given back whole."""
+    """`spent`: why the budget allows no more, where that and not the user is the cause. The pods are told to stop; they save a
+    checkpoint and end with 5. A Job that somebody else queues is given back whole."""
     live = [pod for pod in pods if not pod.over]
     if job.managed_elsewhere:
         why = "its budget is spent" if spent else "the job is suspended"
@@ -170,6 +171,8 @@ def _run(draft: Draft, stage: Stage, entry: AttemptStatus, job: JobView, pods: S
     phase, reason = RUNNING[stage]
     if len(running) >= wanted:
         draft.situation = Situation(phase, reason, _running_message(draft, stage), running=True)
+        if stage == "train":
+            budget.look_when_spent(draft)
         return
     begin.ensure(draft, stage, entry)
     if draft.situation is not None:

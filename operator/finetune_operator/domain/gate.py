@@ -28,6 +28,9 @@ def hold(draft: Draft) -> None:
         policy(draft)
         if draft.situation is not None:
             return
+    # PlanAccepted stands in the status before anything that a GPU is asked with exists.
+    accepted = any(c.type == "PlanAccepted" and c.status == "True" for c in draft.before.conditions or [])
+    draft.status_first = draft.status_first or not accepted
 
 
 def make_plan(draft: Draft) -> None:
@@ -93,19 +96,35 @@ def end_with_the_plan(draft: Draft) -> None:
 
 
 def wait_for_approval(draft: Draft) -> None:
-    budget, plan = draft.wanted.budget, draft.status.plan
-    if budget.approval != "Manual" or plan is None or plan.digest is None or budget.approved_plan == plan.digest:
+    message = unapproved(draft)
+    if message is None:
         return
-    other = ""
-    if budget.approved_plan is not None:
-        other = f"spec.budget.approvedPlan {budget.approved_plan} names another plan than this one. "
-    message = (
-        f"{other}The plan waits for approval: {headline(plan)}. "
-        f"Approve it with `ftj approve {draft.metadata.name} -n {draft.metadata.namespace}`, or set spec.budget.approvedPlan: {plan.digest}"
-    )
     draft.situation = Situation("AwaitingApproval", Reason.AWAITING_APPROVAL, message)
     if draft.before.reason != Reason.AWAITING_APPROVAL or draft.before.message != message:
         draft.say("Normal", Reason.AWAITING_APPROVAL, "Wait", message)
+
+
+def unapproved(draft: Draft) -> str | None:
+    """What is to be done so that the plan is approved; None when nothing is."""
+    budget, plan = draft.wanted.budget, draft.status.plan
+    if budget.approval != "Manual":
+        return None
+    if (
+        draft.status.facts is None or plan is None or plan.digest is None
+    ):  # nothing that could be approved, so nothing is
+        return (
+            "spec.budget.approval: Manual needs a plan, and the trainer image told none. "
+            "Use the operator's own trainer image and set a new spec.runToken, or set spec.budget.approval: Automatic"
+        )
+    if budget.approved_plan == plan.digest:
+        return None
+    other = ""
+    if budget.approved_plan is not None:
+        other = f"spec.budget.approvedPlan {budget.approved_plan} names another plan than this one. "
+    return (
+        f"{other}The plan waits for approval: {headline(plan)}. "
+        f"Approve it with `ftj approve {draft.metadata.name} -n {draft.metadata.namespace}`, or set spec.budget.approvedPlan: {plan.digest}"
+    )
 
 
 def headline(plan: PlanStatus | None) -> str:
