@@ -10,6 +10,9 @@ from finetune_api.status import FineTuneJobStatus
 from finetune_operator.domain.draft import Draft
 from finetune_operator.domain.times import seconds_of
 
+_NOTHING_S = 1e-3
+"""Less than this is nothing: a clock of floats may wake us a little early."""
+
 
 @dataclass(frozen=True, slots=True)
 class Spent:
@@ -78,7 +81,7 @@ def tightest(draft: Draft) -> Limit | None:
 def exhausted(draft: Draft) -> str | None:
     """One sentence when a training may spend no more."""
     limit = tightest(draft)
-    return limit.sentence if limit is not None and limit.left <= 0 else None
+    return limit.sentence if limit is not None and limit.left < _NOTHING_S else None
 
 
 def look_when_spent(draft: Draft) -> None:

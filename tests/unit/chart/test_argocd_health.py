@@ -49,6 +49,34 @@ def test_health(given: dict[str, Any] | None, expected: str) -> None:
     assert health(given)[0] == expected
 
 
+WAITING = {"type": "PlanAccepted", "status": "False", "reason": "AwaitingApproval", "message": "approve it"}
+
+
+@pytest.mark.parametrize(
+    ("conditions", "expected"),
+    [
+        pytest.param(
+            [("Ready", "False"), ("Reconciling", "True")], ("Suspended", "approve it"), id="waits for approval"
+        ),
+        pytest.param([("Ready", "True"), ("Complete", "True")], ("Healthy", "about Complete"), id="planned"),
+        pytest.param([("Suspended", "True")], ("Suspended", "about Suspended"), id="suspended before it"),
+        pytest.param(
+            [("Suspended", "True"), ("Stalled", "True")], ("Degraded", "about Stalled"), id="its budget is spent"
+        ),
+    ],
+)
+def test_a_plan_that_waits_for_approval(conditions: list[tuple[str, str]], expected: tuple[str, str]) -> None:
+    given = status(*conditions)
+    given["conditions"].append(WAITING)
+    assert health(given) == expected
+
+
+def test_a_plan_beyond_its_budget_waits_for_nobody() -> None:
+    given = status(("Failed", "True"), ("Stalled", "True"), ("Ready", "False"))
+    given["conditions"].append(WAITING | {"reason": "OverBudget"})
+    assert health(given)[0] == "Degraded"
+
+
 def test_the_message_is_the_conditions() -> None:
     assert health(status(("Failed", "True"), ("Stalled", "True"))) == ("Degraded", "about Failed")
     waiting = status(("Ready", "False"), phase="Pending", message="The image x cannot be pulled")

@@ -48,6 +48,20 @@ def last_words(stage: str, outcome: str = "succeeded", exit_code: int = 0, time:
     return json.dumps({"contract": 1, "stage": stage, "outcome": outcome, "exitCode": exit_code, "time": time, **more})
 
 
+FACTS: dict[str, Any] = {
+    "model": {"modelType": "llama", "hiddenSize": 128, "layers": 2, "heads": 4, "kvHeads": 4, "headDim": 32,
+              "intermediateSize": 512, "vocabSize": 512, "parameters": 700_000},
+    "data": {"rows": 800, "tokens": 80_000, "trainedTokens": 40_000, "longest": 200, "lengths": [[100, 400], [200, 400]]},
+}  # fmt: skip
+PREPARED: dict[str, Any] = {
+    "data": {"rows": 800, "trainRows": 800},
+    "plan": {"steps": 150},
+    "facts": FACTS,
+    "decided": {"training": {"learningRate": 2e-4, "epochs": 3}},
+}
+"""What prepare's last word holds for a plan."""
+
+
 @dataclass
 class World:
     """`body` is the FineTuneJob as the API server holds it."""
@@ -235,6 +249,11 @@ def make_world() -> Any:
         return World(manifest(**spec))
 
     return make
+
+
+@pytest.fixture
+def prepared() -> dict[str, Any]:
+    return copy.deepcopy(PREPARED)
 
 
 @pytest.fixture

@@ -19,6 +19,8 @@ class Story:
 
     def __init__(self, world: Any, words: Any, nodes: int) -> None:
         self.world, self.words, self.nodes = world, words, nodes
+        self.budgeted: dict[str, Any] = {}
+        """What prepare tells, of a story of budgets and approvals."""
         self.ended: dict[str, Any] | None = None
         self.done: dict[str, str] = {}
 
@@ -64,7 +66,9 @@ class Story:
         self.world.step()
         for index in range(self.nodes if job.stage == "train" else 1):
             outcome = {0: "succeeded", 5: "stopped"}.get(code, "failed")
-            self._on(job, index, **self.world.ended(code, self.words(job.stage, outcome, code, time=self.world.now)))
+            told = self.budgeted if job.stage == "prepare" and code == 0 else {}
+            text = self.words(job.stage, outcome, code, time=self.world.now, **told)
+            self._on(job, index, **self.world.ended(code, text))
         self.job_controller(0)
 
     def pod_is_deleted(self, number: int) -> None:
@@ -115,6 +119,17 @@ class Story:
     def user_asks_for_another_run(self, number: int) -> None:
         self.world.edit(runToken=f"t{number % 3}")
 
+    def user_changes_the_budget(self, number: int) -> None:
+        """Of a story that has one: tight, wide, or with an approval of the plan that stands."""
+        if self.budgeted:
+            digest = self.world.status.get("plan", {}).get("digest") if number % 3 else "sha256:other"
+            limit = {"maxDuration": ("1s", "2m", "9h", "9h")[number % 4]}
+            self.world.edit(budget={"approval": "Manual", "approvedPlan": digest} | limit)
+
+    def user_changes_the_mode(self, number: int) -> None:
+        if self.budgeted:
+            self.world.edit(mode=("Plan", "Run", "Run")[number % 3])
+
     # What always holds.
 
     def check(self) -> None:
@@ -138,7 +153,8 @@ class Story:
         self._one_gang_at_a_time(status)
 
     def _terminal_is_terminal(self, status: dict[str, Any]) -> None:
-        if self.ended is not None and self.ended["run"] == status["run"]:
+        planned = self.ended is not None and self.ended["reason"] == "Planned"
+        if self.ended is not None and self.ended["run"] == status["run"] and not planned:
             assert status["phase"] == self.ended["phase"]
             assert status.get("attempts") == self.ended.get("attempts")
         self.ended = copy.deepcopy(status) if status["phase"] in ("Completed", "Failed") else None
@@ -201,6 +217,40 @@ def test_whatever_happens(make_world: Any, words: Any, story: list[tuple[str, in
     drawn = world.plan()
     assert (drawn.create, drawn.patch, drawn.delete) == ((), (), ())
     assert drawn.status is None or drawn.status.wire() == world.status
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(story=STORIES)
+def test_nothing_is_asked_of_a_gpu_before_the_plan_is_accepted(
+    make_world: Any, words: Any, prepared: Any, story: list[tuple[str, int]]
+) -> None:
+    """And a budget that is spent is no failure, and no second is counted twice."""
+    world = make_world(retry={"infra": 3}, budget={"approval": "Manual", "maxDuration": "9h"})
+    told = Story(world, words, 1)
+    told.budgeted = prepared
+    create, accepted = world._create, set()
+
+    def created(body: dict[str, Any]) -> None:
+        labels = body["metadata"].get("labels", {})
+        if labels.get("finetune.dev/stage") == "train":
+            assert labels["finetune.dev/run"] in accepted, "an object of a training that nobody accepted"
+        create(body)
+
+    world._create = created
+    began = world.now
+    for what, number in story:
+        if world.status.get("run") != (told.ended or world.status).get("run"):
+            began = world.now
+        told.happen(what, number)
+        status = world.status
+        if world.condition("PlanAccepted") == "True":
+            accepted.add(status["run"])
+            spec = world.body["spec"]
+            if status["phase"] in ("Queued", "Training") and "plan" in status:
+                assert status["plan"]["digest"].startswith("sha256:"), spec
+        if status.get("reason") == "BudgetExhausted":
+            assert "failure" not in status
+        assert status.get("trainSeconds", 0) <= world.now - began + len(status.get("attempts", [])) + len(story)
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -1,0 +1,92 @@
+"""Plans, budgets and approvals on a real API server."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.control]
+
+FACTS = {
+    "model": {"modelType": "llama", "hiddenSize": 128, "layers": 2, "heads": 4, "kvHeads": 4, "headDim": 32,
+              "intermediateSize": 512, "vocabSize": 512, "parameters": 700_000},
+    "data": {"rows": 80, "tokens": 4000, "trainedTokens": 2000, "longest": 100, "lengths": [[100, 80]]},
+}  # fmt: skip
+
+
+@pytest.fixture
+def planned(kubelet: Any, acts: Any) -> Any:
+    """Pods whose prepare tells facts. Called with True, trainings run until they are stopped."""
+
+    def script(hold: bool = False) -> None:
+        def play(pod: Any) -> Any:
+            stage = pod["metadata"]["labels"]["finetune.dev/stage"]
+            if stage != "prepare":
+                return (acts.hold_training if hold else acts.succeed)(pod)
+            return acts.Act(0, acts.said("prepare", data={"rows": 80}, plan={"steps": 15}, facts=FACTS, decided={}))
+
+        kubelet.script = play
+
+    script()
+    return script
+
+
+@pytest.mark.usefixtures("operator")
+def test_over_budget_is_one_sentence_everywhere(jobs: Any, kubelet: Any, planned: Any) -> None:
+    jobs.create(budget={"maxDuration": "1s"})
+    status = jobs.wait("Failed")
+    sentence = status["failure"]["message"]
+    assert sentence.startswith("spec.budget.maxDuration: ")
+    assert status["message"].startswith(sentence)
+    jobs.until("the event", lambda: [e for e in jobs.events() if e["reason"] == "Failed"])
+    assert [sentence in e["note"] for e in jobs.events() if e["reason"] == "Failed"] == [True]
+    assert jobs.condition("PlanAccepted")["status"] == "False"
+    assert not kubelet.of("train")
+    assert len(jobs.children()) == 1
+
+
+def test_approval_outlives_the_operator(jobs: Any, api: Any, namespace: str, planned: Any, start_operator: Any) -> None:
+    first = start_operator(api.kubeconfig, FINETUNE_NAMESPACES=namespace)
+    jobs.create(budget={"approval": "Manual"})
+    digest = jobs.wait("AwaitingApproval")["plan"]["digest"]
+    version = jobs.get()["metadata"]["resourceVersion"]
+    assert first.terminate() == 0
+    second = start_operator(api.kubeconfig, FINETUNE_NAMESPACES=namespace)
+    jobs.patch(budget={"approvedPlan": "sha256:other"})
+    jobs.until("it is told", lambda: "sha256:other names another plan" in jobs.status()["message"])
+    assert jobs.get()["metadata"]["resourceVersion"] != version
+    assert len(jobs.children()) == 1
+    jobs.patch(budget={"approvedPlan": digest})
+    jobs.wait("Completed")
+    assert jobs.condition("PlanAccepted")["reason"] == "Approved"
+    assert second.terminate() == 0
+
+
+@pytest.mark.usefixtures("operator")
+def test_a_spent_budget_stops_and_a_raised_one_goes_on(jobs: Any, kubelet: Any, planned: Any) -> None:
+    planned(hold=True)
+    jobs.create()
+    jobs.wait("Training")
+    jobs.patch(budget={"maxDuration": "2s"})
+    status = jobs.wait("Suspended")
+    assert (status["reason"], status["lastCheckpoint"]["step"]) == ("BudgetExhausted", 7)
+    assert jobs.condition("Stalled")["status"] == "True"
+    assert "failure" not in status
+    planned()
+    jobs.patch(budget={"maxDuration": "1h"})
+    status = jobs.wait("Completed")
+    assert [a["number"] for a in status["attempts"]] == [1, 1, 1], "the same Job went on"
+    assert status["trainSeconds"] >= 2
+
+
+@pytest.mark.usefixtures("operator")
+def test_a_plan_then_its_training(jobs: Any, kubelet: Any, planned: Any) -> None:
+    jobs.create(mode="Plan")
+    status = jobs.wait("Completed")
+    assert status["reason"] == "Planned"
+    assert not kubelet.of("train")
+    jobs.patch(mode="Run")
+    jobs.until("it is trained", lambda: jobs.status()["reason"] == "Completed")
+    assert len(kubelet.of("prepare")) == 1
+    assert jobs.status()["run"] == status["run"]
