@@ -1,6 +1,7 @@
-"""The chart's `trainer.defaults` is checked as `spec.pods.common` is: the schema of one is written from the other.
+"""The chart's `trainer.defaults` is checked as `spec.pods.common` is, with what else `PlatformDefaults` has beside it: the
+schema of one is written from the others.
 
-`python -m finetune_api.valuesgen` rewrites `definitions.podSettings` in the chart's values.schema.json; `--check` fails
+`python -m finetune_api.valuesgen` rewrites `definitions.platformDefaults` in the chart's values.schema.json; `--check` fails
 when it differs. Everything else in that file is written by hand.
 """
 
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.crdgen import structural
+from finetune_api.effective import PlatformDefaults
 from finetune_api.pods import PodSettings
 
 
@@ -35,7 +37,9 @@ def json_schema(node: Any) -> Any:
 def text(current: str) -> str:
     """The schema file with the generated definition in its place."""
     schema = json.loads(current)
-    schema["definitions"]["podSettings"] = json_schema(structural(PodSettings))
+    pods, beside = json_schema(structural(PodSettings)), json_schema(structural(PlatformDefaults))
+    pods["properties"] |= {name: node for name, node in beside["properties"].items() if name != "pods"}
+    schema["definitions"]["platformDefaults"] = pods
     return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
 
 

@@ -81,5 +81,6 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{/* trainer.image and trainer.defaults as one JSON object; what stands in trainer.defaults wins. */}}
 {{- define "finetune.defaults" -}}
 {{- $pods := dict "image" (include "finetune.image" (list . .Values.trainer.image)) "imagePullPolicy" .Values.trainer.image.pullPolicy -}}
-{{- dict "pods" (merge (deepCopy .Values.trainer.defaults) $pods) | toJson -}}
+{{- $defaults := .Values.trainer.defaults -}}
+{{- merge (dict "pods" (merge (deepCopy (omit $defaults "gpuHourPrice" "gpuType")) $pods)) (pick $defaults "gpuHourPrice" "gpuType") | toJson -}}
 {{- end -}}
