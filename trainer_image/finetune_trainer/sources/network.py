@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import ssl
 import tempfile
@@ -56,6 +57,7 @@ def _together(bundle: str) -> str:
         usual.append(Path(own))
     with tempfile.NamedTemporaryFile("w", prefix="authorities-", suffix=".pem", delete=False) as file:
         file.write("\n".join([*(path.read_text(errors="replace") for path in usual), bundle]))
+    atexit.register(Path(file.name).unlink, missing_ok=True)
     return file.name
 
 
