@@ -46,10 +46,13 @@ class ComputeSpec(ApiModel, Ruled):
             lambda self: self.device != "cuda" or self.gpus_per_node != 0,
         ),
         Rule(
-            "!has(self.processesPerNode) || !has(self.gpusPerNode) || self.gpusPerNode == 0 || self.processesPerNode <= self.gpusPerNode",
+            "!has(self.processesPerNode) || (has(self.device) && self.device == 'cpu') || (has(self.gpusPerNode) ? self.gpusPerNode == 0 || self.processesPerNode <= self.gpusPerNode : self.processesPerNode == 1)",
             "compute.processesPerNode cannot be more than compute.gpusPerNode: each process needs a GPU of its own",
             lambda self: (
-                not self.processes_per_node or not self.gpus_per_node or self.processes_per_node <= self.gpus_per_node
+                not self.processes_per_node
+                or self.device == "cpu"
+                or self.gpus_per_node == 0
+                or self.processes_per_node <= (self.gpus_per_node or 1)
             ),
         ),
     )

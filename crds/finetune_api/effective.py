@@ -48,6 +48,18 @@ def overlay(spec: FineTuneJobSpec, decided: dict[str, Any]) -> FineTuneJobSpec:
     return FineTuneJobSpec.model_validate(_under(spec.wire(), decided))
 
 
+def holding(spec: FineTuneJobSpec, decided: dict[str, Any]) -> dict[str, Any]:
+    """What of `decided` still goes with `spec`: compute may have changed since, and what was decided of it then gives way."""
+    if "compute" not in decided:
+        return decided
+    try:
+        laid = overlay(spec, decided)
+        held = not any(refused(laid.model_copy(update={"compute": compute(laid.compute)})))
+    except ValueError:
+        held = False
+    return decided if held else {name: value for name, value in decided.items() if name != "compute"}
+
+
 def _under(above: dict[str, Any], below: dict[str, Any]) -> dict[str, Any]:
     merged = dict(above)
     for name, value in below.items():
@@ -66,7 +78,7 @@ def resolve(
     With `decided` (an empty one too) the spec is whole: what is in neither gets a usual value. Without it the fields that
     model and data decide stay absent. Pure; resolving twice changes nothing.
     """
-    given, spec = spec, overlay(spec, decided or {})
+    spec = overlay(spec, holding(spec, decided or {}))
     # Copied as far as it changes: a whole deep copy costs more than everything else that the operator does in a look.
     out = spec.model_copy(
         update={
@@ -92,8 +104,6 @@ def resolve(
         with_usual = out.model_copy(update={"compute": out.compute.model_copy(update={"strategy": _strategy(out)})})
         if decided is not None or any(refused(with_usual)):  # what no strategy can do is best said at once
             out.compute.strategy = with_usual.compute.strategy
-    elif out.compute.strategy != given.compute.strategy and any(refused(out)):  # compute has changed since
-        out.compute.strategy = _strategy(out)
     return out
 
 

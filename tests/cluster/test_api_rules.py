@@ -137,6 +137,8 @@ SAME_VERDICT: list[tuple[dict[str, Any], str | None]] = [
     ({"spec.compute": {"device": "cuda", "gpusPerNode": 0}}, "device: cpu"),
     ({"spec.compute": {"gpusPerNode": 2, "processesPerNode": 3}}, "compute.processesPerNode"),
     ({"spec.compute": {"gpusPerNode": 0, "processesPerNode": 3}}, None),
+    ({"spec.compute": {"processesPerNode": 3}}, "compute.processesPerNode"),
+    ({"spec.compute": {"device": "cpu", "processesPerNode": 3}}, None),
     ({"spec.compute": {"nodes": 0}}, "nodes"),
     ({"spec.compute": {"gpuResource": "gpu"}}, "gpuResource"),
     ({"spec.compute": {"strategy": "zero9"}}, "strategy"),

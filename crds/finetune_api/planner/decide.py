@@ -23,6 +23,11 @@ from finetune_api.status import ChoiceStatus
 Choice = ChoiceStatus
 """A field by its path below spec, what it became, and why."""
 
+FIELDS = (
+    "method.lora.rank", "training.globalBatchSize", "training.epochs", "training.learningRate", "training.warmupRatio",
+    "training.activationCheckpointing", "compute.strategy", "checkpoint.everySteps",
+)  # fmt: skip
+"""Everything that model and data decide, by its path below spec."""
 _SAVE_SECONDS = 900
 """Training that may be lost at the most."""
 _MOST_STEPS_UNSAVED = 500

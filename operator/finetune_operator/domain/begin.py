@@ -34,13 +34,14 @@ def spent(draft: Draft, sentence: str) -> None:
     """The budget is used up, and no pod runs any more."""
     kept = draft.status.last_checkpoint
     checkpoint = f"The checkpoint of step {kept.step} is kept" if kept is not None else "There is no checkpoint yet"
-    field = sentence.partition(":")[0]
-    message = f"{sentence}. {checkpoint}; raise {field} and the job goes on from there"
+    message = f"{sentence}. {checkpoint}; once spec.budget allows more, the job goes on from there"
     draft.situation = Situation("Suspended", Reason.BUDGET_EXHAUSTED, message, problem=True, suspended=True)
 
 
 def enter(draft: Draft, stage: Stage, last: AttemptStatus | None) -> None:
     """Write the next attempt into the book, unless it is too early or the job is suspended."""
+    if stage == "train":
+        gate.make_plan(draft)  # of a suspended job too: whoever changes compute meanwhile wants to see what comes of it
     if draft.wanted.suspend:
         suspended(draft, stage, f"Suspended before stage {stage}")
         return
@@ -65,8 +66,6 @@ def enter(draft: Draft, stage: Stage, last: AttemptStatus | None) -> None:
     name = child_name(draft.metadata.name, draft.run, stage, number)
     draft.attempts.append(AttemptStatus(stage=stage, number=number, job=name))
     draft.status.attempts = trimmed(draft.attempts)
-    if stage == "train":
-        draft.status.gpus = draft.spec.compute.nodes * (draft.spec.compute.gpus_per_node or 0)
     draft.say("Normal", Reason.STAGE_STARTED, "Start", f"Stage {stage} begins: Job {name}")
 
 
@@ -74,19 +73,21 @@ def create(draft: Draft, stage: Stage, entry: AttemptStatus) -> None:
     """Ask for the attempt's objects. What was refused before is asked for again, and told."""
     waiting = f"Waiting for the pods of stage {stage} to start"
     draft.situation = Situation(PHASES[stage], Reason.STARTING, waiting)
+    if stage == "train":
+        draft.status.gpus = draft.spec.compute.nodes * (draft.spec.compute.gpus_per_node or 0)
     if any(job.alive for job in draft.seen.jobs.values()):
         # Given up, and deleted in this look: two gangs of one job never stand side by side, whatever crashes in between.
         draft.look_again(_GONE_LOOK_AGAIN_S)
         return
     if not _told_refusal(draft, stage, entry):
+        ensure(draft, stage, entry, again=True)  # the settings may have changed since a refusal
         draft.create.append(
             build_job(draft.metadata, draft.spec, draft.run, stage, entry.number, previous=_previous(draft, entry))
         )
-        ensure(draft, stage, entry)
 
 
 def ensure(draft: Draft, stage: Stage, entry: AttemptStatus, *, again: bool = False) -> bool:
-    """Ask for the attempt's ConfigMap and Service, unless they are known to exist. `again`: a pod says that they do not.
+    """Ask for the attempt's ConfigMap and Service, unless they are known to exist. `again`: whatever is known.
     Returns whether nothing is missing. A refusal is told, and then settles where the job stands."""
     known, before = draft.seen.known, len(draft.create)
     if again or ("ConfigMap", entry.job) not in known:

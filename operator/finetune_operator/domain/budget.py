@@ -8,6 +8,7 @@ from finetune_api.planner.draw import spoken
 from finetune_api.status import FineTuneJobStatus
 
 from finetune_operator.domain.draft import Draft
+from finetune_operator.domain.observed import PodView
 from finetune_operator.domain.times import seconds_of
 
 _NOTHING_S = 1e-3
@@ -40,9 +41,29 @@ def running_since(status: FineTuneJobStatus) -> float | None:
     return seconds_of(running.last_transition_time)
 
 
+def stretch(draft: Draft) -> float:
+    """Seconds of the stretch in which every pod of the training ran, as the status says that they do. It ends when the first
+    of them does, not when somebody sees it: an operator that was away bills no hours in which nothing ran."""
+    since = running_since(draft.before)
+    if since is None:
+        return 0.0
+    ends: list[float | None] = []
+    for job in draft.seen.jobs.values():
+        if job.stage == "train" and job.run == draft.run:
+            ends += [job.complete, job.failing, job.failed]
+            ends += [_end(pod) for pod in draft.seen.pods.get(job.uid, ())]
+    return max(0.0, min([draft.now, *(at for at in ends if at is not None and at > since)]) - since)
+
+
+def _end(pod: PodView) -> float | None:
+    """When this pod, or the one that it stands in for, stopped running."""
+    if pod.ended is not None:
+        return pod.ended.finished
+    return None if pod.running else pod.created
+
+
 def spent(draft: Draft) -> Spent:
-    status, since = draft.status, running_since(draft.before)
-    now = max(0.0, draft.now - since) if since is not None else 0.0
+    status, now = draft.status, stretch(draft)
     return Spent(
         seconds=(status.train_seconds or 0) + now,
         gpu_seconds=(status.gpu_seconds or 0) + now * (draft.before.gpus or 0),
@@ -68,7 +89,11 @@ def tightest(draft: Draft) -> Limit | None:
                 f"spec.budget.maxGpuHours: training has taken {budget.max_gpu_hours:g} GPU hours, which is the limit",
             )
         )
-    if budget.max_cost is not None and budget.gpu_hour_price and gpus:
+    if budget.max_cost is not None and budget.gpu_hour_price is None and gpus:
+        limits.append(
+            Limit(0, "spec.budget.maxCost: nobody knows what training costs without spec.budget.gpuHourPrice")
+        )
+    elif budget.max_cost is not None and budget.gpu_hour_price and gpus:
         limits.append(
             Limit(
                 (budget.max_cost / budget.gpu_hour_price * 3600 - used.gpu_seconds) / gpus,

@@ -15,9 +15,9 @@ from finetune_api.status import Condition, DataStatus
 
 from finetune_operator.domain import gate
 from finetune_operator.domain.attempts import latest
-from finetune_operator.domain.budget import running_since
+from finetune_operator.domain.budget import running_since, stretch
 from finetune_operator.domain.draft import Draft, Situation
-from finetune_operator.domain.reasons import Code, Reason
+from finetune_operator.domain.reasons import Reason
 from finetune_operator.domain.times import stamp
 
 Truth = Literal["True", "False", "Unknown"]
@@ -97,13 +97,9 @@ def _checked(data: DataStatus | None) -> str:
 
 def _accepted(draft: Draft) -> Said:
     """Whether the plan may be trained. Before it is, nothing is asked of a GPU."""
-    status, situation = draft.status, draft.situation
-    if status.failure is not None and status.failure.code == Code.OVER_BUDGET:
-        return "False", Code.OVER_BUDGET, status.failure.message
-    if situation is not None and situation.reason == Reason.AWAITING_APPROVAL:
-        return "False", Reason.AWAITING_APPROVAL, situation.message
-    if latest(draft.attempts, "train") is None and (missing := gate.unapproved(draft)) is not None:
-        return "False", Reason.AWAITING_APPROVAL, missing  # suspended before it, or only planned
+    status = draft.status
+    if (objection := gate.objection(draft)) is not None:
+        return "False", *objection
     how = "Approved" if draft.wanted.budget.approval == "Manual" else "Automatic"
     return "True", how, gate.headline(status.plan) if status.plan is not None else "The plan is accepted"
 
@@ -150,10 +146,9 @@ def _tell_problem(draft: Draft, situation: Situation) -> None:
 def _count_seconds(draft: Draft) -> None:
     """Add the time that has just ended. It is read from the condition itself, so that nothing is counted twice."""
     before, status = draft.before, draft.status
-    since = running_since(before)
-    if since is None or running_since(status) is not None:
+    if running_since(before) is None or running_since(status) is not None:
         return
-    seconds = max(0.0, draft.now - since)
+    seconds = stretch(draft)
     # Upwards: a budget that was seen to be spent must be so in the book too, or the pods would start again for the rest.
     status.train_seconds = (status.train_seconds or 0) + math.ceil(seconds)
     if before.gpus:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from finetune_api.status import FailureStatus, FineTuneJobStatus
 
 from finetune_operator.domain.draft import Delete, Draft, Situation
@@ -12,6 +14,8 @@ from finetune_operator.domain.times import human, seconds_of, stamp
 
 KEPT_ATTEMPTS = 3
 """Jobs of a stage whose pods are kept for their logs."""
+_BESIDE: tuple[Literal["ConfigMap", "Service"], ...] = ("ConfigMap", "Service")
+"""What stands beside a Job under its name."""
 
 
 def finished(status: FineTuneJobStatus) -> bool:
@@ -95,6 +99,10 @@ def clean_up(draft: Draft) -> None:
         draft.delete.append(Delete("ConfigMap", job.name))
         if job.stage == "train":
             draft.delete.append(Delete("Service", job.name))
+    # Of attempts whose Job was never made, or is gone.
+    without_job = {attempt.job for attempt in draft.attempts if attempt.outcome != "Running"} - draft.seen.jobs.keys()
+    for name in sorted(without_job):
+        draft.delete += [Delete(kind, name) for kind in _BESIDE if (kind, name) in draft.seen.known]
 
 
 def _after_the_end(draft: Draft) -> list[JobView]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from finetune_api.contract import ExitCode
 from finetune_api.status import AttemptStatus, Phase, Stage
 
-from finetune_operator.domain import begin, budget, outcome
+from finetune_operator.domain import begin, budget, gate, outcome
 from finetune_operator.domain.attempts import latest, stage_to_do
 from finetune_operator.domain.builders.job import digest
 from finetune_operator.domain.draft import Draft, Patch, Situation
@@ -48,6 +48,8 @@ def _under_way(draft: Draft, stage: Stage, entry: AttemptStatus) -> None:
         _without_job(draft, stage, entry)
         return
     pods = draft.seen.pods.get(job.uid, ())
+    if stage == "train" and entry.started is None and job.suspended:
+        gate.make_plan(draft)  # settings that changed count: the Job is made anew before it is released
     if entry.started is None:
         began = [t for pod in pods if (t := pod.running_since or (pod.ended and pod.ended.started))]
         entry.started = stamp(min(began)) if began else None
@@ -68,6 +70,8 @@ def _under_way(draft: Draft, stage: Stage, entry: AttemptStatus) -> None:
         draft.look_again(_DELETING_LOOK_AGAIN_S)
     elif draft.wanted.suspend:
         _suspend(draft, stage, entry, job, pods)
+    elif stage == "train" and entry.started is None and _held_back(draft, entry):
+        pass
     elif stage == "train" and (sentence := budget.exhausted(draft)) is not None:
         _suspend(draft, stage, entry, job, pods, spent=sentence)
     elif job.suspended:
@@ -88,12 +92,27 @@ def _stopped(pods: Sequence[PodView]) -> bool:
 def _without_job(draft: Draft, stage: Stage, entry: AttemptStatus) -> None:
     if entry.started is not None:
         outcome.record(draft, entry, vanished(stage, f"Job {entry.job}"))
-    elif draft.wanted.suspend:
+        return
+    if stage == "train":
+        gate.make_plan(draft)
+    if draft.wanted.suspend:
         begin.suspended(draft, stage, f"Suspended before stage {stage}")
+    elif stage == "train" and _held_back(draft, entry):
+        pass
     elif stage == "train" and (sentence := budget.exhausted(draft)) is not None:
         begin.spent(draft, sentence)
     else:
         begin.create(draft, stage, entry)
+
+
+def _held_back(draft: Draft, entry: AttemptStatus) -> bool:
+    """As long as no pod of a training ran, its budget, mode and approval are asked again. One that may not go on is given up,
+    and whatever it queues with is deleted."""
+    gate.hold(draft)
+    if draft.situation is None:
+        return False
+    outcome.stop(draft, entry, Reason.REPLACED, "Its plan was no longer accepted before its pods ran")
+    return True
 
 
 def _suspend(
@@ -139,6 +158,10 @@ def _suspend(
 def _release(draft: Draft, stage: Stage, entry: AttemptStatus, job: JobView, pods: Sequence[PodView]) -> None:
     """Let a suspended Job run, if it is ours to release: never fight a queue or a person over it."""
     phase = begin.PHASES[stage]
+    ours = job.held or job.managed_elsewhere
+    if ours and not any(not pod.over for pod in pods) and job.digest not in (None, digest(draft.spec, stage)):
+        outcome.stop(draft, entry, Reason.REPLACED, "Its settings changed before its pods ran")
+        return
     # Ranks look for each other as soon as they run, so what they need is there before.
     complete = begin.ensure(draft, stage, entry)
     if draft.situation is not None:
@@ -148,9 +171,6 @@ def _release(draft: Draft, stage: Stage, entry: AttemptStatus, job: JobView, pod
         draft.situation = Situation(
             phase, Reason.HELD_ELSEWHERE, f"Job {job.name} is suspended; it goes on when {who} releases it"
         )
-        return
-    if not any(not pod.over for pod in pods) and job.digest not in (None, digest(draft.spec, stage)):
-        outcome.stop(draft, entry, Reason.REPLACED, "Its settings changed before its pods ran")
         return
     if complete:
         draft.patch.append(

@@ -9,7 +9,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from finetune_api.effective import PlatformDefaults, resolve
+from finetune_api.effective import PlatformDefaults, holding, resolve
 from finetune_api.planner.draw import draw, over_budget
 from finetune_api.planner.facts import PlanFacts
 from finetune_api.spec import FineTuneJobSpec
@@ -23,7 +23,7 @@ from finetune_operator.domain.reasons import Code, Reason
 
 
 def hold(draft: Draft) -> None:
-    """Before each attempt at the training. Settles where the job stands unless it may go on."""
+    """Before each attempt at the training, and until its pods run. Settles where the job stands unless it may go on."""
     for policy in _POLICIES:
         policy(draft)
         if draft.situation is not None:
@@ -31,6 +31,27 @@ def hold(draft: Draft) -> None:
     # PlanAccepted stands in the status before anything that a GPU is asked with exists.
     accepted = any(c.type == "PlanAccepted" and c.status == "True" for c in draft.before.conditions or [])
     draft.status_first = draft.status_first or not accepted
+
+
+def begun(draft: Draft) -> bool:
+    """Whether a training pod of this run ever ran. Then what was spent decides, no more what was planned."""
+    return bool(draft.status.train_seconds) or any(a.stage == "train" and a.started for a in draft.attempts)
+
+
+def objection(draft: Draft) -> tuple[str, str] | None:
+    """Why the plan may not be trained, as a reason and a sentence; None when it may, or when it is too late to ask."""
+    entry, failure = latest(draft.attempts, "train"), draft.status.failure
+    if failure is not None and failure.code == Code.OVER_BUDGET:
+        return Code.OVER_BUDGET, failure.message
+    if failure is not None and begun(draft):
+        return None
+    if entry is not None and (entry.outcome == "Succeeded" or (entry.outcome == "Running" and entry.started)):
+        return None
+    if (sentence := beyond_budget(draft)) is not None:
+        return Code.OVER_BUDGET, sentence
+    if (sentence := unapproved(draft)) is not None:
+        return Reason.AWAITING_APPROVAL, sentence
+    return None
 
 
 def make_plan(draft: Draft) -> None:
@@ -54,7 +75,12 @@ def make_plan(draft: Draft) -> None:
 _COUNTED = {
     "steps", "epochs", "tokens", "global_batch_size", "checkpoint_every_steps", "validate_every_steps", "max_new_tokens",
 }  # fmt: skip
-"""What prepare counted, which no change of compute changes."""
+"""What prepare counts, which no change of compute changes."""
+
+
+def counted(plan: PlanStatus) -> PlanStatus:
+    """A pod's word on the plan, as far as it is its own: what follows from that is the operator's."""
+    return PlanStatus.model_validate(plan.model_dump(include=_COUNTED))
 
 
 class _Frozen(dict[str, Any]):
@@ -68,21 +94,23 @@ class _Frozen(dict[str, Any]):
 def _drawn(wanted: str, defaults: str, facts: _Frozen, decided: _Frozen, counted: str) -> PlanStatus | None:
     """A plan takes milliseconds, and a job that waits is looked at again and again. None: the facts are none."""
     given = FineTuneJobSpec.model_validate_json(wanted)
-    spec = resolve(given, PlatformDefaults.model_validate_json(defaults), dict(decided))
+    held = holding(given, dict(decided))
+    spec = resolve(given, PlatformDefaults.model_validate_json(defaults), held)
     try:
-        return draw(
-            spec, PlanFacts.model_validate(facts), dict(decided), PlanStatus.model_validate_json(counted), given=given
-        )
+        return draw(spec, PlanFacts.model_validate(facts), held, PlanStatus.model_validate_json(counted), given=given)
     except (ValidationError, ArithmeticError, ValueError):  # a pod's word is not trusted
         return None
 
 
-def refuse_over_budget(draft: Draft) -> None:
-    """A plan beyond the budget is refused before the queue. Once it trains, what was spent decides."""
+def beyond_budget(draft: Draft) -> str | None:
+    """One sentence when the plan is more than its budget allows."""
     plan = draft.status.plan
-    if plan is None or latest(draft.attempts, "train") is not None:
-        return
-    sentence = over_budget(plan, draft.spec.budget)
+    return None if plan is None or begun(draft) else over_budget(plan, draft.spec.budget)
+
+
+def refuse_over_budget(draft: Draft) -> None:
+    """Before the queue."""
+    sentence = beyond_budget(draft)
     if sentence is None:
         return
     remedy = "Raise the limit, or choose a cheaper plan (ftj plan --compare), and set a new spec.runToken to run again"
@@ -91,7 +119,7 @@ def refuse_over_budget(draft: Draft) -> None:
 
 def end_with_the_plan(draft: Draft) -> None:
     """`mode: Plan`."""
-    if draft.wanted.mode == "Plan" and latest(draft.attempts, "train") is None:
+    if draft.wanted.mode == "Plan" and not begun(draft):
         finish.planned(draft, headline(draft.status.plan))
 
 
@@ -143,7 +171,6 @@ def headline(plan: PlanStatus | None) -> str:
 
 
 _POLICIES: tuple[Callable[[Draft], None], ...] = (
-    make_plan,
     refuse_over_budget,
     end_with_the_plan,
     wait_for_approval,

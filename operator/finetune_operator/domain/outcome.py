@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from finetune_api.contract import TerminationMessage
-from finetune_api.effective import overlay
-from finetune_api.status import AttemptStatus, CheckpointStatus, FailureStatus, Stage
+from finetune_api.effective import holding, overlay
+from finetune_api.planner.decide import FIELDS
+from finetune_api.status import AttemptStatus, CheckpointStatus, FailureStatus, FineTuneJobStatus, Stage
 
 from finetune_operator.domain import gate, numbers
 from finetune_operator.domain.draft import Draft, Situation
@@ -88,7 +89,7 @@ def succeed(draft: Draft, stage: Stage, entry: AttemptStatus, job: JobView, pods
         return
     _close(draft, entry, "Succeeded")
     if message is not None:
-        _take_results(draft, message)
+        _take_results(draft, stage, message)
     if stage == "prepare":
         draft.settle()
         gate.make_plan(draft)
@@ -96,31 +97,48 @@ def succeed(draft: Draft, stage: Stage, entry: AttemptStatus, job: JobView, pods
     draft.say("Normal", Reason.STAGE_DONE, "Finish", f"Stage {stage} is done{took}{_result(draft, stage)}")
 
 
-def _take_results(draft: Draft, message: TerminationMessage) -> None:
+def _take_results(draft: Draft, stage: Stage, message: TerminationMessage) -> None:
+    """Each stage's own results, and nothing else that its pod may say."""
     status = draft.status
-    status.data = message.data or status.data
-    status.plan = message.plan or status.plan
-    if message.stage == "prepare" and message.facts is not None:
-        status.facts = message.facts.wire()
-        status.decided = _usable(draft, message.decided or {})
-    status.evaluation = message.evaluation or status.evaluation
-    status.artifacts = message.artifacts or status.artifacts
-    if message.stage == "train" and status.progress is not None:
-        progress = status.progress
-        progress.loss = numbers.shown(message.metrics.get("loss", progress.loss), 5)
-        progress.eval_loss = numbers.shown(message.metrics.get("eval_loss", progress.eval_loss), 5)
-        progress.step = message.step if message.step is not None else progress.step
-        progress.total_steps = progress.total_steps or (None if status.plan is None else status.plan.steps)
+    match stage:
+        case "prepare":
+            status.data = message.data or status.data
+            status.plan = status.plan if message.plan is None else gate.counted(message.plan)
+            if message.facts is not None:
+                status.facts = message.facts.wire()
+                status.decided = _usable(draft, message.decided or {})
+        case "train":
+            status.evaluation = message.evaluation or status.evaluation
+            _take_last_figures(status, message)
+        case "publish":
+            status.artifacts = message.artifacts or status.artifacts
 
 
-_DECIDABLE = ("method", "training", "compute", "checkpoint")
+def _take_last_figures(status: FineTuneJobStatus, message: TerminationMessage) -> None:
+    progress = status.progress
+    if progress is None:
+        return
+    progress.loss = numbers.shown(message.metrics.get("loss", progress.loss), 5)
+    progress.eval_loss = numbers.shown(message.metrics.get("eval_loss", progress.eval_loss), 5)
+    progress.step = message.step if message.step is not None else progress.step
+    progress.total_steps = progress.total_steps or (None if status.plan is None else status.plan.steps)
 
 
 def _usable(draft: Draft, decided: dict[str, Any]) -> dict[str, Any]:
-    """What a pod may decide: hyperparameters and how memory is shared, never pods, locations or budgets."""
-    allowed = {group: value for group, value in decided.items() if group in _DECIDABLE}
+    """What a pod may decide: hyperparameters and how memory is shared, never GPUs, pods, locations or budgets."""
+    allowed: dict[str, Any] = {}
+    for path in FIELDS:
+        *groups, name = path.split(".")
+        given: Any = decided
+        for group in groups:
+            given = given.get(group) if isinstance(given, dict) else None
+        if isinstance(given, dict) and name in given:
+            into = allowed
+            for group in groups:
+                into = into.setdefault(group, {})
+            into[name] = given[name]
     try:
-        overlay(draft.wanted, allowed)
+        overlay(draft.wanted, holding(draft.wanted, allowed))
     except ValueError:
         return {}
     return allowed
@@ -141,8 +159,9 @@ def _took(entry: AttemptStatus) -> str:
 
 def record(draft: Draft, entry: AttemptStatus, verdict: Verdict, pods: Sequence[PodView] = ()) -> None:
     """Write the verdict down. An attempt that may be repeated is, within its budget."""
-    found = [p.ended.message.data for p in pods if p.ended is not None and p.ended.message is not None]
-    draft.status.data = next((data for data in found if data is not None), draft.status.data)
+    if entry.stage == "prepare":
+        found = [p.ended.message.data for p in pods if p.ended is not None and p.ended.message is not None]
+        draft.status.data = next((data for data in found if data is not None), draft.status.data)
     failure = verdict.failure
     entry.reason, entry.message = failure.code, failure.message[:1000]
     if verdict.last_step is not None:

@@ -1,9 +1,10 @@
-"""Carrying out a plan: create, patch and delete children, at once and in any order."""
+"""Carrying out a plan: create, patch and delete children, at once, and new Jobs after everything else."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from finetune_operator.domain.draft import Delete, Patch, Plan
@@ -33,23 +34,19 @@ class Actions:
 
     async def carry_out(self, key: Key, held: HeldJob, plan: Plan, done: Done) -> bool:
         """Returns whether anything was done. Raises the first error that a later look may not meet."""
-        work = []
-        for patch in plan.patch:
-            if _first(done, "patch", "Job", patch.name):
-                work.append(self._patch(key, patch))
-        for body in plan.create:
-            if _first(done, "create", body["kind"], body["metadata"]["name"]):
-                work.append(self._create(held, body, _makes_job(plan, body)))
-        for delete in plan.delete:
-            if _first(done, "delete", delete.kind, delete.name):
-                work.append(self._delete(key, held, delete))
-        if not work:
-            return False
-        results = await asyncio.gather(*work, return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
-        return True
+        bodies = [b for b in plan.create if _first(done, "create", b["kind"], b["metadata"]["name"])]
+        patches = [p for p in plan.patch if _first(done, "patch", "Job", p.name)]
+        deletes = [d for d in plan.delete if _first(done, "delete", d.kind, d.name)]
+        await _all(
+            [
+                *(self._patch(key, patch) for patch in patches),
+                *(self._create(held, body, _makes_job(plan, body)) for body in bodies if body["kind"] != "Job"),
+                *(self._delete(key, held, delete) for delete in deletes),
+            ]
+        )
+        # Jobs last: whenever there is one, what its pods are told is what it was made from.
+        await _all([self._create(held, body, True) for body in bodies if body["kind"] == "Job"])
+        return bool(bodies or patches or deletes)
 
     async def read(self, key: Key, held: HeldJob, wanted: frozenset[Read], now: float) -> None:
         """Find out what the plan asked for."""
@@ -142,6 +139,13 @@ class Actions:
                 return None
             raise
         return tuple(note for _, note in sorted(found, reverse=True)[:_RECENT_WARNINGS])
+
+
+async def _all(work: Sequence[Coroutine[Any, Any, None]]) -> None:
+    """At once. Raises the first error, when all are done."""
+    for result in await asyncio.gather(*work, return_exceptions=True):
+        if isinstance(result, BaseException):
+            raise result
 
 
 def _first(done: Done, verb: str, kind: str, name: str) -> bool:

@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import logging
 import time
-from typing import Any
+from typing import Any, get_args
 
 from finetune_api.contract import PROGRESS_PORT
+from finetune_api.status import Phase
 
 from finetune_operator.domain.draft import Config
 from finetune_operator.domain.observed import ProgressReading
@@ -31,7 +32,7 @@ _RECONCILE_S = 60.0
 _MEASURE_S = 5.0
 _LATE_S = 10.0
 _NO_KIND_RETRY_S = 2.0
-PHASES = ("Pending", "Preparing", "Queued", "Training", "Publishing", "Suspended", "Completed", "Failed")
+PHASES: tuple[str, ...] = get_args(Phase)
 
 
 class Controller:

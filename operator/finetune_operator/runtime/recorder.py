@@ -25,8 +25,17 @@ REPORTER = "finetune.dev/operator"
 _BURST = 25
 _REFILL_S = 300.0
 _SAME_S = 600.0
-_LONGEST_NOTE = 1024
+_NOTE_BYTES = 1024
+"""The API server refuses longer ones, and counts bytes."""
 _WAITING = 10_000
+
+
+def _fitting(text: str) -> str:
+    """Cut between characters."""
+    data = text.encode()
+    if len(data) <= _NOTE_BYTES:
+        return text
+    return data[: _NOTE_BYTES - len("…".encode())].decode(errors="ignore") + "…"
 
 
 @dataclass(slots=True)
@@ -96,7 +105,7 @@ class Recorder:
             "type": note.type,
             "reason": str(note.reason),
             "action": note.action,
-            "note": note.text if len(note.text) <= _LONGEST_NOTE else note.text[: _LONGEST_NOTE - 1] + "…",
+            "note": _fitting(note.text),
             "regarding": {
                 "apiVersion": API_VERSION,
                 "kind": KIND,

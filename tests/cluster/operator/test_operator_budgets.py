@@ -90,3 +90,76 @@ def test_a_plan_then_its_training(jobs: Any, kubelet: Any, planned: Any) -> None
     jobs.until("it is trained", lambda: jobs.status()["reason"] == "Completed")
     assert len(kubelet.of("prepare")) == 1
     assert jobs.status()["run"] == status["run"]
+
+
+def quota_of_jobs(api: Any, namespace: str, eventually: Any, count: int) -> str:
+    """Path of a quota that is in force."""
+    quotas = f"/api/v1/namespaces/{namespace}/resourcequotas"
+    api.post(quotas, {"metadata": {"name": "few"}, "spec": {"hard": {"count/jobs.batch": str(count)}}})
+    eventually("the quota is in force", lambda: api.get(f"{quotas}/few").get("status", {}).get("hard"))
+    return f"{quotas}/few"
+
+
+@pytest.mark.usefixtures("operator")
+def test_a_refused_training_is_asked_about_again(
+    jobs: Any, kubelet: Any, planned: Any, api: Any, namespace: str, eventually: Any
+) -> None:
+    """What changed since the API server refused its Job counts: the approval, the compute, and what its pods are told."""
+    quota = quota_of_jobs(api, namespace, eventually, 1)
+    jobs.create()
+    refused = jobs.wait_reason("QuotaExceeded")["attempts"][-1]["job"]
+    jobs.patch(budget={"approval": "Manual"}, compute={"nodes": 2})
+    jobs.wait("AwaitingApproval")
+    api.delete(quota)
+    jobs.until(
+        "nothing of it is left", lambda: refused not in [c["metadata"]["name"] for c in jobs.children("configmaps")]
+    )
+    assert len(jobs.children()) == 1, "nobody approved it"
+    jobs.patch(budget={"approvedPlan": jobs.status()["plan"]["digest"]})
+    status = jobs.wait("Completed")
+    assert [(a["stage"], a["outcome"]) for a in status["attempts"]] == [
+        ("prepare", "Succeeded"), ("train", "Stopped"), ("train", "Succeeded"), ("publish", "Succeeded"),
+    ]  # fmt: skip
+    (told,) = [m for m in jobs.children("configmaps") if m["metadata"]["name"] == status["attempts"][2]["job"]]
+    assert '"nodes":2' in told["data"]["run.json"]
+    assert len(kubelet.of("train")) == 2
+
+
+@pytest.mark.usefixtures("operator")
+def test_what_a_refused_job_was_told_is_replaced(
+    jobs: Any, planned: Any, api: Any, namespace: str, eventually: Any
+) -> None:
+    quota = quota_of_jobs(api, namespace, eventually, 1)
+    jobs.create()
+    refused = jobs.wait_reason("QuotaExceeded")["attempts"][-1]["job"]
+    jobs.patch(checkpoint={"everySteps": 7})
+    api.delete(quota)
+    status = jobs.wait("Completed")
+    assert [a["job"] for a in status["attempts"]][1] == refused, "the attempt stays"
+    (told,) = [m for m in jobs.children("configmaps") if m["metadata"]["name"] == refused]
+    assert '"everySteps":7' in told["data"]["run.json"]
+
+
+@pytest.mark.usefixtures("operator")
+def test_a_limit_that_is_lowered_while_it_queues(jobs: Any, kubelet: Any, planned: Any) -> None:
+    jobs.create(pods={"train": {"nodeSelector": {"no-such": "label"}}})
+    jobs.wait_reason("Unschedulable")
+    jobs.patch(budget={"maxDuration": "1s"})
+    status = jobs.wait("Failed")
+    assert status["reason"] == "OverBudget"
+    jobs.until("it asks for nothing any more", lambda: len(jobs.children()) == 1)
+    assert jobs.condition("PlanAccepted")["status"] == "False"
+
+
+@pytest.mark.usefixtures("operator")
+def test_a_sentence_longer_than_an_event_may_be(jobs: Any, kubelet: Any, acts: Any) -> None:
+    """The API server counts bytes."""
+    sentence = "prepared/größe.jsonl:3: " + "ü" * 700
+    cause = {"code": "InvalidData", "message": sentence, "remedy": "Mend it"}
+    kubelet.script = lambda _: acts.Act(3, acts.said("prepare", "failed", 3, cause=cause))
+    jobs.create()
+    assert jobs.wait("Failed")["failure"]["message"] == sentence, "in status it is whole"
+    jobs.until("the event", lambda: [e for e in jobs.events() if e["reason"] == "Failed"])
+    (note,) = [e["note"] for e in jobs.events() if e["reason"] == "Failed"]
+    assert note.endswith("ü…")
+    assert 1020 <= len(note.encode()) <= 1024

@@ -117,12 +117,15 @@ class World:
         return drawn
 
     def settle(self, rounds: int = 20) -> Plan:
-        """Plan and act until nothing is left to do, as the reconciler does."""
+        """Plan and act until nothing is left to do, as the reconciler does: what was refused is not tried twice."""
+        tried: set[tuple[str, str]] = set()
         for _ in range(rounds):
             before = copy.deepcopy(self.body.get("status"))
             drawn = self.step()
-            if not (drawn.create or drawn.patch or drawn.delete) and before == self.body.get("status"):
+            asked = {(body["kind"], body["metadata"]["name"]) for body in drawn.create}
+            if asked <= tried and not (drawn.patch or drawn.delete) and before == self.body.get("status"):
                 return drawn
+            tried |= asked
         raise AssertionError("plans do not come to rest")
 
     def _write(self, drawn: Plan) -> None:

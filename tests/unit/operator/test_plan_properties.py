@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from finetune_operator.domain.names import STAGES, child_name, run_of
+from finetune_operator.domain.observed import Refusal
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +23,7 @@ class Story:
         self.world, self.words, self.nodes = world, words, nodes
         self.budgeted: dict[str, Any] = {}
         """What prepare tells, of a story of budgets and approvals."""
+        self.refusing = False
         self.ended: dict[str, Any] | None = None
         self.done: dict[str, str] = {}
 
@@ -130,6 +133,19 @@ class Story:
         if self.budgeted:
             self.world.edit(mode=("Plan", "Run", "Run")[number % 3])
 
+    def user_changes_compute(self, number: int) -> None:
+        """Of a story of budgets: to something that may not go with what was decided."""
+        if self.budgeted:
+            offload = {"offload": {"optimizer": "cpu"}} if number % 3 == 1 else {}
+            strategy = {"strategy": ("zero2", "ddp", "fsdp2")[number % 3]} if number % 2 and not offload else {}
+            self.world.edit(compute={"device": "cpu"} | offload | strategy)
+
+    def api_server_refuses(self, number: int) -> None:
+        """Jobs of trainings, until it does no more."""
+        self.refusing = self.budgeted != {} and bool(number % 3)
+        if not self.refusing:
+            self.world.refusals.clear()
+
     # What always holds.
 
     def check(self) -> None:
@@ -236,13 +252,22 @@ def test_nothing_is_asked_of_a_gpu_before_the_plan_is_accepted(
 ) -> None:
     """And a budget that is spent is no failure, and seconds are counted once."""
     world = make_world(retry={"infra": 3}, budget={"approval": "Manual", "maxDuration": "9h"})
-    told = Story(world, words, 1)
+    told_story = told = Story(world, words, 1)
     told.budgeted = prepared
+    prepared["decided"]["compute"] = {"strategy": "ddp"}
     create = world._create
 
     def created(body: dict[str, Any]) -> None:
+        kind, name = body["kind"], body["metadata"]["name"]
         if body["metadata"]["labels"]["finetune.dev/stage"] == "train":
             assert world.condition("PlanAccepted") == "True", "an object of a training that nobody accepted"
+            if kind == "Job":
+                assert world.body["spec"]["budget"].get("approvedPlan") == world.status["plan"]["digest"]
+                told = json.loads(world.manifests["ConfigMap", name]["data"]["run.json"])
+                assert told["plan"]["digest"] == world.status["plan"]["digest"]
+                if told_story.refusing:
+                    world.refusals[kind, name] = Refusal(kind, name, 403, "exceeded quota")
+                    return
         create(body)
 
     world._create = created
@@ -250,25 +275,32 @@ def test_nothing_is_asked_of_a_gpu_before_the_plan_is_accepted(
     if approved:  # before anything else, or few stories would train
         told.look(0)
         told.user_changes_the_budget(2)
-    trained, stretches = 0.0, 0
+    shown, trained, stretches = 0.0, 0.0, 0
     for what, number in story:
-        before, since, ran = world.status.get("run"), world.now, trains(world)
+        before, since, said, ran = world.status.get("run"), world.now, trains(world), runs(world)
         told.happen(what, number)
         status = world.status
         if status.get("run") != before:
-            trained, stretches = 0.0, 0
-        elif ran:
-            trained += world.now - since
-        stretches += trains(world) and not ran
+            shown, trained, stretches = 0.0, 0.0, 0
+        elif said:
+            shown += world.now - since
+            trained += world.now - since if ran else 0
+        stretches += trains(world) and not said
         if status.get("reason") == "BudgetExhausted":
             assert "failure" not in status
         counted = status.get("trainSeconds", 0)
-        assert counted <= trained + 2 * stretches, "no second is counted twice"
+        assert counted <= shown + 2 * stretches, "no second is counted twice"
         assert trains(world) or counted >= trained - 1e-3, "and none is lost"
 
 
 def trains(world: Any) -> bool:
     return world.status.get("phase") == "Training" and world.condition("Running") == "True"
+
+
+def runs(world: Any) -> bool:
+    """Every pod that there is of a training."""
+    pods = [p for j in world.jobs.values() if j.stage == "train" for p in world.pods.get(j.uid, {}).values()]
+    return all(p.running for p in pods)
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

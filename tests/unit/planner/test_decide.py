@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from finetune_api.combinations import refused
 from finetune_api.effective import overlay, resolve
-from finetune_api.planner.decide import decide
+from finetune_api.planner.decide import FIELDS, decide
 from finetune_api.planner.estimate import capacity_of
 from finetune_api.planner.memory import memory_of
 from finetune_api.spec import FineTuneJobSpec
@@ -111,7 +111,7 @@ def test_what_the_user_says_stays_and_all_else_is_decided_once(spec: FineTuneJob
     named = [choice.field for choice in choices]
     assert len(named) == len(set(named))
     assert all(choice.why and choice.value and "\n" not in choice.why for choice in choices)
-    assert set(_paths(decided)) <= set(named)
+    assert set(_paths(decided)) <= set(named) & set(FIELDS)
     for path in ("training.learningRate", "training.globalBatchSize", "training.schedule", "checkpoint.everySteps"):
         assert (path in named) == (not _has(spec.wire(), path)), path
     if not any(refused(resolve(spec, decided={}))):

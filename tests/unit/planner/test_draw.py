@@ -125,6 +125,12 @@ def test_over_budget(budget: dict[str, Any], expected: str | None) -> None:
     assert over_budget(PlanStatus(), BudgetSpec.model_validate(budget)) is None
 
 
+def test_a_cost_that_nobody_knows_is_beyond_any_limit() -> None:
+    budget = BudgetSpec(max_cost=1000)
+    assert "set spec.budget.gpuHourPrice" in (over_budget(PlanStatus(gpu_hours=10), budget) or "")
+    assert over_budget(PlanStatus(gpu_hours=0), budget) is None, "no GPU costs nothing"
+
+
 def test_figures_for_people() -> None:
     assert [spoken(seconds) for seconds in (4, 750, 7500, 360000)] == ["4s", "12m30s", "2h05m", "4d04h"]
     assert [quantity(size) for size in (300 << 20, 44_346_000_000)] == ["300Mi", "41.3Gi"]
