@@ -108,13 +108,17 @@ def over_budget(plan: PlanStatus, budget: BudgetSpec) -> str | None:
         return f"spec.budget.maxDuration: the plan takes {spoken(plan.duration_seconds)}, and {budget.max_duration} is the limit"
     if budget.max_gpu_hours is not None and plan.gpu_hours is not None and plan.gpu_hours > budget.max_gpu_hours:
         return f"spec.budget.maxGpuHours: the plan takes {plan.gpu_hours:.4g} GPU hours, and {budget.max_gpu_hours:g} is the limit"
-    if budget.max_cost is not None and plan.gpu_hours and plan.cost is None:
-        return (
-            f"spec.budget.maxCost: nobody knows what {plan.gpu_hours:.4g} GPU hours cost; set spec.budget.gpuHourPrice"
-        )
     if budget.max_cost is not None and plan.cost is not None and plan.cost > budget.max_cost:
         return f"spec.budget.maxCost: the plan costs {plan.cost:,.2f}, and {budget.max_cost:,.2f} is the limit"
     return None
+
+
+def unknown_cost(plan: PlanStatus, budget: BudgetSpec) -> str | None:
+    """One sentence when a cost is limited that cannot be known, for want of a price."""
+    if budget.max_cost is None or not plan.gpu_hours or plan.cost is not None:
+        return None
+    hours = f"{plan.gpu_hours:.4g} GPU hours"
+    return f"spec.budget.maxCost: nobody knows what {hours} cost; set spec.budget.gpuHourPrice"
 
 
 def digest_of(spec: FineTuneJobSpec, facts: PlanFacts, steps: int) -> str:

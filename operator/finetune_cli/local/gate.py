@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from finetune_api.budget import BudgetSpec
-from finetune_api.planner.draw import draw, over_budget
+from finetune_api.planner.draw import draw, over_budget, unknown_cost
 from finetune_api.planner.facts import PlanFacts
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus, Phase, PlanStatus
@@ -41,7 +41,7 @@ def held(spec: FineTuneJobSpec, status: FineTuneJobStatus, *, approved: str | No
     plan, budget = status.plan or PlanStatus(), spec.budget
     if why := spent(budget, status.train_seconds or 0, status.gpus or 0):
         return exhausted(why)
-    if why := over_budget(plan, budget):
+    if why := over_budget(plan, budget) or unknown_cost(plan, budget):
         return Held("Failed", OVER_BUDGET, why)
     if spec.mode == "Plan":
         return Held("Completed", PLANNED, "The plan is made; nothing was trained")

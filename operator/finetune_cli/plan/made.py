@@ -8,7 +8,7 @@ from typing import Any
 from finetune_api.effective import resolve, shown
 from finetune_api.finetunejob import FineTuneJob
 from finetune_api.planner.decide import decide
-from finetune_api.planner.draw import draw, over_budget
+from finetune_api.planner.draw import draw, over_budget, unknown_cost
 from finetune_api.planner.estimate import Estimate, estimate
 from finetune_api.planner.facts import PlanFacts
 from finetune_api.spec import FineTuneJobSpec
@@ -63,4 +63,7 @@ def make(job: FineTuneJob, known: Known) -> Made:
     problems = [f"The job {taken.warning}."] if taken.warning else []
     if over := over_budget(plan, spec.budget):
         problems.append(over)
-    return Made(job, spec, known.facts, plan, taken, problems, known.notes)
+    notes = list(known.notes)
+    if unknown := unknown_cost(plan, spec.budget):  # the cluster may know a price
+        notes.append(f"{unknown}, or give --gpu-hour-price")
+    return Made(job, spec, known.facts, plan, taken, problems, notes)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from finetune_api.effective import PlatformDefaults, holding, resolve
-from finetune_api.planner.draw import draw, over_budget
+from finetune_api.planner.draw import draw, over_budget, unknown_cost
 from finetune_api.planner.facts import PlanFacts
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FailureStatus, PlanStatus
@@ -105,7 +105,9 @@ def _drawn(wanted: str, defaults: str, facts: _Frozen, decided: _Frozen, counted
 def beyond_budget(draft: Draft) -> str | None:
     """One sentence when the plan is more than its budget allows."""
     plan = draft.status.plan
-    return None if plan is None or begun(draft) else over_budget(plan, draft.spec.budget)
+    if plan is None or begun(draft):
+        return None
+    return over_budget(plan, draft.spec.budget) or unknown_cost(plan, draft.spec.budget)
 
 
 def refuse_over_budget(draft: Draft) -> None:

@@ -8,7 +8,7 @@ import pytest
 from finetune_api.budget import BudgetSpec
 from finetune_api.effective import PlatformDefaults, resolve
 from finetune_api.planner.decide import decide
-from finetune_api.planner.draw import draw, over_budget, quantity, spoken
+from finetune_api.planner.draw import draw, over_budget, quantity, spoken, unknown_cost
 from finetune_api.planner.facts import Measured, PlanFacts
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import PlanStatus
@@ -125,10 +125,12 @@ def test_over_budget(budget: dict[str, Any], expected: str | None) -> None:
     assert over_budget(PlanStatus(), BudgetSpec.model_validate(budget)) is None
 
 
-def test_a_cost_that_nobody_knows_is_beyond_any_limit() -> None:
+def test_a_cost_that_nobody_knows() -> None:
     budget = BudgetSpec(max_cost=1000)
-    assert "set spec.budget.gpuHourPrice" in (over_budget(PlanStatus(gpu_hours=10), budget) or "")
-    assert over_budget(PlanStatus(gpu_hours=0), budget) is None, "no GPU costs nothing"
+    assert "set spec.budget.gpuHourPrice" in (unknown_cost(PlanStatus(gpu_hours=10), budget) or "")
+    assert unknown_cost(PlanStatus(gpu_hours=10, cost=0), budget) is None
+    assert unknown_cost(PlanStatus(gpu_hours=0), budget) is None, "no GPU costs nothing"
+    assert unknown_cost(PlanStatus(gpu_hours=10), BudgetSpec()) is None
 
 
 def test_figures_for_people() -> None:
