@@ -152,7 +152,7 @@ def test_a_plan_is_made_approved_and_stopped_by_its_budget(claims: Path, tmp_pat
         return code, out
 
     def status() -> tuple[Path, dict[str, Any]]:
-        file = next(file for file in (claims / "scratch").glob("*/*/status.json") if "gated" in file.read_text())
+        file = next(file for file in (claims / "scratch").glob("*/*/status.json") if "models/gated" in file.read_text())
         return file, json.loads(file.read_text())
 
     code, out = run(mode="Plan")
