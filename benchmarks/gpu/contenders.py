@@ -44,6 +44,7 @@ def ours(
     model: nn.Module, case: Case, split: Any, steps: list[np.ndarray], device: torch.device, *, compile: bool
 ) -> Iterator[None]:
     """Yields after each step, which the device may still be at."""
+    from finetune_api.compute import MICRO_BATCH_TOKENS
     from finetune_trainer.model.compile import blocks_of
     from finetune_trainer.model.speed import speed_up
     from finetune_trainer.tasks import probes
@@ -62,7 +63,7 @@ def ours(
     lengths = split.lengths()
     for rows in steps:
         order = rows[np.lexsort((rows, -lengths[rows]))]
-        parts = micro_batches.cut(order, lengths, micro_batches.TOKEN_BUDGET[device.type], packed=task.packs)
+        parts = micro_batches.cut(order, lengths, MICRO_BATCH_TOKENS[device.type], packed=task.packs)
         makers = [functools.partial(task.collate, split, part) for part in parts]
         engine.accumulate(makers, task.loss, 1.0 / max(1, task.weight(split, rows)))
         engine.step(LEARNING_RATE)

@@ -114,7 +114,9 @@ def hold(claim: Claim, rows_a_step: int) -> Held:
         known = facts(claim.model, 1000, length)
         capacity = capacity_of(spec)
         assert capacity is not None
-        fitting = [way for way in ways(resolve(spec, decided={}), known) if way.memory.total <= capacity]
+        usual = resolve(spec, decided={})
+        usual.compute.micro_batch_tokens = None
+        fitting = [way for way in ways(usual, known) if way.memory.total <= capacity]
         if any(way.checkpointing == "none" for way in fitting):
             plain = length
         if fitting:

@@ -12,6 +12,9 @@ from finetune_api.rules import Rule, Ruled
 Strategy = Literal["ddp", "zero1", "zero2", "zero3", "fsdp2"]
 OffloadTarget = Literal["none", "cpu", "nvme"]
 
+MICRO_BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
+"""Of a micro-batch, by device, where memory does not ask for fewer: more of them make no device faster."""
+
 
 class OffloadSpec(ApiModel, Ruled):
     """What lies outside GPU memory between uses. Slower, but larger models fit. With fsdp2 either of the two moves both."""
@@ -85,3 +88,7 @@ class ComputeSpec(ApiModel, Ruled):
         description="ddp keeps everything on each process; DeepSpeed's zero1 shards optimizer states, zero2 gradients too, zero3 weights too; fsdp2 is PyTorch's own full sharding. Absent: the fastest that fits; zero2 for several processes where the GPU is not known.",
     )
     offload: OffloadSpec | None = None
+    micro_batch_tokens: Annotated[int, Field(ge=1, le=1_048_576)] | None = Field(
+        default=None,
+        description="Most tokens of a micro-batch, padding counted; a longer row goes alone. Absent: 2048 on a CPU, on a GPU what fits, at most 16384.",
+    )

@@ -13,7 +13,7 @@ from pydantic import Field
 from finetune_api.base import ApiModel
 from finetune_api.budget import Money
 from finetune_api.combinations import refused
-from finetune_api.compute import ComputeSpec, OffloadSpec, Strategy
+from finetune_api.compute import MICRO_BATCH_TOKENS, ComputeSpec, OffloadSpec, Strategy
 from finetune_api.method import (
     LOW_RANK,
     PROMPT_LEARNING,
@@ -127,6 +127,8 @@ def _usual(spec: FineTuneJobSpec) -> None:
     training.learning_rate = training.learning_rate or LEARNING_RATES[method.type]
     training.warmup_ratio = 0.03 if training.warmup_ratio is None else training.warmup_ratio
     training.activation_checkpointing = training.activation_checkpointing or "none"
+    compute = spec.compute
+    compute.micro_batch_tokens = compute.micro_batch_tokens or MICRO_BATCH_TOKENS[compute.device or "cuda"]
 
 
 def _decide_method(method: MethodSpec) -> None:

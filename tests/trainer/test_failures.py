@@ -228,6 +228,7 @@ def test_lack_of_memory_names_phase_step_rows_and_size(make_job, claims: Path) -
     assert re.search(r"a micro-batch of \d rows? of up to \d+ tokens \(\d+ in all\)", said)
     assert re.search(r"\d+\.\d+ MiB more were asked for", said)
     assert "activationCheckpointing" in raised.value.cause.remedy
+    assert "lower compute.microBatchTokens to " in raised.value.cause.remedy
 
 
 def data_bytes() -> int:

@@ -25,7 +25,7 @@ Choice = ChoiceStatus
 
 FIELDS = (
     "method.lora.rank", "training.globalBatchSize", "training.epochs", "training.learningRate", "training.warmupRatio",
-    "training.activationCheckpointing", "compute.strategy", "checkpoint.everySteps",
+    "training.activationCheckpointing", "compute.strategy", "compute.microBatchTokens", "checkpoint.everySteps",
 )  # fmt: skip
 """Everything that model and data decide, by its path below spec."""
 _SAVE_SECONDS = 900
@@ -91,9 +91,9 @@ def _warmup(spec: FineTuneJobSpec, facts: PlanFacts) -> Found:
 
 
 def _memory(spec: FineTuneJobSpec, facts: PlanFacts) -> Found:
-    """Strategy and checkpointing together: the fastest that fits; where the GPU is not known, the usual ones."""
+    """Strategy, checkpointing and micro-batches together: the fastest that fit; where the GPU is not known, the usual ones."""
     kind, strategy = spec.training.activation_checkpointing, spec.compute.strategy
-    if kind is not None and strategy is not None:
+    if kind is not None and strategy is not None and spec.compute.micro_batch_tokens is not None:
         return []
     usual, capacity = resolve(spec, decided={}), capacity_of(spec)
     allowed = STRATEGIES if processes(spec) > 1 or spec.compute.offload else ("ddp",)
@@ -113,8 +113,17 @@ def _memory(spec: FineTuneJobSpec, facts: PlanFacts) -> Found:
         why += ": the least that there is, and too much"
     before = next((one for one in reversed(found[: found.index(way)]) if one.memory.total > capacity), None)
     if before is not None and way.memory.total <= capacity:
-        why += f"; {before.strategy} with {before.checkpointing} would take {gib(before.memory.total)}"
-    return _chosen(spec, with_way(spec, way.strategy, way.checkpointing), why)
+        why += f"; {_named(before, way)} would take {gib(before.memory.total)}"
+    return _chosen(spec, with_way(spec, way.strategy, way.checkpointing, way.tokens), why)
+
+
+def _named(way: Way, other: Way) -> str:
+    """By what it differs in: `ddp with none`, `16,384 tokens`."""
+    tokens = f"{way.tokens:,} tokens"
+    if (way.strategy, way.checkpointing) == (other.strategy, other.checkpointing):
+        return tokens
+    named = f"{way.strategy} with {way.checkpointing}"
+    return named if way.tokens == other.tokens else f"{named} and {tokens}"
 
 
 def _of(spec: FineTuneJobSpec) -> tuple[str | None, str | None]:
@@ -134,6 +143,8 @@ def _chosen(spec: FineTuneJobSpec, made: FineTuneJobSpec, why: str) -> Found:
         found.append(("compute.strategy", made.compute.strategy, why))
     if spec.training.activation_checkpointing is None:
         found.append(("training.activationCheckpointing", made.training.activation_checkpointing, why))
+    if spec.compute.micro_batch_tokens is None and made.compute.micro_batch_tokens is not None:
+        found.append(("compute.microBatchTokens", made.compute.micro_batch_tokens, why))
     return found
 
 

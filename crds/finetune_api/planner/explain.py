@@ -62,6 +62,7 @@ _FIELDS = (
     _Field("training.precision", lambda spec: spec.training.precision, _precision),
     _Field("compute.device", lambda spec: spec.compute.device, _device),
     _Field("compute.processesPerNode", lambda spec: spec.compute.processes_per_node, _said("one a GPU, or one on a CPU")),
+    _Field("compute.microBatchTokens", lambda spec: spec.compute.micro_batch_tokens, _said("more make no device faster")),
     _Field("compute.gpuType", lambda spec: spec.compute.gpu_type, _said("the platform's")),
     _Field("budget.gpuHourPrice", lambda spec: spec.budget.gpu_hour_price, _said("the platform's")),
 )  # fmt: skip

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, TypeVar, get_args
 
+from finetune_api.base import ApiModel
 from finetune_api.combinations import refused
-from finetune_api.compute import OffloadSpec, Strategy
+from finetune_api.compute import MICRO_BATCH_TOKENS, OffloadSpec, Strategy
 from finetune_api.planner.facts import DataFacts, PlanFacts
 from finetune_api.planner.gpus import GIB
 from finetune_api.planner.memory import Memory, memory_of
-from finetune_api.planner.share import processes
+from finetune_api.planner.share import device_of, processes
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.training import ActivationCheckpointing
+
+M = TypeVar("M", bound=ApiModel)
 
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 CHECKPOINTING: tuple[ActivationCheckpointing, ...] = get_args(ActivationCheckpointing)
@@ -28,33 +31,43 @@ _COST = {
     "fsdp2": 0.1,
     "zero3": 0.15,
 }
-"""Share of time that each way costs, over all memory kept on one GPU."""
+"""Share of time that each way costs."""
+_GATHERING = ("zero3", "fsdp2")
+_TOKENS_COST = {16384: 0.0, 8192: 0.02, 4096: 0.05, 2048: 0.1, 1024: 0.18}
+"""Of smaller micro-batches: matrices of thousands of tokens keep a GPU busy, those of hundreds do not."""
 
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """A strategy and a checkpointing that go together with the rest of a spec, and the memory that they take."""
+    """A strategy, a checkpointing and a size of micro-batches that go together with the rest of a spec, and the memory that
+    they take."""
 
     strategy: Strategy
     checkpointing: ActivationCheckpointing
+    tokens: int
     memory: Memory
 
     @property
     def cost(self) -> float:
-        return _COST[self.strategy] + _COST[self.checkpointing]
+        """Share of time, over all memory kept on one GPU. What gathers weights does so for each micro-batch."""
+        often = MICRO_BATCH_TOKENS["cuda"] / self.tokens if self.strategy in _GATHERING else 1.0
+        return often * _COST[self.strategy] + _COST[self.checkpointing] + _TOKENS_COST.get(self.tokens, 0.0)
 
 
 def with_way(
-    spec: FineTuneJobSpec, strategy: Strategy | None, checkpointing: ActivationCheckpointing | None
+    spec: FineTuneJobSpec,
+    strategy: Strategy | None = None,
+    checkpointing: ActivationCheckpointing | None = None,
+    tokens: int | None = None,
 ) -> FineTuneJobSpec:
     """None: as the spec has it."""
-    out = spec
-    if strategy is not None:
-        out = out.model_copy(update={"compute": out.compute.model_copy(update={"strategy": strategy})})
-    if checkpointing is not None:
-        training = out.training.model_copy(update={"activation_checkpointing": checkpointing})
-        out = out.model_copy(update={"training": training})
-    return out
+    compute = {"strategy": strategy, "micro_batch_tokens": tokens}
+    out = spec.model_copy(update={"compute": _with(spec.compute, compute)})
+    return out.model_copy(update={"training": _with(out.training, {"activation_checkpointing": checkpointing})})
+
+
+def _with(part: M, update: dict[str, Any]) -> M:
+    return part.model_copy(update={name: value for name, value in update.items() if value is not None})
 
 
 def ways(
@@ -64,19 +77,31 @@ def ways(
     strategies: tuple[Strategy, ...] = STRATEGIES,
     checkpointing: tuple[ActivationCheckpointing, ...] = CHECKPOINTING,
 ) -> list[Way]:
-    """All that are possible, the fastest first."""
+    """All that are possible, the fastest first. Micro-batches of a spec that says how large they are stay so."""
+    given = spec.compute.micro_batch_tokens
+    sizes = (given,) if given else smaller(spec, facts)
     found = []
     for strategy in strategies:
         for kind in checkpointing:
-            one = with_way(spec, strategy, kind)
-            if not any(refused(one)):
-                found.append(Way(strategy, kind, memory_of(one, facts)))
+            if any(refused(with_way(spec, strategy, kind))):
+                continue
+            found += [
+                Way(strategy, kind, size, memory_of(with_way(spec, strategy, kind, size), facts)) for size in sizes
+            ]
     return sorted(found, key=lambda way: way.cost)
+
+
+def smaller(spec: FineTuneJobSpec, facts: PlanFacts) -> tuple[int, ...]:
+    """Sizes of micro-batches, the usual one first, as long as a smaller one is smaller: a row is never cut."""
+    usual = MICRO_BATCH_TOKENS[device_of(spec)]
+    if device_of(spec) == "cpu":
+        return (usual,)
+    return (usual, *(size for size in _TOKENS_COST if size < usual and 2 * size > facts.data.longest))
 
 
 def smallest_change(spec: FineTuneJobSpec, facts: PlanFacts, capacity: int) -> str | None:
     """The first of a list of changes, from harmless to dear, after which the job fits; None: none of them does."""
-    for changed, said in _changes(spec):
+    for changed, said in _changes(spec, facts):
         if any(refused(changed)):
             continue
         total = memory_of(changed, facts).total
@@ -85,7 +110,10 @@ def smallest_change(spec: FineTuneJobSpec, facts: PlanFacts, capacity: int) -> s
     return _more_gpus(spec, facts, capacity) or _shorter(spec, facts, capacity) or _quantised(spec, facts, capacity)
 
 
-def _changes(spec: FineTuneJobSpec) -> Iterator[tuple[FineTuneJobSpec, str]]:
+def _changes(spec: FineTuneJobSpec, facts: PlanFacts) -> Iterator[tuple[FineTuneJobSpec, str]]:
+    for size in smaller(spec, facts):
+        if size < (spec.compute.micro_batch_tokens or MICRO_BATCH_TOKENS["cuda"]):
+            yield with_way(spec, tokens=size), f"microBatchTokens: {size}"
     now = spec.training.activation_checkpointing or "none"
     kinds = CHECKPOINTING[CHECKPOINTING.index(now) + 1 :]
     for kind in kinds:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from finetune_api.compute import MICRO_BATCH_TOKENS
 from finetune_api.method import PROMPT_LEARNING, PromptTuningSpec
 from finetune_api.planner.facts import DataFacts, PlanFacts
 from finetune_api.spec import FineTuneJobSpec
 
-TOKEN_BUDGET = {"cpu": 2048, "cuda": 16384}
-"""The trainer's: padded tokens in one micro-batch, by device type (train.micro_batches)."""
 USUAL_BATCH = 16
 _SPREAD = 2.5
 """Standard deviations above the mean that the largest of many steps is taken to be."""
@@ -56,7 +55,7 @@ def of_step(spec: FineTuneJobSpec, facts: PlanFacts) -> Share:
     # Rows are shared out so that all have the same work: what one gets is less even than the whole only by its last row.
     step = rows * mean + _SPREAD * math.sqrt(rows) * _deviation(data)
     step = min(max(step, longest), float(rows * longest))
-    budget = max(TOKEN_BUDGET[device_of(spec)], longest)
+    budget = max(spec.compute.micro_batch_tokens or MICRO_BATCH_TOKENS[device_of(spec)], longest)
     if not packs(spec, facts.task):
         step = min(float(rows * longest), step * _padding(data))
     count = max(1, math.ceil(step / budget))

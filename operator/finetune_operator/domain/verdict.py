@@ -41,7 +41,7 @@ _DECISIVE = {
     ExitCode.DIVERGED: Code.DIVERGED,
 }
 _REMEDY = {
-    Code.OUT_OF_MEMORY: "Ask for more memory in spec.pods.{stage}.resources, or lower data.maxLength or training.globalBatchSize",
+    Code.OUT_OF_MEMORY: "Ask for more memory in spec.pods.{stage}.resources, or lower compute.microBatchTokens or data.maxLength",
     Code.DIVERGED: "Lower training.learningRate, raise training.warmupRatio, or look at the data; the best checkpoint is kept in the workspace",
     Code.BAD_INPUT: "Mend what the message names and create the job again",
     Code.PEER_LOST: "Look at the logs of the other pods; if it comes again, at the network between the nodes",

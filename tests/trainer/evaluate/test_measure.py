@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from finetune_api.compute import MICRO_BATCH_TOKENS
 from finetune_api.evaluation import EvaluationSpec
 from finetune_trainer.errors import Stopped
 from finetune_trainer.evaluate import compare
@@ -14,7 +15,6 @@ from finetune_trainer.evaluate.measure import Measured, measure, wanted
 from finetune_trainer.evaluate.nll import split_loss
 from finetune_trainer.evaluate.validation import validate
 from finetune_trainer.tasks.choose import task_of
-from finetune_trainer.train import micro_batches
 
 TEXTS = [[5, 9, 13, 17], [6], [20, 21, 22, 23, 24, 25, 26], [30, 31], [7, 8, 7]]
 PAIRS = [([*text, 1], [9 + i, 10 + i, 1]) for i, text in enumerate(TEXTS)]
@@ -52,7 +52,7 @@ def case(request, make_shards, make_model):
 @pytest.fixture
 def narrow(monkeypatch):
     """A row or two a batch."""
-    monkeypatch.setitem(micro_batches.TOKEN_BUDGET, "cpu", 5)
+    monkeypatch.setitem(MICRO_BATCH_TOKENS, "cpu", 5)
 
 
 def test_the_loss_is_that_of_all_rows_together(case, make_rank, narrow):

@@ -54,23 +54,27 @@ def test_adapters_have_room_for_what_is_learnt(trained: int, rank: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spec", "known", "strategy", "checkpointing"),
+    ("spec", "known", "strategy", "checkpointing", "tokens"),
     [
-        pytest.param(job(), facts("8b", length=128), "ddp", "none", id="it fits as it is"),
-        pytest.param(job(), facts("8b", length=4096), "ddp", "selective", id="activations are too large"),
-        pytest.param(job("full", compute=EIGHT_GPUS), facts("8b"), "zero2", "none", id="states are too large for one"),
-        pytest.param(job("qlora", compute=EIGHT_GPUS), facts("8b"), "ddp", "none", id="no need to shard"),
-        pytest.param(job("full", compute=EIGHT_GPUS, training={"optimizer": "muon"}), facts("1b"), "ddp", "none", id="muon cannot be sharded"),
-        pytest.param(job(compute=CPU), facts("8b"), "ddp", "none", id="nobody knows the memory of a CPU"),
-        pytest.param(job(compute={"gpusPerNode": 2}), facts("8b"), "zero2", "none", id="nor that of a GPU without a name"),
-        pytest.param(job("full", compute={"gpusPerNode": 4, "gpuMemory": "14Gi"}), facts("1b"), "fsdp2", "none", id="its memory alone is known"),
+        pytest.param(job(), facts("8b", length=128), "ddp", "none", 16384, id="it fits as it is"),
+        pytest.param(job(), facts("8b", length=4096), "ddp", "none", 4096, id="smaller micro-batches cost least"),
+        pytest.param(job(), facts("8b", length=16_000), "ddp", "selective", 16384, id="a row is never cut"),
+        pytest.param(job("qlora", compute={"gpuType": "t4"}), facts("8b", length=512), "ddp", "selective", 4096, id="an 8B on 16 GB"),
+        pytest.param(job(compute={"gpuType": "h100", "microBatchTokens": 12_000}), facts("8b", length=4096), "ddp", "selective", 12_000, id="their size is given"),
+        pytest.param(job("full", compute=EIGHT_GPUS), facts("8b"), "zero2", "none", 16384, id="states are too large for one"),
+        pytest.param(job("qlora", compute=EIGHT_GPUS), facts("8b"), "ddp", "none", 16384, id="no need to shard"),
+        pytest.param(job("full", compute=EIGHT_GPUS, training={"optimizer": "muon"}), facts("1b"), "ddp", "none", 16384, id="muon cannot be sharded"),
+        pytest.param(job(compute=CPU), facts("8b"), "ddp", "none", 2048, id="nobody knows the memory of a CPU"),
+        pytest.param(job(compute={"gpusPerNode": 2}), facts("8b"), "zero2", "none", 16384, id="nor that of a GPU without a name"),
+        pytest.param(job("full", compute={"gpusPerNode": 4, "gpuMemory": "14Gi"}), facts("1b"), "fsdp2", "none", 16384, id="its memory alone is known"),
     ],
 )  # fmt: skip
 def test_sharing_and_recomputing_by_memory(
-    spec: FineTuneJobSpec, known: Any, strategy: str, checkpointing: str
+    spec: FineTuneJobSpec, known: Any, strategy: str, checkpointing: str, tokens: int
 ) -> None:
     whole = resolve(spec, decided=decide(spec, known)[0])
-    assert (whole.compute.strategy, whole.training.activation_checkpointing) == (strategy, checkpointing)
+    decided = (whole.compute.strategy, whole.training.activation_checkpointing, whole.compute.micro_batch_tokens)
+    assert decided == (strategy, checkpointing, tokens)
     if (capacity := capacity_of(whole)) is not None:
         assert memory_of(whole, known).total <= capacity
 

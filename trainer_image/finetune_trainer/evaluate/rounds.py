@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from finetune_api.compute import MICRO_BATCH_TOKENS
 from torch import nn
 
 from finetune_trainer.data.shards import Split
@@ -34,7 +35,8 @@ def turns(gang: Gang, task: Task, split: Split, *, doing: str, on_batch: Callabl
     lengths = split.lengths()
     order = np.lexsort((np.arange(split.rows), -lengths))
     packed = getattr(task, "packs", False)
-    groups = micro_batches.cut(order, lengths, micro_batches.TOKEN_BUDGET[gang.device.type], packed=packed)
+    # Forwards alone hold little: what the training may have at once is no limit here.
+    groups = micro_batches.cut(order, lengths, MICRO_BATCH_TOKENS[gang.device.type], packed=packed)
     done = 0
     for start in range(0, len(groups), gang.world_size):
         if gang.should_stop():

@@ -10,9 +10,6 @@ import heapq
 
 import numpy as np
 
-TOKEN_BUDGET = {"cpu": 2048, "cuda": 16384}
-"""Padded tokens in one micro-batch, by device type."""
-
 
 def divide(rows: np.ndarray, lengths: np.ndarray, ranks: int) -> list[np.ndarray]:
     """Rows of each rank, longest first: each row goes to the rank with the fewest tokens so far. Every row goes to exactly one."""

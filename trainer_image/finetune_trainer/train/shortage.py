@@ -26,19 +26,19 @@ def explaining(
     except Exception as error:
         if not out_of_memory(error):
             raise
-        phase = where if isinstance(where, str) else where()
+        phase, rows = where if isinstance(where, str) else where(), lengths()
         raise OutOfMemory(
-            f"memory ran out in {phase} on rank {context.rank}{_rows(lengths())}: {allocation(error)}",
+            f"memory ran out in {phase} on rank {context.rank}{_rows(rows)}: {allocation(error)}",
             code="OutOfMemory",
-            remedy=remedy(context.config.spec, context.world_size),
+            remedy=remedy(context.config.spec, context.world_size, sum(rows) if len(rows) > 1 else None),
         ) from error
 
 
-def remedy(spec: FineTuneJobSpec, ranks: int) -> str:
-    """What is not used yet, the cheapest first."""
+def remedy(spec: FineTuneJobSpec, ranks: int, tokens: int | None) -> str:
+    """What is not used yet, the cheapest first. `tokens` were in the micro-batch, if it can be made smaller."""
     training, compute = spec.training, spec.compute
     whole = spec.method.type == "full"
-    ways = []
+    ways = [f"lower compute.microBatchTokens to {max(1, tokens // 2)}"] if tokens else []
     if training.activation_checkpointing in (None, "none") and spec.method.type != "prefix":
         ways.append("set training.activationCheckpointing to selective or full")
     elif training.activation_checkpointing == "selective":

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from finetune_api.compute import MICRO_BATCH_TOKENS
 from torch import nn
 
 from finetune_trainer.data.shards import Shards
@@ -49,7 +50,7 @@ class Stepper:
         self._watchdog = watchdog
         self._plan = shards.plan()
         self._lengths = shards.train.lengths()
-        self._budget = micro_batches.TOKEN_BUDGET[gang.device.type]
+        self._budget = context.config.spec.compute.micro_batch_tokens or MICRO_BATCH_TOKENS[gang.device.type]
         self._neftune = (
             Neftune(
                 engine.module,
