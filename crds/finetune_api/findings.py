@@ -97,7 +97,6 @@ class SourceFile(ApiModel):
     part: Literal["train", "validation", "test"]
     bytes: int
     rows: int = 0
-    digest: str | None = None
     kind: str = Field(default="jsonl", description="jsonl, json, csv, parquet; with .gz and so on where compressed.")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,19 +9,20 @@ from finetune_api.contract import DATA_PAGE, DATA_REPORT, Cause, RunConfig
 from finetune_api.findings import DataReport, Finding
 from finetune_api.status import DataStatus, FindingStatus, PlanStatus
 
+from finetune_trainer import sealed
 from finetune_trainer.publish import data_page
 
 
 def write(folder: Path, title: str, report: DataReport, plan: PlanStatus | None = None) -> None:
     """Each file whole or not at all."""
-    _replace(folder / DATA_REPORT, report.model_dump_json(by_alias=True, exclude_none=True))
-    _replace(folder / DATA_PAGE, data_page.page(title, report, plan))
+    sealed.write_text(folder / DATA_REPORT, report.model_dump_json(by_alias=True, exclude_none=True))
+    sealed.write_text(folder / DATA_PAGE, data_page.page(title, report, plan))
 
 
 def copy(source: Path, folder: Path) -> None:
     """Where the run's folder is looked at first."""
     for name in (DATA_REPORT, DATA_PAGE):
-        _replace(folder / name, (source / name).read_text())
+        sealed.write_text(folder / name, (source / name).read_text(encoding="utf-8"))
 
 
 def title_of(config: RunConfig) -> str:
@@ -52,9 +52,3 @@ def of_refused(report: DataReport) -> DataStatus:
         invalid_rows=report.rows - report.valid_rows,
         findings=status(report.findings),
     )
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)
