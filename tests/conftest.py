@@ -12,6 +12,11 @@ import pytest
 from finetune_trainer import sealed
 from finetune_trainer.data.shards import FORMAT, KIND, SPLITS, Shards, SplitWriter
 from finetune_trainer.data.stepplan import StepPlan, path_in
+from hypothesis import HealthCheck, settings
+
+# How long an example takes says what else the machine does.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 Row = tuple[Sequence[int], Sequence[int]] | tuple[Sequence[int], Sequence[int], int | Sequence[int]]
 """(prompt, answer), or of a classifier (text, its pair, label or labels), in token ids."""
