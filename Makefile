@@ -37,12 +37,10 @@ setup: .venv/.all ## Make .venv with everything that tests need (torch too)
 quickstart: .venv/.cli ## From nothing to a published adapter on this machine (CLUSTER=current: on your cluster)
 	@$(RUN) examples/quickstart/run.py
 
-# The operator's tests wait most of their time, the trainer's compute: they run side by side, each one's output in one piece.
+# Three lanes side by side, each one's output in one piece: the tests with an API server and those with pods wait most of their
+# time, the others compute, and give way.
 test: lint types ## Everything that this machine can run: lint, types, unit, trainer, cluster, e2e
-	@status=0; \
-	$(MAKE) --no-print-directory --keep-going --jobs=2 --output-sync=target processes cluster-test || status=1; \
-	$(MAKE) --no-print-directory e2e || status=1; \
-	exit $$status
+	@$(MAKE) --no-print-directory --keep-going --jobs=3 --output-sync=target processes cluster-test e2e
 
 # ---- parts of them
 
