@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup lint types unit trainer processes cluster-test e2e test crds images quickstart quickstart-data cluster-up cluster-down cluster-status clean bench-trainer bench-quality bench-gpu bench-plan bench-data
+.PHONY: help setup lint types unit trainer processes built cluster-test e2e test crds images quickstart quickstart-data cluster-up cluster-down cluster-status clean bench-trainer bench-quality bench-gpu bench-plan bench-data
 
 CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/finetune-operator
 SIZE ?= node
@@ -38,8 +38,8 @@ quickstart: .venv/.cli ## From nothing to a published adapter on this machine (C
 	@$(RUN) examples/quickstart/run.py
 
 # Three lanes side by side, each one's output in one piece: the tests with an API server and those with pods wait most of their
-# time, the others compute, and give way.
-test: lint types ## Everything that this machine can run: lint, types, unit, trainer, cluster, e2e
+# time, the others compute, and give way. What takes minutes once is built before them: no test waits for it.
+test: lint types built ## Everything that this machine can run: lint, types, unit, trainer, cluster, e2e
 	@$(MAKE) --no-print-directory --keep-going --jobs=3 --output-sync=target processes cluster-test e2e
 
 # ---- parts of them
@@ -59,13 +59,16 @@ types: .venv/.all ## mypy --strict
 unit: .venv/.all ## Tests that need no cluster, under 60 s
 	$(RUN) -m pytest tests/unit
 
+built: .venv/.cli
+	@$(RUN) -m localcluster build --size control
+
 trainer: .venv/.all ## Training gangs as processes on this machine
 	$(RUN) -m pytest tests/trainer
 
 processes: .venv/.all
 	nice $(RUN) -m pytest tests/unit tests/trainer
 
-cluster-test: .venv/.all ## The operator against a real API server and controllers
+cluster-test: .venv/.all built ## The operator against a real API server and controllers
 	$(RUN) -m pytest tests/cluster
 
 e2e: .venv/.all ## Real pods on a node
