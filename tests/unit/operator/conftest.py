@@ -231,7 +231,24 @@ class World:
             self.finish(stage, count)
             self.settle()
 
+    def prepare(self, **told: Any) -> None:
+        """Let the data be prepared; `told` is in the last word."""
+        self.settle()
+        self.run("prepare")
+        self.settle()
+        self.finish("prepare", **told)
+        self.settle()
+
     # What can be seen of it.
+
+    @property
+    def stages(self) -> list[str]:
+        """Of the Jobs that there are."""
+        return sorted({job.stage for job in self.jobs.values()})
+
+    @property
+    def truths(self) -> dict[str, str]:
+        return {c["type"]: c["status"] for c in self.status["conditions"]}
 
     @property
     def status(self) -> dict[str, Any]:

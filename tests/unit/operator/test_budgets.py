@@ -9,22 +9,6 @@ import pytest
 GPU = {"nodes": 1, "gpusPerNode": 4, "gpuType": "nvidia-h100-80gb"}
 
 
-def stages(world: Any) -> list[str]:
-    return sorted({job.stage for job in world.jobs.values()})
-
-
-def through_prepare(world: Any, prepared: dict[str, Any]) -> None:
-    world.settle()
-    world.run("prepare")
-    world.settle()
-    world.finish("prepare", **prepared)
-    world.settle()
-
-
-def truths(world: Any) -> dict[str, str]:
-    return {c["type"]: c["status"] for c in world.status["conditions"]}
-
-
 def reason_of(world: Any, kind: str) -> str:
     return next(c["reason"] for c in world.status["conditions"] if c["type"] == kind)
 
@@ -39,21 +23,21 @@ def reason_of(world: Any, kind: str) -> str:
 )
 def test_a_plan_beyond_the_budget_is_refused(make_world: Any, prepared: Any, budget: Any, field: str) -> None:
     world = make_world(budget=budget, compute=GPU)
-    through_prepare(world, prepared)
+    world.prepare(**prepared)
     status = world.status
     assert (status["phase"], status["reason"], status["failure"]["code"]) == ("Failed", "OverBudget", "OverBudget")
     sentence = status["failure"]["message"]
     assert sentence.startswith(field)
     assert status["message"].startswith(sentence)
     assert sum(sentence in note.text for note in world.notes) == 1
-    told = truths(world)
+    told = world.truths
     assert (told["PlanAccepted"], told["DataValid"], told["Ready"], told["Stalled"]) == (
         "False", "True", "False", "True",
     )  # fmt: skip
     assert "Reconciling" not in told
     world.edit(budget={})
     world.settle()
-    assert (world.status["phase"], stages(world)) == ("Failed", ["prepare"]), "terminal is terminal"
+    assert (world.status["phase"], world.stages) == ("Failed", ["prepare"]), "terminal is terminal"
 
 
 @pytest.mark.parametrize("suspended", [False, True])
@@ -66,10 +50,10 @@ def test_an_approval_names_the_plan(make_world: Any, prepared: Any, suspended: b
     world.edit(suspend=suspended)
     world.settle()
     digest = world.status["plan"]["digest"]
-    told = truths(world)
+    told = world.truths
     assert (told["PlanAccepted"], told.get("Ready")) == ("False", None if suspended else "False")
     assert reason_of(world, "PlanAccepted") == "AwaitingApproval"
-    assert stages(world) == ["prepare"]
+    assert world.stages == ["prepare"]
     world.edit(suspend=False)
     world.settle()
     assert (world.status["phase"], world.status["reason"]) == ("AwaitingApproval", "AwaitingApproval")
@@ -83,18 +67,18 @@ def test_an_approval_names_the_plan(make_world: Any, prepared: Any, suspended: b
     world.edit(budget={"approval": "Manual", "approvedPlan": "sha256:other"})
     world.settle()
     assert "sha256:other" in world.status["message"]
-    assert stages(world) == ["prepare"]
+    assert world.stages == ["prepare"]
     world.edit(budget={"approval": "Manual", "approvedPlan": digest})
     drawn = world.plan()
     assert drawn.status_first, "PlanAccepted is written before the training's objects"
     world.settle()
-    assert (reason_of(world, "PlanAccepted"), truths(world)["Ready"]) == ("Approved", "True")
-    assert stages(world) == ["prepare", "train"]
+    assert (reason_of(world, "PlanAccepted"), world.truths["Ready"]) == ("Approved", "True")
+    assert world.stages == ["prepare", "train"]
 
 
 def test_a_changed_plan_is_not_the_approved_one(make_world: Any, prepared: Any) -> None:
     world = make_world(budget={"approval": "Manual"})
-    through_prepare(world, prepared)
+    world.prepare(**prepared)
     world.edit(
         compute={"device": "cpu", "nodes": 2},
         budget={"approval": "Manual", "approvedPlan": world.status["plan"]["digest"]},
@@ -110,23 +94,23 @@ def test_a_trainer_that_tells_no_facts(make_world: Any) -> None:
     world.through("prepare", "train", "publish")
     assert world.status["phase"] == "Completed"
     world = make_world(budget={"approval": "Manual"})
-    through_prepare(world, {"plan": {"steps": 4, "digest": "sha256:mine"}})
-    assert (world.status["phase"], stages(world)) == ("AwaitingApproval", ["prepare"])
+    world.prepare(**{"plan": {"steps": 4, "digest": "sha256:mine"}})
+    assert (world.status["phase"], world.stages) == ("AwaitingApproval", ["prepare"])
     assert "trainer image" in world.status["message"]
 
 
 def test_mode_plan_ends_with_the_plan_and_mode_run_goes_on(make_world: Any, prepared: Any) -> None:
     world = make_world(mode="Plan")
-    through_prepare(world, prepared)
+    world.prepare(**prepared)
     run = world.status["run"]
     assert (world.status["phase"], world.status["reason"]) == ("Completed", "Planned")
-    told = truths(world)
+    told = world.truths
     assert (told["Ready"], told["Complete"], told["PlanAccepted"]) == ("True", "True", "True")
-    assert stages(world) == ["prepare"]
+    assert world.stages == ["prepare"]
     world.edit(mode="Run")
     world.settle()
     assert (world.status["phase"], world.status["run"]) == ("Queued", run)
-    assert "Complete" not in truths(world)
+    assert "Complete" not in world.truths
     world.through("train", "publish")
     assert world.book == [("prepare", 1, "Succeeded"), ("train", 1, "Succeeded"), ("publish", 1, "Succeeded")]
     world.edit(mode="Plan")
@@ -136,11 +120,11 @@ def test_mode_plan_ends_with_the_plan_and_mode_run_goes_on(make_world: Any, prep
 
 def test_a_plan_alone_approves_nothing(make_world: Any, prepared: Any) -> None:
     world = make_world(mode="Plan", budget={"approval": "Manual"})
-    through_prepare(world, prepared)
+    world.prepare(**prepared)
     assert (world.status["reason"], reason_of(world, "PlanAccepted")) == ("Planned", "AwaitingApproval")
     world.edit(mode="Run")
     world.settle()
-    assert (world.status["phase"], stages(world)) == ("AwaitingApproval", ["prepare"])
+    assert (world.status["phase"], world.stages) == ("AwaitingApproval", ["prepare"])
 
 
 @pytest.mark.parametrize(
@@ -156,7 +140,7 @@ def test_a_training_that_has_spent_its_budget(
     make_world: Any, prepared: Any, words: Any, budget: Any, raised: Any, spent: int
 ) -> None:
     world = make_world(budget=budget, compute=GPU)
-    through_prepare(world, prepared)
+    world.prepare(**prepared)
     world.run("train")
     drawn = world.settle()
     assert world.status["phase"] == "Training", world.status["message"]
@@ -176,7 +160,7 @@ def test_a_training_that_has_spent_its_budget(
     status = world.status
     assert (status["phase"], status["reason"], status["trainSeconds"]) == ("Suspended", "BudgetExhausted", spent)
     assert "step 3" in status["message"]
-    told = truths(world)
+    told = world.truths
     assert (told["Ready"], told["Stalled"], told["Suspended"]) == ("False", "True", "True")
     assert "Reconciling" not in told
     assert "failure" not in status
@@ -191,7 +175,7 @@ def test_a_training_that_has_spent_its_budget(
     assert not world.job("train").suspended
     world.run("train")
     world.settle()
-    assert "Stalled" not in truths(world)
+    assert "Stalled" not in world.truths
     world.now += 20
     world.finish("train")
     world.settle()
@@ -201,7 +185,7 @@ def test_a_training_that_has_spent_its_budget(
 
 def test_what_was_spent_counts_over_attempts(make_world: Any, prepared: Any, words: Any) -> None:
     world = make_world(budget={"maxDuration": "10m"})
-    through_prepare(world, prepared)
+    world.prepare(**prepared)
     world.run("train")
     world.settle()
     world.now += 550
@@ -222,7 +206,7 @@ def test_what_was_spent_counts_over_attempts(make_world: Any, prepared: Any, wor
 
 def test_another_run_owes_nothing(make_world: Any, prepared: Any) -> None:
     world = make_world(budget={"maxDuration": "10m"})
-    through_prepare(world, prepared)
+    world.prepare(**prepared)
     world.run("train")
     world.settle()
     world.now += 100

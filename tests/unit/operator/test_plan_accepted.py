@@ -10,22 +10,6 @@ from finetune_operator.domain.observed import Refusal
 GPU = {"nodes": 1, "gpusPerNode": 4, "gpuType": "nvidia-h100-80gb"}
 
 
-def stages(world: Any) -> list[str]:
-    return sorted({job.stage for job in world.jobs.values()})
-
-
-def truths(world: Any) -> dict[str, str]:
-    return {c["type"]: c["status"] for c in world.status["conditions"]}
-
-
-def through_prepare(world: Any, prepared: dict[str, Any]) -> None:
-    world.settle()
-    world.run("prepare")
-    world.settle()
-    world.finish("prepare", **prepared)
-    world.settle()
-
-
 def refuse_trainings(world: Any) -> Any:
     """The API server takes no Job of a training until the returned function is called. Other objects it takes."""
     create = world._create
@@ -69,7 +53,7 @@ def test_what_counts_while_a_training_waits(
     world = make_world(budget=before, mode="Run")
     take = refuse_trainings(world) if where == "refused" else lambda: None
     world.queued_elsewhere = where == "in a queue"
-    through_prepare(world, prepared)
+    world.prepare(**prepared)
     if before:
         world.edit(budget=before | {"approvedPlan": world.status["plan"]["digest"]})
         world.settle()
@@ -85,10 +69,10 @@ def test_what_counts_while_a_training_waits(
     assert not [name for _, name in world.known if "-train-" in name], "and what its pods would have been told"
     assert ("train", 1, "Stopped") in world.book
     if end[0] != "Completed":  # of a plan alone, the plan is what was asked for
-        assert truths(world)["PlanAccepted"] == "False"
+        assert world.truths["PlanAccepted"] == "False"
     take()
     world.settle()
-    assert stages(world) == ["prepare"]
+    assert world.stages == ["prepare"]
     if end[0] == "Failed":
         return
     world.edit(mode="Run", budget={})
@@ -102,7 +86,7 @@ def test_a_refused_job_is_made_by_the_settings_that_count_then(make_world: Any, 
     world = make_world(budget={"approval": "Manual"})
     world.share("scratch")
     take = refuse_trainings(world)
-    through_prepare(world, prepared)
+    world.prepare(**prepared)
     world.edit(budget={"approval": "Manual", "approvedPlan": world.status["plan"]["digest"]})
     world.settle()
     assert world.status["reason"] == "QuotaExceeded"
@@ -110,7 +94,7 @@ def test_a_refused_job_is_made_by_the_settings_that_count_then(make_world: Any, 
     world.edit(compute={"device": "cpu", "nodes": 2})
     take()
     world.settle()
-    assert (world.status["phase"], stages(world)) == ("AwaitingApproval", ["prepare"])
+    assert (world.status["phase"], world.stages) == ("AwaitingApproval", ["prepare"])
     digest = world.status["plan"]["digest"]
     world.edit(budget={"approval": "Manual", "approvedPlan": digest})
     world.settle()
@@ -125,7 +109,7 @@ def test_a_refused_config_map_is_asked_for_with_the_job(make_world: Any, prepare
     """Where nobody has to approve, the attempt stays; what it is told must not be what was true at the refusal."""
     world = make_world()
     take = refuse_trainings(world)
-    through_prepare(world, prepared)
+    world.prepare(**prepared)
     world.edit(checkpoint={"everySteps": 7})
     take()
     drawn = world.step()
@@ -150,7 +134,7 @@ def test_compute_that_no_longer_goes_with_what_was_decided(
     world = make_world()
     prepared["decided"] = {"training": {"learningRate": 3e-4}, "compute": {"strategy": "ddp"}}
     if prepared_before:
-        through_prepare(world, prepared)
+        world.prepare(**prepared)
         world.edit(compute=compute)
         world.settle()
     else:
@@ -178,7 +162,7 @@ def test_a_training_that_queues_is_made_anew_when_compute_changes(
     world.settle()
     world.run("prepare")
     world.finish("prepare", **prepared)
-    while stages(world) == ["prepare"]:
+    while world.stages == ["prepare"]:
         world.step()
     assert world.job("train").suspended
     before = world.status["plan"]["digest"]
@@ -199,7 +183,7 @@ def test_a_pod_decides_what_the_data_decides_and_no_more(make_world: Any, prepar
         "budget": {"approval": "Automatic"},
         "checkpoint": {"everySteps": 9, "keep": 9},
     }
-    through_prepare(world, prepared)
+    world.prepare(**prepared)
     assert world.status["decided"] == {
         "training": {"learningRate": 3e-4},
         "compute": {"strategy": "zero2"},
@@ -212,7 +196,7 @@ def test_a_pod_decides_what_the_data_decides_and_no_more(make_world: Any, prepar
 def test_a_pod_tells_the_results_of_its_own_stage(make_world: Any, prepared: Any, words: Any) -> None:
     world = make_world()
     prepared["plan"] |= {"cost": 1e6, "warning": "run!", "digest": "sha256:mine"}
-    through_prepare(world, prepared)
+    world.prepare(**prepared)
     plan, data = world.status["plan"], world.status["data"]
     assert plan["steps"] == 150
     assert "cost" not in plan
@@ -240,14 +224,14 @@ def test_a_suspended_job_shows_what_it_would_do(make_world: Any, prepared: Any) 
     world.edit(suspend=True)
     world.settle()
     before = world.status["plan"]
-    assert (truths(world)["PlanAccepted"], truths(world)["Ready"]) == ("True", "True")
+    assert (world.truths["PlanAccepted"], world.truths["Ready"]) == ("True", "True")
     world.edit(compute=GPU)
     world.settle()
     assert world.status["plan"]["digest"] != before["digest"]
     world.edit(budget={"maxCost": 1e-6, "gpuHourPrice": 2.5})
     world.settle()
-    assert (world.status["phase"], truths(world)["PlanAccepted"]) == ("Suspended", "False")
-    assert "Ready" not in truths(world)
+    assert (world.status["phase"], world.truths["PlanAccepted"]) == ("Suspended", "False")
+    assert "Ready" not in world.truths
     world.edit(budget={}, suspend=False)
     world.settle()
     assert (world.status["phase"], world.status["gpus"]) == ("Queued", 4)
@@ -256,11 +240,11 @@ def test_a_suspended_job_shows_what_it_would_do(make_world: Any, prepared: Any) 
 def test_costs_that_nobody_can_know(make_world: Any, prepared: Any) -> None:
     """A limit that cannot be watched is no limit: it is refused before training, and stops one that runs."""
     world = make_world(compute=GPU, budget={"maxCost": 5})
-    through_prepare(world, prepared)
+    world.prepare(**prepared)
     assert (world.status["phase"], world.status["reason"]) == ("Failed", "OverBudget")
     assert "set spec.budget.gpuHourPrice" in world.status["message"]
     world = make_world(compute=GPU, budget={"maxCost": 5, "gpuHourPrice": 1})
-    through_prepare(world, prepared)
+    world.prepare(**prepared)
     world.run("train")
     world.settle()
     world.edit(budget={"maxCost": 5})
@@ -273,7 +257,7 @@ def test_costs_that_nobody_can_know(make_world: Any, prepared: Any) -> None:
 def test_hours_in_which_nothing_ran_are_nobodys(make_world: Any, prepared: Any, words: Any, how: str) -> None:
     """An operator that was away finds a training that ended long ago."""
     world = make_world(compute=GPU, budget={"maxDuration": "1h"})
-    through_prepare(world, prepared)
+    world.prepare(**prepared)
     world.run("train")
     world.settle()
     world.now += 100
