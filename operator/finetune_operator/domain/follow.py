@@ -53,7 +53,7 @@ def _under_way(draft: Draft, stage: Stage, entry: AttemptStatus) -> None:
     if entry.started is None:
         began = [t for pod in pods if (t := pod.running_since or (pod.ended and pod.ended.started))]
         entry.started = stamp(min(began)) if began else None
-    outcome.read_stops(draft, entry, pods)
+    outcome.read_stops(draft, entry, (*pods, *draft.seen.departed.get(job.uid, ())))
     if job.complete is not None:
         outcome.succeed(draft, stage, entry, job, pods)
     elif job.failed is not None or (job.failing is not None and node_lost(pods, draft.now)):

@@ -267,6 +267,8 @@ class Seen:
     """Its Jobs by name."""
     pods: Mapping[str, tuple[PodView, ...]] = field(default_factory=dict)
     """Their pods by the Job's uid."""
+    departed: Mapping[str, tuple[PodView, ...]] = field(default_factory=dict)
+    """Pods that ended and are gone since the last look, likewise."""
     known: frozenset[tuple[str, str]] = frozenset()
     """(kind, name) of other children that are known to exist."""
     claims: Mapping[str, ClaimView] = field(default_factory=dict)

@@ -69,6 +69,9 @@ class Cache:
         self._pods: dict[str, dict[str, PodView]] = {}  # by Job's uid, by name
         self._held: dict[tuple[str, str, str], Held] = {}  # (kind, namespace, name) of Jobs and pods
         self._tombs: dict[str, float] = {}
+        self._departed: dict[
+            str, list[PodView]
+        ] = {}  # by Job's uid: pods that are gone, whose last words no look has seen
 
     # What happens in the cluster.
 
@@ -110,6 +113,10 @@ class Cache:
         known = self._held.get(place)
         if known is None or known.uid != uid:
             return None
+        pod = self._pods.get(known.owner, {}).get(name) if kind == "Pod" else None
+        said = pod is not None and pod.ended is not None and pod.ended.message is not None
+        if pod is not None and said and known.owner not in self._tombs:
+            self._departed.setdefault(known.owner, []).append(pod)
         self._drop(place)
         return known.key
 
@@ -135,12 +142,21 @@ class Cache:
             invalid=held.invalid,
             jobs=dict(jobs),
             pods={j.uid: tuple(self._pods[j.uid].values()) for j in jobs.values() if j.uid in self._pods},
+            departed={j.uid: tuple(self._departed[j.uid]) for j in jobs.values() if j.uid in self._departed},
             known=frozenset(facts.known),
             claims=dict(facts.claims),
             warnings=dict(facts.warnings),
             refusals=dict(facts.refusals),
             progress=facts.progress,
         )
+
+    def looked_at(self, seen: Seen) -> None:
+        """What pods that are gone had said stands in the status now."""
+        for job_uid, pods in seen.departed.items():
+            left = [pod for pod in self._departed.get(job_uid, ()) if pod not in pods]
+            self._departed.pop(job_uid, None)
+            if left:
+                self._departed[job_uid] = left
 
     def names(self) -> list[Key]:
         return list(self._finetunejobs)
@@ -197,6 +213,8 @@ class Cache:
     def _drop(self, place: tuple[str, str, str]) -> None:
         kind, _, name = place
         held = self._held.pop(place)
+        if kind == "Job":
+            self._departed.pop(held.uid, None)
         shelves: dict[str, dict[str, Any]] = self._jobs if kind == "Job" else self._pods
         shelf = shelves.get(held.owner, {})
         shelf.pop(name, None)

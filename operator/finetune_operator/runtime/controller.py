@@ -70,6 +70,7 @@ class Controller:
         self._last_event[kind] = time.monotonic()
         metadata = body["metadata"]
         if type == "DELETED":
+            self.cache.observe(kind, body)  # its last state, which no other event may have told
             key = self.cache.forget(kind, metadata["namespace"], metadata["name"], metadata["uid"])
         else:
             key = self.cache.observe(kind, body)

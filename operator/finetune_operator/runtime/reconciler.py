@@ -76,6 +76,7 @@ class Reconciler:
                 continue
             if await self._write_status(key, held, plan, now) and finished(plan.status):
                 continue  # what follows an end is decided only when the end is on record
+            self._cache.looked_at(seen)
             self._poller.follow(key, plan.poll)
             return plan.look_again
         logger.warning("a look did not settle", extra={"rounds": _ROUNDS})

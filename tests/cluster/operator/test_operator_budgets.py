@@ -132,7 +132,8 @@ def test_what_a_refused_job_was_told_is_replaced(
     quota = quota_of_jobs(api, namespace, eventually, 1)
     jobs.create()
     refused = jobs.wait_reason("QuotaExceeded")["attempts"][-1]["job"]
-    jobs.patch(checkpoint={"everySteps": 7})
+    generation = jobs.patch(checkpoint={"everySteps": 7})["metadata"]["generation"]
+    jobs.until("it is seen", lambda: jobs.status()["observedGeneration"] == generation)
     api.delete(quota)
     status = jobs.wait("Completed")
     assert [a["job"] for a in status["attempts"]][1] == refused, "the attempt stays"

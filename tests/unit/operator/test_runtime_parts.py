@@ -139,6 +139,31 @@ def test_what_changes_nothing_wakes_nobody() -> None:
     assert (seen.jobs, seen.pods) == ({}, {})
 
 
+def test_the_last_words_of_a_pod_outlive_it_until_they_were_seen() -> None:
+    """The Job controller deletes the pods of a Job that is suspended as soon as they end."""
+    cache = Cache()
+    cache.observe("FineTuneJob", ftj(1))
+    cache.observe("Job", child("Job", 2))
+    text = '{"stage": "train", "outcome": "stopped", "exitCode": 5, "step": 7}'
+    ended = {"exitCode": 5, "reason": "Error", "message": text}
+    for number, words in (
+        (3, {"terminated": ended}),
+        (4, {"terminated": ended | {"message": ""}}),
+        (5, {"running": {}}),
+    ):
+        state = {"containerStatuses": [{"name": "trainer", "state": words}]}
+        cache.observe("Pod", child("Pod", number, owner="j", uid=f"p{number}", status=state))
+        cache.forget("Pod", "team", f"Pod-p{number}", f"p{number}")
+    seen = cache.look(A)
+    assert seen is not None
+    assert not seen.pods
+    assert [pod.ended.message.step for pod in seen.departed["j"] if pod.ended and pod.ended.message] == [7]
+    cache.looked_at(seen)
+    seen = cache.look(A)
+    assert seen is not None
+    assert not seen.departed
+
+
 def test_children_of_others_are_not_ours() -> None:
     cache = Cache()
     cache.observe("FineTuneJob", ftj(1))
@@ -201,15 +226,16 @@ def test_a_difference_leads_from_one_to_the_other(before: dict[str, Any], after:
 @pytest.mark.parametrize(
     ("change", "waits"),
     [
-        ({"lastCheckpoint": {"step": 2}}, True),
-        ({"attempts": [{"job": "j", "outcome": "Running", "lastStep": 4}]}, True),
+        ({"attempts": [{"job": "j", "outcome": "Running", "started": "2026-01-31T12:00:00Z"}]}, True),
+        ({"lastCheckpoint": {"step": 2}}, False),
+        ({"attempts": [{"job": "j", "outcome": "Running", "lastStep": 4}]}, False),
         ({"attempts": [{"job": "j", "outcome": "Failed"}]}, False),
         ({"attempts": [{"job": "j", "outcome": "Running"}, {"job": "k", "outcome": "Running"}]}, False),
         ({"attempts": [{"job": "j", "outcome": "Running"}], "phase": "Training"}, False),
         ({"phase": "Training"}, False),
     ],
 )
-def test_details_go_with_the_next_write(change: dict[str, Any], waits: bool) -> None:
+def test_what_can_be_seen_again_goes_with_the_next_write(change: dict[str, Any], waits: bool) -> None:
     assert can_wait({"attempts": [{"job": "j", "outcome": "Running"}]}, change) is waits
 
 
