@@ -13,6 +13,8 @@ from pydantic import Field
 from finetune_api.base import ApiModel
 
 LENGTH_BINS = 24
+_DEEPEST = 10_000
+"""A pod tells these numbers, and layers are gone through one by one."""
 
 
 class ModelShape(ApiModel):
@@ -20,8 +22,8 @@ class ModelShape(ApiModel):
 
     model_type: str
     hidden_size: int = Field(ge=1)
-    layers: int = Field(ge=1, description="Decoder layers (of an encoder alone: its layers).")
-    encoder_layers: int = Field(default=0, description="Of an encoder-decoder model.")
+    layers: int = Field(ge=1, le=_DEEPEST, description="Decoder layers (of an encoder alone: its layers).")
+    encoder_layers: int = Field(default=0, le=_DEEPEST, description="Of an encoder-decoder model.")
     heads: int = Field(ge=1)
     kv_heads: int = Field(ge=1)
     head_dim: int = Field(ge=1)

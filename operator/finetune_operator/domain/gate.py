@@ -16,7 +16,7 @@ from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FailureStatus, PlanStatus
 from pydantic import ValidationError
 
-from finetune_operator.domain import finish
+from finetune_operator.domain import finish, numbers
 from finetune_operator.domain.attempts import latest
 from finetune_operator.domain.draft import Draft, Situation
 from finetune_operator.domain.reasons import Code, Reason
@@ -68,8 +68,8 @@ def make_plan(draft: Draft) -> None:
         _Frozen(status.decided),
         (status.plan or PlanStatus()).model_dump_json(include=_COUNTED, exclude_none=True),
     )
-    if drawn is not None:
-        status.plan = drawn
+    # What no plan can be made of keeps no earlier one's digest: nobody may approve it.
+    status.plan = drawn or (status.plan and counted(status.plan))
 
 
 _COUNTED = {
@@ -97,9 +97,10 @@ def _drawn(wanted: str, defaults: str, facts: _Frozen, decided: _Frozen, counted
     held = holding(given, dict(decided))
     spec = resolve(given, PlatformDefaults.model_validate_json(defaults), held)
     try:
-        return draw(spec, PlanFacts.model_validate(facts), held, PlanStatus.model_validate_json(counted), given=given)
+        plan = draw(spec, PlanFacts.model_validate(facts), held, PlanStatus.model_validate_json(counted), given=given)
     except (ValidationError, ArithmeticError, ValueError):  # a pod's word is not trusted
         return None
+    return plan if numbers.fit(dict(plan).values()) else None
 
 
 def beyond_budget(draft: Draft) -> str | None:

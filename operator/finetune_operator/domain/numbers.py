@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 LIMIT = 2**53
 
@@ -12,3 +13,8 @@ def shown(value: float | None, digits: int) -> float | None:
     if value is None or not math.isfinite(value) or abs(value) > LIMIT:
         return None
     return round(value, digits)
+
+
+def fit(values: Iterable[object]) -> bool:
+    """Whether a status can hold every number of them."""
+    return all(math.isfinite(v) and abs(v) <= LIMIT for v in values if isinstance(v, int | float))

@@ -13,7 +13,7 @@ from finetune_api.planner.facts import LENGTH_BINS
 from pydantic import ValidationError
 
 from finetune_operator.domain.numbers import LIMIT
-from finetune_operator.domain.times import seconds_of
+from finetune_operator.domain.times import seconds_of, stamp
 
 _LONGEST_TEXT = 4096
 _DEEPEST = 6
@@ -56,7 +56,8 @@ def _fit(value: Any, depth: int, name: str = "") -> Any:
         case int() | float():
             return value if abs(value) <= LIMIT and math.isfinite(value) else _UNFIT
         case str() if name == "time":
-            return value if seconds_of(value) is not None and value.endswith("Z") else _UNFIT
+            seconds = seconds_of(value)  # takes forms that the API server does not
+            return value if seconds is not None and stamp(seconds) == value else _UNFIT
         case str():
             return value[:_LONGEST_TEXT]
         case list() if depth > 0:

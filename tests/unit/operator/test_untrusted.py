@@ -23,7 +23,14 @@ BASE = {"stage": "train", "outcome": "succeeded", "exitCode": 0}
             {"evaluation": {"metrics": [{"metric": "loss", "base": math.nan, "tuned": 1.0}]}},
             {"evaluation": {"metrics": [{"metric": "loss", "tuned": 1.0}]}},
         ),
-        ({"lastCheckpoint": {"step": 3, "time": "yesterday"}}, {"lastCheckpoint": {"step": 3}}),
+        *(
+            ({"lastCheckpoint": {"step": 3, "time": time}}, {"lastCheckpoint": {"step": 3}})
+            for time in ("yesterday", "20260131T120000Z", "2026-01-31T12Z", "2026-01-31 12:00:00Z", "2026-01-31T12:00:00")
+        ),
+        (
+            {"lastCheckpoint": {"step": 3, "time": "2026-01-31T12:00:00Z"}},
+            {"lastCheckpoint": {"step": 3, "time": "2026-01-31T12:00:00Z"}},
+        ),
         ({"artifacts": {"uri": "u" * 9000}}, {"artifacts": {"uri": "u" * 4096}}),
         ({"evaluation": {"metrics": [{"metric": str(n)} for n in range(99)]}}, {"evaluation": {"metrics": [{"metric": str(n)} for n in range(16)]}}),
     ],
@@ -60,3 +67,44 @@ def test_whatever_is_said_is_fit_or_nothing(
     told = progress(json.dumps({"stage": "train", "percent": percent, "lastCheckpoint": checkpoint}).encode())
     assert told is None or 0 <= told.percent <= 100
     progress(content)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [{"layers": 2**53}, {"encoderLayers": 2**53}, {"hiddenSize": 2**53, "intermediateSize": 2**53}],
+    ids=["layers", "encoder layers", "sizes"],
+)
+def test_facts_that_nobody_believes_make_no_plan(make_world: Any, prepared: Any, model: dict[str, Any]) -> None:
+    """Neither the operator's memory nor a status holds what would come of them, and there is nothing to approve."""
+    world = make_world(budget={"approval": "Manual"})
+    world.settle()
+    world.run("prepare")
+    prepared["facts"]["model"] |= model
+    world.finish("prepare", **prepared)
+    world.now += 10
+    world.settle()
+    assert "digest" not in world.status.get("plan", {})
+    assert world.status["phase"] == "AwaitingApproval"
+    assert "told none" in world.status["message"]
+
+
+def test_a_plan_that_can_no_longer_be_made_is_not_the_approved_one(
+    make_world: Any, prepared: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world(budget={"approval": "Manual"})
+    world.settle()
+    world.run("prepare")
+    world.finish("prepare", **prepared)
+    world.settle()
+
+    def none(*_: Any, **__: Any) -> None:
+        raise OverflowError
+
+    monkeypatch.setattr("finetune_operator.domain.gate.draw", none)
+    world.edit(
+        compute={"device": "cpu", "processesPerNode": 2},
+        budget={"approval": "Manual", "approvedPlan": world.status["plan"]["digest"]},
+    )
+    world.settle()
+    assert world.status["phase"] == "AwaitingApproval"
+    assert "digest" not in world.status["plan"]
