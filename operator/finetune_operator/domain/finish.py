@@ -123,8 +123,8 @@ def _after_the_end(draft: Draft) -> list[JobView]:
 def _on_the_way(draft: Draft) -> list[JobView]:
     jobs = draft.seen.jobs.values()
     current = {attempt.job for attempt in draft.attempts if attempt.outcome == "Running"}
-    given_up = {attempt.job for attempt in draft.attempts} - current
-    stale = {job.name: job for job in jobs if job.run != draft.run or (job.name in given_up and job.alive)}
+    # A Job that no attempt under way knows was given up, or made just before a crash and not wanted any more since.
+    stale = {job.name: job for job in jobs if job.run != draft.run or (job.name not in current and job.alive)}
     for stage in {job.stage for job in jobs}:
         of_stage = sorted((j for j in jobs if j.stage == stage and j.run == draft.run), key=lambda j: j.attempt)
         stale |= {job.name: job for job in of_stage[:-KEPT_ATTEMPTS] if job.name not in current}
