@@ -61,10 +61,12 @@ def go_on_from_the_plan(draft: Draft) -> None:
 
 
 def start_again(draft: Draft) -> None:
-    """A new runToken counts once the run before has ended; it does not cut a run short."""
+    """A new runToken counts once the run before has ended; it does not cut a run short. One that waits for its first approval
+    has nothing to lose, and without another run no other plan would come of it."""
     status = draft.status
     run = run_of(draft.metadata.uid, draft.wanted.run_token)
-    if not finished(status) or status.run == run:
+    waits = status.phase == "AwaitingApproval" and not status.train_seconds
+    if not (finished(status) or waits) or status.run == run:
         return
     draft.say(
         "Normal",

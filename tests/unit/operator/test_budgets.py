@@ -217,3 +217,29 @@ def test_another_run_owes_nothing(make_world: Any, prepared: Any) -> None:
     world.edit(runToken="again")
     world.settle()
     assert not {"facts", "decided", "plan", "trainSeconds", "gpuSeconds"} & world.status.keys()
+
+
+def test_a_plan_that_nobody_approves_gives_way_to_another_run(make_world: Any, prepared: Any) -> None:
+    """As the message of a plan that cannot be approved says. What has trained is not cut short."""
+    world = make_world(budget={"approval": "Manual"})
+    through_prepare(world, {"plan": {"steps": 4}})
+    first = world.status["run"]
+    assert "set a new spec.runToken" in world.status["message"]
+    world.edit(runToken="again")
+    through_prepare(world, prepared)
+    assert world.status["run"] != first
+    assert [job.run for job in world.jobs.values()] == [world.status["run"]]
+    world.edit(budget={"approval": "Manual", "approvedPlan": world.status["plan"]["digest"]})
+    world.settle()
+    world.run("train")
+    world.settle()
+    world.now += 50
+    world.end("train", 137, disrupted="drain")
+    world.fail("train")
+    world.edit(budget={"approval": "Manual"})
+    world.settle()
+    run = world.status["run"]
+    assert world.status["phase"] == "AwaitingApproval"
+    world.edit(runToken="once more")
+    world.settle()
+    assert (world.status["run"], world.status["phase"]) == (run, "AwaitingApproval")
