@@ -48,11 +48,12 @@ def _under_way(draft: Draft, stage: Stage, entry: AttemptStatus) -> None:
         _without_job(draft, stage, entry)
         return
     pods = draft.seen.pods.get(job.uid, ())
-    if stage == "train" and entry.started is None and job.suspended:
-        gate.make_plan(draft)  # settings that changed count: the Job is made anew before it is released
     if entry.started is None:
         began = [t for pod in pods if (t := pod.running_since or (pod.ended and pod.ended.started))]
         entry.started = stamp(min(began)) if began else None
+    waits = stage == "train" and (entry.started is None or (job.suspended and not _any_live(pods)))
+    if waits and (job.digest in (None, digest(draft.spec, stage)) or (job.suspended and _ours(job))):
+        gate.make_plan(draft)  # other settings count only where the Job is made anew before it is released
     outcome.read_stops(draft, entry, (*pods, *draft.seen.departed.get(job.uid, ())))
     if job.complete is not None:
         outcome.succeed(draft, stage, entry, job, pods)
@@ -70,7 +71,7 @@ def _under_way(draft: Draft, stage: Stage, entry: AttemptStatus) -> None:
         draft.look_again(_DELETING_LOOK_AGAIN_S)
     elif draft.wanted.suspend:
         _suspend(draft, stage, entry, job, pods)
-    elif stage == "train" and entry.started is None and _held_back(draft, entry):
+    elif waits and _held_back(draft, entry):
         pass
     elif stage == "train" and (sentence := budget.exhausted(draft)) is not None:
         _suspend(draft, stage, entry, job, pods, spent=sentence)
@@ -80,6 +81,15 @@ def _under_way(draft: Draft, stage: Stage, entry: AttemptStatus) -> None:
         outcome.preempt(draft, entry, pods)
     else:
         _run(draft, stage, entry, job, pods)
+
+
+def _ours(job: JobView) -> bool:
+    """A suspended Job that this operator releases, or gives back to its queue: others are left as they are."""
+    return job.held or job.managed_elsewhere
+
+
+def _any_live(pods: Sequence[PodView]) -> bool:
+    return any(not pod.over for pod in pods)
 
 
 def _stopped(pods: Sequence[PodView]) -> bool:
@@ -106,8 +116,8 @@ def _without_job(draft: Draft, stage: Stage, entry: AttemptStatus) -> None:
 
 
 def _held_back(draft: Draft, entry: AttemptStatus) -> bool:
-    """As long as no pod of a training ran, its budget, mode and approval are asked again. One that may not go on is given up,
-    and whatever it queues with is deleted."""
+    """As long as no pod of a training ran, its budget, mode and approval are asked again; its approval while it is suspended too.
+    One that may not go on is given up, and whatever it queues with is deleted."""
     gate.hold(draft)
     if draft.situation is None:
         return False
@@ -126,7 +136,7 @@ def _suspend(
 ) -> None:
     """`spent`: why the budget allows no more, where that and not the user is the cause. The pods are told to stop; they save a
     checkpoint and end with 5. A Job that somebody else queues is given back whole."""
-    live = [pod for pod in pods if not pod.over]
+    live = _any_live(pods)
     if job.managed_elsewhere:
         why = "its budget is spent" if spent else "the job is suspended"
         reason = Reason.BUDGET_EXHAUSTED if spent else Reason.SUSPENDED
@@ -158,8 +168,7 @@ def _suspend(
 def _release(draft: Draft, stage: Stage, entry: AttemptStatus, job: JobView, pods: Sequence[PodView]) -> None:
     """Let a suspended Job run, if it is ours to release: never fight a queue or a person over it."""
     phase = begin.PHASES[stage]
-    ours = job.held or job.managed_elsewhere
-    if ours and not any(not pod.over for pod in pods) and job.digest not in (None, digest(draft.spec, stage)):
+    if _ours(job) and not _any_live(pods) and job.digest not in (None, digest(draft.spec, stage)):
         outcome.stop(draft, entry, Reason.REPLACED, "Its settings changed before its pods ran")
         return
     # Ranks look for each other as soon as they run, so what they need is there before.

@@ -45,7 +45,10 @@ def objection(draft: Draft) -> tuple[str, str] | None:
         return Code.OVER_BUDGET, failure.message
     if failure is not None and begun(draft):
         return None
-    if entry is not None and (entry.outcome == "Succeeded" or (entry.outcome == "Running" and entry.started)):
+    suspended = draft.situation is not None and draft.situation.suspended
+    if entry is not None and (
+        entry.outcome == "Succeeded" or (entry.outcome == "Running" and entry.started and not suspended)
+    ):
         return None
     if (sentence := beyond_budget(draft)) is not None:
         return Code.OVER_BUDGET, sentence

@@ -1,0 +1,104 @@
+"""status.plan follows the spec as long as no training pod runs, and so does its approval."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+GPU = {"nodes": 1, "gpusPerNode": 4, "gpuType": "nvidia-h100-80gb"}
+PRICED = {"approval": "Manual", "gpuHourPrice": 2.5, "maxCost": 100}
+
+
+@pytest.fixture
+def approved(make_world: Any, prepared: Any) -> Any:
+    """A training whose plan is approved; none of its pods runs yet."""
+    world = make_world(compute=GPU, budget=PRICED)
+    world.settle()
+    world.run("prepare")
+    world.settle()
+    world.finish("prepare", **prepared)
+    world.settle()
+    world.edit(budget=PRICED | {"approvedPlan": world.status["plan"]["digest"]})
+    world.settle()
+    assert world.status["phase"] == "Queued"
+    return world
+
+
+def budget(world: Any, **change: Any) -> None:
+    world.edit(budget=world.body["spec"]["budget"] | change)
+    world.settle()
+
+
+def pause(world: Any, words: Any) -> None:
+    """The training runs, and is suspended with a checkpoint."""
+    world.run("train")
+    world.settle()
+    world.now += 100
+    world.edit(suspend=True)
+    world.settle()
+    world.end("train", 5, 0, words("train", "stopped", 5, step=3, lastCheckpoint={"step": 3}))
+    world.settle()
+    world.pods[world.job("train").uid] = {}
+    world.settle()
+    assert world.status["phase"] == "Suspended"
+
+
+@pytest.mark.parametrize(
+    ("price", "end"),
+    [(3.0, ("AwaitingApproval", "AwaitingApproval")), (1e6, ("Failed", "OverBudget"))],
+)
+def test_a_price_that_changes_while_no_node_takes_the_pods(approved: Any, price: float, end: tuple[str, str]) -> None:
+    world = approved
+    world.pod("train", phase="Pending", unschedulable="0/3 nodes", unschedulable_since=world.now - 60)
+    world.settle()
+    assert world.status["reason"] == "Unschedulable"
+    budget(world, gpuHourPrice=price)
+    assert (world.status["phase"], world.status["reason"]) == end
+    assert {job.stage for job in world.jobs.values()} == {"prepare"}
+
+
+def test_compute_counts_from_the_next_attempt_once_pods_start(approved: Any) -> None:
+    """They were approved as they are; the plan stays what they do."""
+    world, plan = approved, approved.status["plan"]
+    world.pod("train", phase="Pending", node="node-0")
+    world.edit(compute=GPU | {"gpusPerNode": 8})
+    world.settle()
+    world.run("train")
+    world.settle()
+    assert (world.status["phase"], world.status["plan"], world.status["gpus"]) == ("Training", plan, 4)
+
+
+@pytest.mark.parametrize("changed", ["compute", "price"])
+def test_what_changes_in_a_pause_is_approved_before_it_ends(approved: Any, words: Any, changed: str) -> None:
+    world, before = approved, approved.status["plan"]["digest"]
+    pause(world, words)
+    assert (world.condition("PlanAccepted"), world.status["plan"]["digest"]) == ("True", before)
+    if changed == "compute":
+        world.edit(compute=GPU | {"gpusPerNode": 8})
+        world.settle()
+    else:
+        budget(world, gpuHourPrice=3.0)
+    digest = world.status["plan"]["digest"]
+    assert digest != before
+    assert (world.status["phase"], world.condition("PlanAccepted")) == ("Suspended", "False")
+    world.edit(suspend=False)
+    world.settle()
+    assert world.status["phase"] == "AwaitingApproval"
+    assert {job.stage for job in world.jobs.values()} == {"prepare"}
+    budget(world, approvedPlan=digest)
+    assert (world.status["phase"], world.status["lastCheckpoint"]) == ("Queued", {"step": 3})
+    assert world.status["gpus"] == (8 if changed == "compute" else 4)
+
+
+def test_a_raised_limit_asks_nobody_again(approved: Any, words: Any) -> None:
+    world = approved
+    pause(world, words)
+    budget(world, maxDuration="50s")
+    world.edit(suspend=False)
+    world.settle()
+    assert world.status["reason"] == "BudgetExhausted"
+    job = world.job("train").name
+    budget(world, maxDuration="9h")
+    assert not world.jobs[job].suspended
+    assert world.condition("PlanAccepted") == "True"
