@@ -8,7 +8,7 @@ from typing import Any, Literal
 from finetune_api.effective import PlatformDefaults, resolve, shown
 from finetune_api.finetunejob import Metadata
 from finetune_api.spec import FineTuneJobSpec
-from finetune_api.status import AttemptStatus, FineTuneJobStatus, Phase, Stage
+from finetune_api.status import AttemptStatus, FineTuneJobStatus, Phase
 
 from finetune_operator.domain.observed import PodView, Read, Seen
 from finetune_operator.domain.reasons import Reason
@@ -144,9 +144,6 @@ class Draft:
         """Resolve, and show what it came to."""
         self.resolve()
         self.status.effective = shown(self.spec)
-
-    def pods_wanted(self, stage: Stage) -> int:
-        return self.spec.compute.nodes if stage == "train" else 1
 
     def look_again(self, seconds: float) -> None:
         seconds = max(0.0, seconds)

@@ -59,7 +59,7 @@ def _under_way(draft: Draft, stage: Stage, entry: AttemptStatus) -> None:
         outcome.succeed(draft, stage, entry, job, pods)
     elif job.failed is not None or (job.failing is not None and node_lost(pods, draft.now)):
         if outcome.all_seen(draft, stage, job, pods):
-            outcome.record(draft, entry, judge(job, pods, stage, draft.pods_wanted(stage), draft.now), pods)
+            outcome.record(draft, entry, judge(job, pods, stage, draft.now), pods)
     elif job.failing is not None:
         phase, _ = RUNNING[stage]
         draft.situation = Situation(phase, Reason.RETRYING, f"Stage {stage} failed; its other pods are ending")
@@ -189,7 +189,6 @@ def _release(draft: Draft, stage: Stage, entry: AttemptStatus, job: JobView, pod
 
 
 def _run(draft: Draft, stage: Stage, entry: AttemptStatus, job: JobView, pods: Sequence[PodView]) -> None:
-    wanted = draft.pods_wanted(stage)
     live = [pod for pod in pods if not pod.over and pod.deletion_asked is None]
     # A container that ended well is done, though its pod's phase is written a moment later.
     done = {
@@ -198,15 +197,15 @@ def _run(draft: Draft, stage: Stage, entry: AttemptStatus, job: JobView, pods: S
     running = {pod.index for pod in live if pod.running} | done
     draft.poll = next((pod for pod in live if pod.index == 0 and pod.running), None)
     phase, reason = RUNNING[stage]
-    if len(running) >= wanted:
-        draft.situation = Situation(phase, reason, _running_message(draft, stage), running=True)
+    if len(running) >= job.pods:
+        draft.situation = Situation(phase, reason, _running_message(job, stage), running=True)
         if stage == "train":
             budget.look_when_spent(draft)
         return
     begin.ensure(draft, stage, entry)
     if draft.situation is not None:
         return
-    diagnosis = diagnose(draft.seen, job, live, len({pod.index for pod in live} | done) < wanted, draft.now)
+    diagnosis = diagnose(draft.seen, job, live, len({pod.index for pod in live} | done) < job.pods, draft.now)
     draft.reads |= diagnosis.reads
     if diagnosis.look_again is not None:
         draft.look_again(diagnosis.look_again)
@@ -226,12 +225,11 @@ def _run(draft: Draft, stage: Stage, entry: AttemptStatus, job: JobView, pods: S
     draft.situation = Situation(begin.PHASES[stage], problem.reason, problem.text, problem=True)
 
 
-def _running_message(draft: Draft, stage: Stage) -> str:
+def _running_message(job: JobView, stage: Stage) -> str:
     match stage:
         case "prepare":
             return "Reading and checking the data"
         case "train":
-            nodes = draft.spec.compute.nodes
-            return f"Training on {nodes} node{'s' if nodes > 1 else ''}"
+            return f"Training on {job.pods} node{'s' if job.pods > 1 else ''}"
         case "publish":
             return "Publishing the result"

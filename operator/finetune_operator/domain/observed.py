@@ -62,6 +62,8 @@ class JobView:
     stage: str
     attempt: int
     created: float
+    pods: int = 1
+    """How many it was made with: spec.compute.nodes may have changed since."""
     deleting: bool = False
     suspended: bool = False
     held: bool = False
@@ -91,6 +93,7 @@ class JobView:
             stage=labels.get(LABEL_STAGE, ""),
             attempt=int(number) if number.isdigit() else 0,
             created=seconds_of(metadata.get("creationTimestamp")) or 0.0,
+            pods=spec.get("completions") or 1,
             deleting=metadata.get("deletionTimestamp") is not None,
             suspended=bool(spec.get("suspend")),
             held=ANNOTATION_HELD in annotations,

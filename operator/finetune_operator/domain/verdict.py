@@ -65,7 +65,7 @@ def node_lost(pods: Sequence[PodView], now: float) -> bool:
     return any(not p.over and p.deletion_due is not None and now > p.deletion_due + LOST_NODE_S for p in pods)
 
 
-def judge(job: JobView, pods: Sequence[PodView], stage: Stage, pods_wanted: int, now: float) -> Verdict:
+def judge(job: JobView, pods: Sequence[PodView], stage: Stage, now: float) -> Verdict:
     """The verdict on a Job that failed. `pods` are all that are known of it, those of earlier resumes too."""
     failing = sorted((pod for pod in pods if _failed(pod)), key=_when)
     step = max((m.step for pod in pods if (m := _message(pod)) is not None and m.step is not None), default=None)
@@ -74,7 +74,7 @@ def judge(job: JobView, pods: Sequence[PodView], stage: Stage, pods_wanted: int,
         if code is not None:
             return Verdict("fatal", _failure(pod, stage, code, retriable=False), step)
     first = failing[0] if failing else None
-    disrupted = _disruption(job, pods, first, pods_wanted, now)
+    disrupted = _disruption(job, pods, first, now)
     if disrupted is not None:
         return Verdict("evicted", disrupted.model_copy(update={"stage": stage, "retriable": True}), step)
     if first is None:
@@ -134,9 +134,7 @@ def _too_much_disk(pod: PodView) -> bool:
     )
 
 
-def _disruption(
-    job: JobView, pods: Sequence[PodView], first: PodView | None, pods_wanted: int, now: float
-) -> FailureStatus | None:
+def _disruption(job: JobView, pods: Sequence[PodView], first: PodView | None, now: float) -> FailureStatus | None:
     if first is not None and _too_much_disk(first):
         return None  # evicted for its own use of the disk: it would be evicted again
     for pod in pods:
@@ -151,7 +149,7 @@ def _disruption(
             return _evicted(pod, f"Pod {pod.name} was deleted{where}")
         if not pod.over and pod.deletion_due is not None and now > pod.deletion_due + LOST_NODE_S:
             return _evicted(pod, f"Pod {pod.name} does not end{where}: the node is taken for lost")
-    if len({pod.index for pod in pods}) < pods_wanted:
+    if len({pod.index for pod in pods}) < job.pods:
         return vanished("train", "A pod").failure
     return None
 

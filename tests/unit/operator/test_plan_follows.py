@@ -102,3 +102,25 @@ def test_a_raised_limit_asks_nobody_again(approved: Any, words: Any) -> None:
     budget(world, maxDuration="9h")
     assert not world.jobs[job].suspended
     assert world.condition("PlanAccepted") == "True"
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
+def test_a_training_is_what_it_was_made_as(make_world: Any, before: int, after: int) -> None:
+    """Its time counts on, and its failure is a failure, whatever the next attempt will be."""
+    world = make_world(compute=GPU | {"nodes": before}, budget={"maxDuration": "1h"})
+    world.share("scratch")
+    world.through("prepare")
+    world.run("train", before)
+    world.settle()
+    world.now += 100
+    world.edit(compute=GPU | {"nodes": after})
+    world.settle()
+    assert (world.status["phase"], world.condition("Running")) == ("Training", "True")
+    assert f"on {before} node" in world.status["message"]
+    world.now += 200
+    for index in range(before):
+        world.end("train", 1, index)
+    world.fail("train")
+    world.settle()
+    assert world.status["attempts"][-1]["outcome"] == "Failed"
+    assert (world.status["trainSeconds"], world.status["gpuSeconds"]) == (300, 300 * 4 * before)
