@@ -222,11 +222,11 @@ def test_another_run_owes_nothing(make_world: Any, prepared: Any) -> None:
 def test_a_plan_that_nobody_approves_gives_way_to_another_run(make_world: Any, prepared: Any) -> None:
     """As the message of a plan that cannot be approved says. What has trained is not cut short."""
     world = make_world(budget={"approval": "Manual"})
-    through_prepare(world, {"plan": {"steps": 4}})
+    world.prepare(**{"plan": {"steps": 4}})
     first = world.status["run"]
     assert "set a new spec.runToken" in world.status["message"]
     world.edit(runToken="again")
-    through_prepare(world, prepared)
+    world.prepare(**prepared)
     assert world.status["run"] != first
     assert [job.run for job in world.jobs.values()] == [world.status["run"]]
     world.edit(budget={"approval": "Manual", "approvedPlan": world.status["plan"]["digest"]})
