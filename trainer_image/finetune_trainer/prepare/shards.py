@@ -57,6 +57,7 @@ def write_shards(
     with sealed.sealing(layout.prepared, manifest) as folder:
         with (folder / refusals.INVALID).open("w") as file:
             reading = Reading(inputs, file, report)
+            findings: list[Finding] | None = None
             try:
                 reading.read(folder)
                 refusals.after_reading(reading)
@@ -67,7 +68,8 @@ def write_shards(
             except BadInput as error:
                 file.flush()
                 (folder / refusals.INVALID).replace(layout.root / refusals.INVALID)
-                found = record.refused(_report(reading, _findings(reading)), error.cause)
+                findings = [*_too_few(reading), *(_findings(reading) if findings is None else findings)]
+                found = record.refused(_report(reading, findings), error.cause)
                 record.write(layout.root, record.title_of(inputs.config), found)
                 refused(record.of_refused(found))
                 raise
@@ -99,11 +101,15 @@ def _findings(reading: Reading) -> list[Finding]:
     messages: dict[CheckCode, str] = {
         "TooLong": f"{long:,} rows are longer than {longest:,} tokens, the longest has {found.longest_seen:,}; {what}, {found.lost_tokens:,} tokens in all"
     }
-    findings = reading.examination.findings(messages)
-    if reading.counts:
-        few = refusals.too_few(reading.inputs.config.spec.data, reading.counts["train"].rows, reading.invalid.count)
-        return [few, *findings] if few else findings
-    return findings
+    return reading.examination.findings(messages)
+
+
+def _too_few(reading: Reading) -> list[Finding]:
+    """What only the divided rows tell, and what refuses them whenever it is found."""
+    if not reading.counts:
+        return []
+    few = refusals.too_few(reading.inputs.config.spec.data, reading.counts["train"].rows, reading.invalid.count)
+    return [few] if few else []
 
 
 def _report(reading: Reading, findings: list[Finding]) -> DataReport:
