@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -157,3 +158,14 @@ def test_an_earlier_training_of_the_kind_is_remembered(job: Any, tmp_path: Path)
     assert throughput.known(other, done.facts) is None
     again = config.model_copy(update={"job": config.job.model_copy(update={"run": "other"})})
     assert prepare(again, lambda rows, percent: None).facts.measured == known
+
+
+def test_data_that_is_mended_and_prepared_is_not_mended_again(job: Any) -> None:
+    groups = {"data": {**ALL_TRAIN, "fixes": ["DropDuplicates"]}}
+    config, _, refusal = run(job, [*rows(5), rows(1)[0]], **groups)
+    assert refusal is None
+    shutil.rmtree(config.layout.root / "mended")
+    again, _, refusal = run(job, [*rows(5), rows(1)[0]], **groups)
+    assert refusal is None
+    assert not (again.layout.root / "mended").exists()
+    assert report_of(again).fixes[0].rows == 1

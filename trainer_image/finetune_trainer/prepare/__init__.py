@@ -26,8 +26,8 @@ from finetune_trainer.errors import BadInput
 from finetune_trainer.prepare import places
 from finetune_trainer.prepare.files import locate
 from finetune_trainer.prepare.inputs import Inputs
-from finetune_trainer.prepare.mend import mend
-from finetune_trainer.prepare.model import check_method, inspect, task_of
+from finetune_trainer.prepare.mend import imply, mend
+from finetune_trainer.prepare.model import ModelFacts, check_method, inspect, task_of
 from finetune_trainer.prepare.shards import Prepared, write_shards
 from finetune_trainer.publish import output
 
@@ -88,6 +88,7 @@ def _prepare(
     if (known := _already(layout.prepared, inputs.digest())) is not None:
         log.info("The data is already prepared with these inputs: using it.")
         return known
+    inputs = inputs.with_mended(mend(config, inputs.files))
     places.check_room(config, places.bytes_needed(config, inputs.model, inputs.bytes))
     for stale in layout.root.glob(f".{layout.prepared.name}.tmp-*"):
         shutil.rmtree(stale, ignore_errors=True)
@@ -103,11 +104,34 @@ def _prepare(
     return done
 
 
-def gather(config: RunConfig, *, beside: bool = False) -> Inputs:
-    """Model, tokenizer and data files, all at hand and fit for each other. Raises BadInput, StageError.
+def gather(config: RunConfig) -> Inputs:
+    """Model, tokenizer and data files as they are, all at hand and fit for each other. Raises BadInput, StageError."""
+    imply(config)
+    spec = config.spec
+    model, adapter = gather_model(config)
+    tokenizer = load_tokenizer(
+        model.folder,
+        field="spec.model.uri",
+        template=spec.data.template,
+        trust_remote_code=spec.model.trust_remote_code,
+    )
+    files = locate(config)
+    inputs = Inputs(
+        config=config,
+        model=model,
+        tokenizer=tokenizer,
+        files=files,
+        data_digest=digests.files_digest(file.path for file in files),
+        tokenizer_digest=digests.tokenizer_digest(tokenizer),
+        template_digest=digests.template_digest(template_of(tokenizer)),
+        adapter=adapter,
+    )
+    inputs.check_lengths()
+    return inputs
 
-    `beside`: what is mended is put beside the originals too.
-    """
+
+def gather_model(config: RunConfig) -> tuple[ModelFacts, Path | None]:
+    """The base model, and the folder of the adapter to go on from, if any. Raises BadInput, StageError."""
     spec = config.spec
     code = ("*.py",) if spec.model.trust_remote_code else ()
     folder = sources.fetch(spec.model, config, field="spec.model.uri", files=(*sources.MODEL_FILES, *code))
@@ -115,23 +139,7 @@ def gather(config: RunConfig, *, beside: bool = False) -> Inputs:
     earlier = spec.method.init_from
     adapter = earlier and sources.fetch(earlier, config, field="spec.method.initFrom.uri", files=sources.MODEL_FILES)
     check_method(model, spec, task_of(model, spec, spec.data.format), adapter)
-    trusted = spec.model.trust_remote_code
-    tokenizer = load_tokenizer(folder, field="spec.model.uri", template=spec.data.template, trust_remote_code=trusted)
-    originals = locate(config)
-    mended = mend(config, originals, beside=beside)
-    inputs = Inputs(
-        config=config,
-        model=model,
-        tokenizer=tokenizer,
-        files=mended.files if mended else originals,
-        data_digest=digests.files_digest(file.path for file in originals),
-        tokenizer_digest=digests.tokenizer_digest(tokenizer),
-        template_digest=digests.template_digest(template_of(tokenizer)),
-        adapter=adapter,
-        mended=mended,
-    )
-    inputs.check_lengths()
-    return inputs
+    return model, adapter
 
 
 def _already(folder: Path, inputs: str) -> Prepared | None:

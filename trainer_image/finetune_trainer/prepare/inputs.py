@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,10 @@ class Inputs:
     """Folder of the adapter to go on from."""
     mended: Mended | None = None
     """What the fixes that were asked for have made of the original files."""
+
+    def with_mended(self, mended: Mended | None) -> Inputs:
+        """To read what was mended in place of the originals, whose digest stays the data's."""
+        return self if mended is None else replace(self, files=mended.files, mended=mended)
 
     @property
     def bytes(self) -> int:

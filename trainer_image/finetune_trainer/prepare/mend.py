@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
 from finetune_api.contract import RunConfig
@@ -17,20 +18,23 @@ FOLDER = "mended"
 Mended: TypeAlias = Fixed[DataFile]
 
 
+def imply(config: RunConfig) -> None:
+    """Set in `config` what its fixes imply, before anything is made of it."""
+    config.spec = config.spec.model_copy(update={"data": fixes.settled(config.spec.data)})
+
+
 def mend(config: RunConfig, originals: Sequence[DataFile], *, beside: bool = False) -> Mended | None:
     """None when nothing was asked for. `beside`: mended copies are put beside the originals too, for people to keep.
 
-    Sets in `config` what its fixes imply. Raises BadInput.
+    Raises BadInput.
     """
     data = config.spec.data
     if not data.fixes:
         return None
-    config.spec = config.spec.model_copy(update={"data": fixes.settled(data)})
     run = f"{config.spec.workspace.uri.rstrip('/')}/{config.job.uid}/{config.job.run}"
     mended = fixes.apply(
         originals, data.fixes, data.format, config.layout.root / FOLDER, place=f"{run}/{FOLDER}", to_publish=beside
     )
     if beside:
-        written = fixes.publish(mended, allowed=data.checks.max_invalid_fraction)
-        mended = Fixed(mended.files, mended.records, written, mended.copies, mended.fixes)
+        mended = replace(mended, written=fixes.publish(mended, allowed=data.checks.max_invalid_fraction))
     return mended

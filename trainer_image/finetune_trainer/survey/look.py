@@ -20,7 +20,7 @@ from finetune_trainer.errors import BadInput, StageError
 from finetune_trainer.prepare import record, refusals
 from finetune_trainer.prepare.examine import Examination
 from finetune_trainer.prepare.files import locate
-from finetune_trainer.prepare.mend import mend
+from finetune_trainer.prepare.mend import imply, mend
 from finetune_trainer.prepare.rows import Invalid, RowReader
 from finetune_trainer.prepare.shards import write_shards
 from finetune_trainer.survey import guess
@@ -67,11 +67,12 @@ def _spec_of(data: DataSpec) -> FineTuneJobSpec:
 def _whole(config: RunConfig, request: SurveyRequest, report: Report) -> SurveyAnswer:
     """As prepare does it. Where the model is out of reach, the data is looked at alone, and why is said."""
     try:
-        inputs = prepare.gather(config, beside=request.write_fixed)
+        inputs = prepare.gather(config)
     except BadInput as error:
         if error.cause.message.startswith(("spec.model", "spec.method")):
             return _data_alone(config, request, report, problem=error.cause)
         raise
+    inputs = inputs.with_mended(mend(config, inputs.files, beside=request.write_fixed))
     found: DataReport | None = None
     try:
         done = write_shards(inputs, report, lambda _: None)
@@ -88,9 +89,10 @@ def _data_alone(
     config: RunConfig, request: SurveyRequest, report: Report, *, problem: Cause | None = None
 ) -> SurveyAnswer:
     """Every row is read and checked; nothing is tokenised, so that lengths and what is learnt stay unknown."""
+    imply(config)
     originals = locate(config)
     mended = mend(config, originals, beside=request.write_fixed)
-    data = config.spec.data  # as its fixes leave it
+    data = config.spec.data
     files = mended.files if mended else originals
     examination = Examination(data, files)
     invalid = Invalid(None, files, examination)
