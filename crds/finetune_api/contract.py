@@ -25,7 +25,7 @@ from finetune_api.base import ApiModel
 from finetune_api.data import DataSpec
 from finetune_api.findings import DataReport
 from finetune_api.location import CLAIMS_ROOT, Place
-from finetune_api.planner.facts import PlanFacts
+from finetune_api.planner.facts import ModelShape, PlanFacts
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import ArtifactsStatus, CheckpointStatus, DataStatus, EvaluationStatus, PlanStatus, Stage
 
@@ -165,7 +165,7 @@ class SurveyRequest(ApiModel):
     claims_root: str | None = Field(default=None, description="Absent: claims cannot be reached here.")
     cache: str = Field(description="Folder for what is downloaded.")
     write_fixed: bool = Field(default=False, description="Write mended copies beside local originals.")
-    rows: bool = Field(default=True, description="False: only the model is looked at, and the data's size is guessed.")
+    rows: bool = Field(default=True, description="False: only the model is looked at.")
 
 
 class SurveyAnswer(ApiModel):
@@ -173,6 +173,8 @@ class SurveyAnswer(ApiModel):
 
     report: DataReport | None = None
     facts: PlanFacts | None = None
+    model: ModelShape | None = Field(default=None, description="Of the model alone, where no rows were asked for.")
+    task: str | None = Field(default=None, description="What it will be tuned for.")
     decided: dict[str, Any] = Field(default_factory=dict)
     plan: PlanStatus | None = Field(default=None, description="Steps, epochs and tokens, as prepare would say.")
     problem: Cause | None = None

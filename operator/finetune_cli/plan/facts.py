@@ -6,7 +6,6 @@ What was guessed is said: a plan is as good as its facts.
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,6 @@ from typing import Any
 from finetune_api.contract import Progress, SurveyAnswer, SurveyRequest
 from finetune_api.data import DataSpec
 from finetune_api.findings import DataReport
-from finetune_api.location import Location
 from finetune_api.planner.facts import DataFacts, ModelShape, PlanFacts
 from finetune_api.planner.shape import shape_of
 from finetune_api.spec import FineTuneJobSpec
@@ -85,16 +83,11 @@ def _model(
                 f"the model cannot be fetched: {blind}, or name a config.json of its kind with --model-config"
             )
         return task, _from_config(spec.model.parsed.on_disk(reach.claims_root or "/") / "config.json")
-    with tempfile.TemporaryDirectory(prefix="ftj-") as folder:
-        nothing = Path(folder) / "empty.jsonl"  # the data may be out of reach, and here only the model counts
-        nothing.touch()
-        data = DataSpec(train=[Location(uri=nothing.as_uri())])
-        request = _request(reach, spec=spec.model_copy(update={"data": data}), rows=False)
-        answer = survey.survey(request, seen)
+    answer = survey.survey(_request(reach, spec=spec, rows=False), seen)
     _refused(answer)
-    if answer.facts is None:
+    if answer.model is None:
         raise CliError("the look at the model gave no facts")
-    return answer.facts.task, answer.facts.model
+    return answer.task or task, answer.model
 
 
 def _from_config(file: Path) -> ModelShape:

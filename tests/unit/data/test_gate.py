@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from finetune_api.contract import DATA_PAGE, DATA_REPORT
+from finetune_api.contract import DATA_PAGE, DATA_REPORT, SurveyRequest
 from finetune_api.effective import resolve
 from finetune_api.findings import DataReport
 from finetune_api.status import DataStatus
@@ -17,6 +17,7 @@ from finetune_trainer import sealed, throughput
 from finetune_trainer.errors import BadInput
 from finetune_trainer.prepare import prepare
 from finetune_trainer.settled import settle
+from finetune_trainer.survey.look import look
 
 ALL_TRAIN = {"split": {"train": 1.0, "validation": 0.0, "test": 0.0}}
 
@@ -169,3 +170,12 @@ def test_data_that_is_mended_and_prepared_is_not_mended_again(job: Any) -> None:
     assert refusal is None
     assert not (again.layout.root / "mended").exists()
     assert report_of(again).fixes[0].rows == 1
+
+
+def test_a_model_is_looked_at_without_its_data(job: Any, tmp_path: Path) -> None:
+    config = job.config("pvc://elsewhere/rows.jsonl", model={"uri": "pvc://models/base", "task": "sequence-classification"})  # fmt: skip
+    request = SurveyRequest(spec=config.spec, claims_root=str(job.claims), cache=str(tmp_path / "cache"), rows=False)
+    answer = look(request, lambda rows, percent: None)
+    assert answer.problem is None
+    assert answer.model is not None
+    assert (answer.task, answer.model.hidden_size) == ("sequence-classification", 8)

@@ -1,4 +1,4 @@
-"""The look itself: with a model by way of prepare, without one by reading and checking alone."""
+"""The look itself: with a model by way of prepare, without one by reading and checking alone; or at the model alone."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from finetune_api.spec import FineTuneJobSpec
 
 from finetune_trainer import prepare
 from finetune_trainer.errors import BadInput, StageError
-from finetune_trainer.prepare import record, refusals
+from finetune_trainer.prepare import facts, record, refusals
 from finetune_trainer.prepare.examine import Examination
 from finetune_trainer.prepare.files import locate
 from finetune_trainer.prepare.mend import imply, mend
+from finetune_trainer.prepare.model import task_of
 from finetune_trainer.prepare.rows import Invalid, RowReader
 from finetune_trainer.prepare.shards import write_shards
-from finetune_trainer.survey import guess
 
 Report = Callable[[int, float], None]
 _NOWHERE = "/nonexistent"
@@ -38,7 +38,7 @@ def look(request: SurveyRequest, report: Report) -> SurveyAnswer:
         config.layout.root.mkdir(parents=True, exist_ok=True)
         if request.spec is None:
             return _data_alone(config, request, report)
-        return _whole(config, request, report) if request.rows else guess.answer(config)
+        return _whole(config, request, report) if request.rows else _model_alone(config)
     except StageError as error:
         return SurveyAnswer(problem=error.cause)
     except OSError as error:
@@ -83,6 +83,12 @@ def _whole(config: RunConfig, request: SurveyRequest, report: Report) -> SurveyA
         return SurveyAnswer(report=found, problem=None if found else error.cause)
     found = DataReport.model_validate_json((config.layout.root / DATA_REPORT).read_bytes())
     return SurveyAnswer(report=found, facts=done.facts, decided=done.decided, plan=done.plan)
+
+
+def _model_alone(config: RunConfig) -> SurveyAnswer:
+    spec = config.spec
+    model, _ = prepare.gather_model(config)
+    return SurveyAnswer(model=facts.of_model(model, spec.model.uri), task=task_of(model, spec, spec.data.format))
 
 
 def _data_alone(
