@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 
 from finetune_api.findings import DataReport
 from finetune_api.status import PlanStatus
-from markupsafe import Markup
 
-from finetune_trainer.proof import html as proof_html
 from finetune_trainer.publish import pages
 
 
 def page(title: str, report: DataReport, plan: PlanStatus | None) -> str:
     """One HTML file that needs nothing else."""
     headline, detail, tone = _verdict(report)
-    return pages.render(
+    return pages.page(
         "data-report.html",
+        report.proof,
         title=title,
         headline=headline,
         detail=detail,
         tone=tone,
         findings=report,
         plan=plan,
-        proof_html=Markup(proof_html.fragment(report.proof)) if report.proof else "",
-        proof_css=Markup(proof_html.CSS),
-        date=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
     )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from finetune_api.findings import Proof
 from markupsafe import Markup
 
 from finetune_trainer.data.lengths import bin_width
@@ -33,10 +34,10 @@ _CARD_SAMPLES = 3
 
 
 def report(facts: Facts) -> str:
-    """One HTML file that needs nothing else: no script, no request, and a policy that forbids both."""
-    proof = facts.findings.proof if facts.findings else None
-    return render(
+    """One HTML file that needs nothing else."""
+    return page(
         "report.html",
+        facts.findings.proof if facts.findings else None,
         **_common(facts),
         loss_chart=_loss_chart(facts),
         metric_chart=_metric_chart(facts),
@@ -49,15 +50,18 @@ def report(facts: Facts) -> str:
         invalid=facts.invalid[:_INVALID_SHOWN],
         findings=facts.findings,
         plan_status=facts.plan,
-        proof_html=Markup(proof_html.fragment(proof)) if proof else "",
-        proof_css=Markup(proof_html.CSS),
         settings=_flat(facts.effective),
         digests=_digests(facts),
     )
 
 
-def render(template: str, **values: Any) -> str:
-    """A page from its template, with everything escaped."""
+def page(template: str, proof: Proof | None, **values: Any) -> str:
+    """HTML from its template, with everything escaped: no script, no request, and a policy that forbids both."""
+    values |= {
+        "date": _today(),
+        "proof_html": Markup(proof_html.fragment(proof)) if proof else "",
+        "proof_css": Markup(proof_html.CSS),
+    }
     return _environment(autoescape=True).get_template(template).render(**values)
 
 
@@ -81,6 +85,7 @@ def card(facts: Facts, *, stop: Sequence[int]) -> str:
         .get_template("card.md")
         .render(
             **_common(facts),
+            date=_today(),
             hub_base=hub_base,
             usage=usage.code(result),
             pipeline=_PIPELINES[facts.task],
@@ -113,7 +118,6 @@ def _common(facts: Facts) -> dict[str, Any]:
         "attempts": facts.attempts,
         "world": config.spec.compute.nodes * (config.spec.compute.processes_per_node or 1),
         "versions": facts.versions,
-        "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "training_seconds": sum((a.ended or 0) - (a.started or 0) for a in facts.attempts),
     }
 
@@ -285,6 +289,10 @@ def _duration(seconds: float) -> str:
     hours, rest = divmod(seconds, 3600)
     minutes, rest = divmod(rest, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _today() -> str:
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
 
 
 def _clock(seconds: float | None) -> str:
