@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from finetune_api.planner.draw import spoken
 from finetune_api.status import ChoiceStatus, PlanStatus
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from finetune_cli.text import count, duration, figure, money, number
-from finetune_cli.view import on_each
+from finetune_cli.text import figure, money, number
+from finetune_cli.view import course, on_each
 
 
 def show_plan(console: Console, plan: PlanStatus) -> None:
@@ -45,7 +46,7 @@ def figures(plan: PlanStatus) -> Iterator[tuple[str, str]]:
     if plan.digest:
         yield "Plan", plan.digest
     if plan.steps is not None:
-        yield "Steps", _steps(plan)
+        yield "Steps", number(plan.steps) + course(plan)
     if plan.parameters:
         trained = plan.trainable_parameters or 0
         share = f", {number(trained)} trained ({100 * trained / plan.parameters:.2g}%)" if trained else ""
@@ -55,18 +56,9 @@ def figures(plan: PlanStatus) -> Iterator[tuple[str, str]]:
     if plan.storage:
         yield "Storage", plan.storage
     if plan.duration:
-        longest = f", at most {duration(plan.longest_seconds)}" if plan.longest_seconds else ""
+        longest = f", at most {spoken(plan.longest_seconds)}" if plan.longest_seconds else ""
         yield "Time", f"{plan.duration}{longest}" + (f" ({plan.basis})" if plan.basis else "")
     if plan.gpu_hours:
         yield "GPU hours", figure(plan.gpu_hours)
     if plan.cost:
         yield "Cost", money(plan.cost)
-
-
-def _steps(plan: PlanStatus) -> str:
-    text = number(plan.steps or 0)
-    if plan.global_batch_size:
-        text += f" of {count(plan.global_batch_size, 'row')}"
-    if plan.epochs:
-        text += f", {plan.epochs:g} epoch" + ("" if plan.epochs == 1 else "s")
-    return text + (f", {count(plan.tokens, 'token')}" if plan.tokens else "")

@@ -153,7 +153,7 @@ def findings(before: FineTuneJob | None, now: FineTuneJob) -> list[tuple[Severit
 
 
 def _finding(one: FindingStatus) -> str:
-    check = {str(code): check for code, check in CHECKS.items()}.get(one.code)
+    check = CHECKS.get(one.code)  # type: ignore[call-overload]  # a newer operator may know more
     line = f"{one.severity}: {one.code}, {number(one.count)}"
     return line + (f" ({check.finds})" if check else "") + (f", first at {one.where}" if one.where else "") + "."
 
@@ -184,14 +184,15 @@ def plan_sentence(job: FineTuneJob) -> str:
     plan = job.status.plan
     if plan is None or plan.steps is None:
         return ""
-    sentence = count(plan.steps, "step")
-    if plan.global_batch_size:
-        sentence += f" of {count(plan.global_batch_size, 'row')}"
+    return f"{count(plan.steps, 'step')}{course(plan)}."
+
+
+def course(plan: PlanStatus) -> str:
+    """What its steps are of, behind their number."""
+    text = f" of {count(plan.global_batch_size, 'row')}" if plan.global_batch_size else ""
     if plan.epochs:
-        sentence += f", {plan.epochs:g} epoch" + ("" if plan.epochs == 1 else "s")
-    if plan.tokens:
-        sentence += f", {count(plan.tokens, 'token')}"
-    return sentence + "."
+        text += f", {plan.epochs:g} epoch" + ("" if plan.epochs == 1 else "s")
+    return text + (f", {count(plan.tokens, 'token')}" if plan.tokens else "")
 
 
 def estimate_sentence(plan: PlanStatus) -> str:

@@ -140,7 +140,7 @@ Steps       150 of 16 rows, 3 epochs, 120,000 tokens
 Parameters  8,030,000,000, 20,971,520 trained (0.26%)
 Memory      41.3Gi on each GPU at the peak
 Storage     12Gi
-Time        2h10m, at most 3h (by table)
+Time        2h10m, at most 3h00m (by table)
 GPU hours   34.7
 Cost        86.80
 ! one node only

@@ -12,6 +12,7 @@ from typing import Any
 
 import jinja2
 from finetune_api.findings import Proof
+from finetune_api.planner.draw import spoken
 from markupsafe import Markup
 
 from finetune_trainer.data.lengths import bin_width
@@ -134,7 +135,7 @@ def _environment(*, autoescape: bool) -> jinja2.Environment:
     )
     environment.filters |= {
         "count": _count,
-        "duration": _duration,
+        "duration": spoken,
         "clock": _clock,
         "fenced": _fenced,
         "shown": show,
@@ -282,13 +283,6 @@ def _has(line: dict[str, Any], name: str) -> bool:
 
 def _count(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else "–" if value is None else f"{value:,.4g}"
-
-
-def _duration(seconds: float) -> str:
-    seconds = round(seconds)
-    hours, rest = divmod(seconds, 3600)
-    minutes, rest = divmod(rest, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def _today() -> str:
