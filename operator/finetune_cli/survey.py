@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from finetune_api.contract import Progress, SurveyAnswer, SurveyRequest
 from pydantic import ValidationError
@@ -18,6 +19,7 @@ from rich.progress import BarColumn, SpinnerColumn, TaskProgressColumn, TextColu
 from rich.progress import Progress as Bars
 
 from finetune_cli.errors import CliError
+from finetune_cli.reach import Reach
 from finetune_cli.text import visible
 
 COMMAND = (sys.executable, "-P", "-m", "finetune_trainer", "survey")  # -P: no module of the user's own folder
@@ -26,18 +28,20 @@ INSTALL = "pip install 'finetune-operator[cli,data]'"
 
 
 def missing() -> str | None:
-    """The first module that reading data needs and this Python has not."""
-    return next((module for module in MODULES if find_spec(module) is None), None)
+    """Which module that reading data needs is not there, and how to get it, as a clause; None when all are."""
+    module = next((module for module in MODULES if find_spec(module) is None), None)
+    return module and f"this Python has no {module}: {INSTALL}"
 
 
-def cache_folder() -> Path:
-    """Where downloads are kept between calls."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune-operator" / "survey"
+def request(reach: Reach, **what: Any) -> SurveyRequest:
+    """For what is in reach. Downloads are kept between calls."""
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return SurveyRequest(claims_root=reach.claims_root, cache=str(caches / "finetune-operator" / "survey"), **what)
 
 
-def survey(request: SurveyRequest, seen: Callable[[Progress], None] = lambda _: None) -> SurveyAnswer:
+def survey(asked: SurveyRequest, seen: Callable[[Progress], None] = lambda _: None) -> SurveyAnswer:
     """Ask, tell `seen` how far it is, and return the answer. Raises CliError when the process gives none."""
-    question = request.model_dump_json(by_alias=True, exclude_none=True).encode()
+    question = asked.model_dump_json(by_alias=True, exclude_none=True).encode()
     process = subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdin
     assert process.stdout

@@ -1,4 +1,4 @@
-"""Numbers for people."""
+"""Numbers and sentences for people."""
 
 from __future__ import annotations
 
@@ -43,6 +43,11 @@ def bytes_size(value: float) -> str:
             break
         value /= 1000
     return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
+
+
+def advised(message: str, remedy: str | None) -> str:
+    """What is wrong, and what to do if that is known."""
+    return f"{message}; {remedy}" if remedy else message
 
 
 def visible(text: str) -> str:

@@ -30,6 +30,7 @@ from finetune_cli.local import status as book
 from finetune_cli.local.processes import StageProcesses
 from finetune_cli.local.state import NAMESPACE, Run, run_of
 from finetune_cli.planned import show_plan
+from finetune_cli.reach import Reach
 
 POLL_SECONDS = 0.5
 
@@ -219,25 +220,12 @@ def _require_trainer() -> None:
 
 
 def _claims_root(given: manifest.Manifest, options: LocalOptions) -> str:
-    """The folder of claims. Raises CliError when a claim is named that has no folder."""
-    named = {
-        path: location.parsed.claim for path, location in manifest.locations(given.job.spec) if location.parsed.claim
-    }
-    if not named:
-        return str(options.claims or "/nonexistent")
-    if options.claims is None:
-        path, claim = next(iter(named.items()))
-        raise CliError(
-            f"{given.where('spec', *path, 'uri')}: spec.{manifest.dotted(path)} is on claim {claim}: give --claims DIR, a folder "
-            "with one folder for each claim, or write file:///ABSOLUTE/PATH"
-        )
-    root = options.claims.absolute()
-    for path, claim in named.items():
-        folder = root / claim
-        if path in (("workspace",), ("output",)):
-            folder.mkdir(parents=True, exist_ok=True)
-        elif not folder.is_dir():
-            raise CliError(
-                f"{given.where('spec', *path, 'uri')}: spec.{manifest.dotted(path)} is on claim {claim}, but there is no folder {folder}"
-            )
-    return str(root)
+    """The folder of claims, in which those that are written to are made. Raises CliError when another one has no folder."""
+    reach = Reach(options.claims, download=True)
+    for path, place in manifest.locations(given.job.spec):
+        if options.claims is not None and path in (("workspace",), ("output",)) and place.parsed.claim:
+            (options.claims / place.parsed.claim).mkdir(parents=True, exist_ok=True)
+        if hindrance := reach.hindrance([(path, place)]):
+            instead = ", or write file:///ABSOLUTE/PATH" if options.claims is None else ""
+            raise CliError(f"{given.where('spec', *path, 'uri')}: {hindrance}{instead}")
+    return reach.claims_root or "/nonexistent"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from finetune_api.contract import Progress, SurveyAnswer, SurveyRequest
+from finetune_api.contract import Progress, SurveyAnswer
 from finetune_api.data import DataSpec
 from finetune_api.findings import DataReport
 from finetune_api.planner.facts import DataFacts, ModelShape, PlanFacts
@@ -22,7 +22,7 @@ from finetune_api.status import PlanStatus
 from finetune_cli import survey
 from finetune_cli.errors import CliError
 from finetune_cli.reach import Reach, data_of, model_of
-from finetune_cli.text import count, number
+from finetune_cli.text import advised, count, number
 
 TOKENS_PER_ROW = 512
 BYTES_PER_TOKEN = 4
@@ -52,11 +52,11 @@ class Known:
 
 def gather(spec: FineTuneJobSpec, reach: Reach, guesses: Guesses, seen: Seen) -> Known:
     """All that can be known of model and data from here. Raises CliError that says what to give."""
-    blind = f"this Python has no {missing}: {survey.INSTALL}" if (missing := survey.missing()) else None
+    blind = survey.missing()
     no_model = reach.hindrance(model_of(spec))
     no_data = blind or reach.hindrance(data_of(spec))
     if not (guesses.model_config or guesses.rows or no_model or no_data):
-        answer = survey.survey(_request(reach, spec=spec), seen)
+        answer = survey.survey(survey.request(reach, spec=spec), seen)
         _refused(answer)
         if answer.facts is None:
             raise CliError("the look at model and data gave no facts")
@@ -83,7 +83,7 @@ def _model(
                 f"the model cannot be fetched: {blind}, or name a config.json of its kind with --model-config"
             )
         return task, _from_config(spec.model.parsed.on_disk(reach.claims_root or "/") / "config.json")
-    answer = survey.survey(_request(reach, spec=spec, rows=False), seen)
+    answer = survey.survey(survey.request(reach, spec=spec, rows=False), seen)
     _refused(answer)
     if answer.model is None:
         raise CliError("the look at the model gave no facts")
@@ -115,7 +115,7 @@ def _data(
         return guessed(spec.data, guesses.rows, per_row)
     if hindrance is not None:
         raise CliError(f"the data cannot be seen from here: {hindrance}, or guess with --rows and --tokens-per-row")
-    answer = survey.survey(_request(reach, data=spec.data), seen)
+    answer = survey.survey(survey.request(reach, data=spec.data), seen)
     _refused(answer)
     if answer.report is None:
         raise CliError("the look at the data gave no report")
@@ -152,12 +152,6 @@ def _tokens_per_row(report: DataReport) -> int:
 def _refused(answer: SurveyAnswer) -> None:
     """Raises CliError with the sentence that would end the job."""
     if answer.problem is not None:
-        remedy = f"; {answer.problem.remedy}" if answer.problem.remedy else ""
-        raise CliError(f"{answer.problem.message}{remedy}")
+        raise CliError(advised(answer.problem.message, answer.problem.remedy))
     if answer.report is not None and answer.report.refused:
-        remedy = f"; {answer.report.refused_remedy}" if answer.report.refused_remedy else ""
-        raise CliError(f"{answer.report.refused}{remedy}")
-
-
-def _request(reach: Reach, **what: Any) -> SurveyRequest:
-    return SurveyRequest(claims_root=reach.claims_root, cache=str(survey.cache_folder()), **what)
+        raise CliError(advised(answer.report.refused, answer.report.refused_remedy))

@@ -80,10 +80,9 @@ def look(found: Sequence[Input], options: ValidateOptions) -> list[Checked]:
 
 def _unable(options: ValidateOptions) -> str | None:
     """Why no data can be looked at at all. Raises CliError when it was asked for by name."""
+    if not options.data:
+        return "left out by --no-data"
     missing = survey.missing()
-    if missing is None or not options.data:
-        return None if options.data else "left out by --no-data"
-    why = f"this Python has no {missing}: {survey.INSTALL}"
-    if options.fixes or options.proof:
-        raise CliError(f"--fix and --proof read the data, but {why}")
-    return why
+    if missing and (options.fixes or options.proof):
+        raise CliError(f"--fix and --proof read the data, but {missing}")
+    return missing

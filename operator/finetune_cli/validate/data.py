@@ -13,8 +13,9 @@ from rich.console import Console
 
 from finetune_cli import survey
 from finetune_cli.errors import CliError
-from finetune_cli.manifest import Manifest
+from finetune_cli.manifest import Manifest, line_of
 from finetune_cli.reach import data_of, model_of, shown_path
+from finetune_cli.text import advised
 from finetune_cli.validate.checked import MORE_RULES, Checked, Place, Problem, of_report
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def of_job(found: Checked, job: Manifest, options: ValidateOptions, unable: str 
     else:
         found.notes.append(f"rows not counted in tokens: {hindrance}")
         request = _request(options, data=data)
-    line = Place(job.source, _line(job, "spec", "data", "train"))
+    line = Place(job.source, line_of(job.nodes, ("spec", "data", "train")))
     _ask(found, request, line, found.file, console)
 
 
@@ -67,12 +68,7 @@ def _with_fixes(data: DataSpec, options: ValidateOptions) -> DataSpec:
 
 
 def _request(options: ValidateOptions, **what: Any) -> SurveyRequest:
-    return SurveyRequest(
-        claims_root=options.reach.claims_root,
-        cache=str(survey.cache_folder()),
-        write_fixed=bool(options.fixes),
-        **what,
-    )
+    return survey.request(options.reach, write_fixed=bool(options.fixes), **what)
 
 
 def _ask(found: Checked, request: SurveyRequest, where: Place, what: str, console: Console) -> None:
@@ -94,12 +90,6 @@ def _take(found: Checked, answer: SurveyAnswer, where: Place) -> None:
     if (problem := answer.problem) is None:
         return
     if problem.code in SETTINGS:
-        found.notes.append(f"{problem.message}" + (f"; {problem.remedy}" if problem.remedy else ""))
+        found.notes.append(advised(problem.message, problem.remedy))
     elif answer.report is None or answer.report.refused != problem.message:
         found.problems.append(Problem(problem.code, "Error", problem.message, where, problem.remedy, refuses=True))
-
-
-def _line(job: Manifest, *path: str | int) -> int | None:
-    from finetune_cli.manifest import line_of
-
-    return line_of(job.nodes, path)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from finetune_api.checks import Severity
 
-from finetune_cli.text import visible
+from finetune_cli.text import advised, visible
 from finetune_cli.validate.checked import Checked, Problem
 
 LEVELS: dict[Severity, str] = {"Error": "error", "Warning": "warning", "Info": "notice"}
@@ -27,7 +27,7 @@ def lines(checked: Iterable[Checked]) -> Iterator[str]:
 def sentence(problem: Problem, here: str | None) -> str:
     """What is wrong just here, if that is known, else with all; and what to do."""
     text = visible(here) if here and problem.severity == "Error" else problem.message
-    return f"{text}; {problem.remedy}" if problem.remedy else text
+    return advised(text, problem.remedy)
 
 
 def _data(text: str) -> str:
