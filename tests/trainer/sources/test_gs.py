@@ -32,6 +32,8 @@ class Store(WebServer):
 
     def _answer(self, request: Request) -> Page | None:
         parts = urllib.parse.urlsplit(request.path)
+        if "/b/moved" in parts.path:
+            return Page(status=302, headers={"Location": "/elsewhere"})
         if "/b/private/" in parts.path and request.headers.get("authorization") != "Bearer ya29.good":
             return Page(json.dumps({"error": {"code": 401, "message": "Anonymous caller"}}).encode(), 401)
         if "/b/team" not in parts.path and "/b/private" not in parts.path:
@@ -91,6 +93,7 @@ REFUSED = {
     "no bucket": ("gs://nobody/rows.jsonl", r"does not exist", "NotFound"),
     "no key": ("gs://team/rows.jsonl", r"does not exist", "NotFound"),
     "metadata": ("gs://team/rows.jsonl", r"leads to 169\.254\.169\.254", "InvalidSpec"),
+    "redirect": ("gs://moved/rows.jsonl", r"the store redirects, which it has no reason to", "NotFound"),
     "private": ("gs://private/rows.jsonl", r"may not be read without credentials", "MissingCredential"),
 }
 

@@ -12,14 +12,14 @@ from typing import Any
 from finetune_trainer.errors import BadInput
 from finetune_trainer.sources import credentials, network
 from finetune_trainer.sources.objects import Objects
+from finetune_trainer.sources.refusals import Misled
 from finetune_trainer.sources.remote import Wanted
-from finetune_trainer.sources.web import Misled
 
 _READ_ONLY = "https://www.googleapis.com/auth/devstorage.read_only"
 
 
 class GoogleStorage(Objects):
-    """A remote (see remote.py). An object has a generation, which every change makes anew."""
+    """An object has a generation, which every change makes anew."""
 
     def __init__(self, wanted: Wanted, values: Mapping[str, str]) -> None:
         endpoint = (wanted.location.endpoint or "https://storage.googleapis.com").rstrip("/")

@@ -7,16 +7,15 @@ from collections.abc import Iterator, Mapping
 
 import urllib3
 
-from finetune_trainer.errors import BadInput, StageError
-from finetune_trainer.sources import names, refusals, unpack
+from finetune_trainer.errors import BadInput
+from finetune_trainer.sources import names, unpack
 from finetune_trainer.sources.network import authorities
-from finetune_trainer.sources.refusals import Place
-from finetune_trainer.sources.remote import Entry, Snapshot, Wanted
-from finetune_trainer.sources.web import Misled, Web, total_size
+from finetune_trainer.sources.remote import Entry, Remote, Snapshot, Wanted
+from finetune_trainer.sources.web import Web, total_size
 
 
-class Https:
-    """A remote (see remote.py). `run` stands for the content where a server does not tell when that changes."""
+class Https(Remote):
+    """`run` stands for the content where a server does not tell when that changes."""
 
     def __init__(self, wanted: Wanted, values: Mapping[str, str], run: str) -> None:
         location = wanted.location
@@ -27,8 +26,7 @@ class Https:
                 remedy="write the server into the uri",
             )
         self._url, self._run = location.uri, run
-        secret = location.secret_ref.name if location.secret_ref else None
-        self.place = Place(wanted.field, location.uri, location.parsed.host, "https", secret, values)
+        self.place = wanted.place(location.parsed.host, values)
         self._web = Web(authorities(location, wanted.field), _authorization(values))
         self._etag: str | None = None
         self._name = names.check(urllib.parse.unquote(self._url.rstrip("/").rpartition("/")[2]), self.place)
@@ -49,15 +47,6 @@ class Https:
 
     def read(self, entry: Entry, offset: int) -> tuple[int, Iterator[bytes]]:
         return self._web.read(self._url, offset, unchanged=self._etag)
-
-    def intact(self, entry: Entry, digest: str) -> bool:
-        return False
-
-    def explained(self, error: BaseException) -> StageError:
-        for cause in refusals.causes(error):
-            if isinstance(cause, Misled):
-                return BadInput(f"{self.place}: {refusals.clean(str(cause), self.place)}", code="NotFound")
-        return refusals.explained(error, self.place)
 
     def close(self) -> None:
         self._web.close()

@@ -13,16 +13,16 @@ from typing import Any
 
 from finetune_trainer.errors import BadInput, StageError
 from finetune_trainer.sources import names, network, refusals
-from finetune_trainer.sources.refusals import Place
-from finetune_trainer.sources.remote import Entry, Snapshot, Wanted
-from finetune_trainer.sources.web import MOST_REDIRECTS, Misled, Web
+from finetune_trainer.sources.refusals import Misled
+from finetune_trainer.sources.remote import Entry, Remote, Snapshot, Wanted
+from finetune_trainer.sources.web import MOST_REDIRECTS, Web
 
 PUBLIC = "https://huggingface.co"
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-class Hub:
-    """A remote (see remote.py). `at`: the commit that this run has seen before."""
+class Hub(Remote):
+    """`at`: the commit that this run has seen before."""
 
     def __init__(self, wanted: Wanted, values: Mapping[str, str], at: str | None) -> None:
         location = wanted.location
@@ -31,8 +31,7 @@ class Hub:
         self._endpoint = (location.endpoint or os.environ.get("HF_ENDPOINT") or PUBLIC).rstrip("/")
         self._token = values.get("HF_TOKEN")
         self._revision = at or location.revision
-        secret = location.secret_ref.name if location.secret_ref else None
-        self.place = Place(wanted.field, location.uri, self._endpoint, "hf", secret, values)
+        self.place = wanted.place(self._endpoint, values)
         self._authorities = network.authorities(location, wanted.field)
         self._web = Web(self._authorities, {"Authorization": f"Bearer {self._token}"} if self._token else {})
 
@@ -58,9 +57,6 @@ class Hub:
 
     def read(self, entry: Entry, offset: int) -> tuple[int, Iterator[bytes]]:
         return self._web.read(entry.source, offset)
-
-    def intact(self, entry: Entry, digest: str) -> bool:
-        return False
 
     def _fits(self, name: str) -> bool:
         path = self._parsed.path
@@ -107,8 +103,6 @@ class Hub:
 
     def explained(self, error: BaseException) -> StageError:
         for cause in refusals.causes(error):
-            if isinstance(cause, Misled):
-                return BadInput(f"{self.place}: {refusals.clean(str(cause), self.place)}", code="NotFound")
             if (said := self._said(cause)) is not None:
                 return said
         return refusals.explained(error, self.place)

@@ -11,8 +11,7 @@ from typing import Any
 from finetune_trainer.data.digests import json_digest
 from finetune_trainer.errors import StageError
 from finetune_trainer.sources import names, refusals
-from finetune_trainer.sources.refusals import Place
-from finetune_trainer.sources.remote import Entry, Snapshot, Wanted
+from finetune_trainer.sources.remote import Entry, Remote, Snapshot, Wanted
 
 PIECE_BYTES = 8 << 20
 AHEAD = 4
@@ -21,15 +20,14 @@ PIECE_S = 120.0
 """Seconds until a piece must be there."""
 
 
-class Objects:
-    """A remote (see remote.py) over `files`, an asynchronous fsspec file system with no cache of its own."""
+class Objects(Remote):
+    """Over `files`, an asynchronous fsspec file system with no cache of its own."""
 
     def __init__(self, wanted: Wanted, values: Mapping[str, str], files: Any, server: str) -> None:
         location = wanted.location
         self._wanted, self._files = wanted, files
         self._bucket, self._key = location.parsed.host, location.parsed.path
-        secret = location.secret_ref.name if location.secret_ref else None
-        self.place = Place(wanted.field, location.uri, server, location.parsed.scheme, secret, values)
+        self.place = wanted.place(server, values)
         self._readers = ThreadPoolExecutor(4 * AHEAD, thread_name_prefix="ranges")
 
     def look(self) -> Snapshot:
@@ -88,9 +86,6 @@ class Objects:
     def stamp_of(self, details: Mapping[str, Any]) -> Any:
         """What differs whenever the object's content does."""
         raise NotImplementedError
-
-    def intact(self, entry: Entry, digest: str) -> bool:
-        return False
 
     def explained(self, error: BaseException) -> StageError:
         if (isinstance(error, FileNotFoundError) and error.errno is None) or refusals.status_of(error) in (404, 410):

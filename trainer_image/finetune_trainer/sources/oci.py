@@ -10,9 +10,8 @@ from typing import Any
 
 from finetune_trainer.errors import BadInput, StageError
 from finetune_trainer.sources import names, network, refusals, unpack
-from finetune_trainer.sources.refusals import Place
-from finetune_trainer.sources.remote import Entry, Snapshot, Wanted
-from finetune_trainer.sources.web import MOST_REDIRECTS, Misled
+from finetune_trainer.sources.remote import Entry, Remote, Snapshot, Wanted
+from finetune_trainer.sources.web import MOST_REDIRECTS, begin_of
 
 _MANIFESTS = (
     "application/vnd.oci.image.manifest.v1+json",
@@ -26,16 +25,15 @@ _MOST_MANIFEST_BYTES = 4 << 20
 _PIECE_BYTES = 1 << 20
 
 
-class Oci:
-    """A remote (see remote.py). `at`: the digest that this run has seen before. `endpoint` is a mirror of the registry."""
+class Oci(Remote):
+    """`at`: the digest that this run has seen before. `endpoint` is a mirror of the registry."""
 
     def __init__(self, wanted: Wanted, values: Mapping[str, str], at: str | None) -> None:
         location, parsed = wanted.location, wanted.location.parsed
         self._wanted, self._repo = wanted, parsed.repo
         self._reference = at or location.revision or parsed.tag
         self._url = (location.endpoint or f"https://{_host(parsed.host)}").rstrip("/")
-        secret = location.secret_ref.name if location.secret_ref else None
-        self.place = Place(wanted.field, location.uri, self._url, "oci", secret, values)
+        self.place = wanted.place(self._url, values)
         self._registry = _client(self._url, values, network.authorities(location, wanted.field))
 
     def look(self) -> Snapshot:
@@ -93,8 +91,7 @@ class Oci:
 
     def read(self, entry: Entry, offset: int) -> tuple[int, Iterator[bytes]]:
         response = self._get("blobs", entry.source, {"Range": f"bytes={offset}-"} if offset else {})
-        begin = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
-        if response.status_code == 206 and begin != str(offset):
+        if response.status_code == 206 and begin_of(response) != offset:
             response.close()
             raise EOFError("the registry gives another range than was asked for")
         return offset if response.status_code == 206 else 0, _pieces(response)
@@ -109,14 +106,11 @@ class Oci:
             raise _Status(response.status_code)
         return response
 
-    def intact(self, entry: Entry, digest: str) -> bool:
-        return False
-
     def explained(self, error: BaseException) -> StageError:
         import requests
 
         for cause in refusals.causes(error):
-            if isinstance(cause, (Misled, requests.exceptions.InvalidSchema, requests.exceptions.TooManyRedirects)):
+            if isinstance(cause, (requests.exceptions.InvalidSchema, requests.exceptions.TooManyRedirects)):
                 reason = refusals.clean(str(cause), self.place)
                 return BadInput(f"{self.place} is redirected to where nobody follows: {reason}", code="NotFound")
         if isinstance(error, ValueError) and "request for authentication" in str(error):

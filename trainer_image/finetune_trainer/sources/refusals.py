@@ -20,6 +20,10 @@ _TEMPORARY = frozenset({408, 425, 429})
 """Statuses of the client's that pass by themselves."""
 
 
+class Misled(Exception):
+    """A redirect that is not followed, or an answer that was not asked for; the message says why."""
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """What is downloaded: `field` of the spec, its `uri`, the `server` that is asked, and with which credentials."""
@@ -137,6 +141,10 @@ def _forbidden(error: BaseException, place: Place) -> BadInput:
     )
 
 
+def _misled(error: BaseException, place: Place) -> BadInput:
+    return BadInput(f"{place}: {clean(str(error), place)}", code="NotFound")
+
+
 def _untrusted(error: BaseException, place: Place) -> BadInput:
     reasons = (getattr(cause, "verify_message", None) for cause in causes(error))
     message = next((reason for reason in reasons if reason), "it cannot be verified")
@@ -160,6 +168,7 @@ def _disk(error: BaseException, place: Place) -> BadInput | None:
 _SENTENCES: tuple[tuple[type[BaseException], Any], ...] = (
     (StageError, lambda error, place: error),
     (Forbidden, _forbidden),
+    (Misled, _misled),
     (ssl.SSLCertVerificationError, _untrusted),
     (socket.gaierror, lambda error, place: unreachable(place, f"its name cannot be resolved ({error.strerror})")),
     (OSError, _disk),

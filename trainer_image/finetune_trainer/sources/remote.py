@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,6 +11,7 @@ from finetune_api.location import Location
 
 from finetune_trainer.data.digests import json_digest
 from finetune_trainer.errors import StageError
+from finetune_trainer.sources import refusals
 from finetune_trainer.sources.refusals import Place
 
 
@@ -28,6 +29,12 @@ class Wanted:
         if "/" in name and not self.subfolders:
             return False
         return any(fnmatch.fnmatchcase(name.lower(), pattern) for pattern in self.files)
+
+    def place(self, server: str, values: Mapping[str, str]) -> Place:
+        """It on the `server` that is asked for it, with the credentials `values`."""
+        location = self.location
+        secret = location.secret_ref.name if location.secret_ref else None
+        return Place(self.field, location.uri, server, location.parsed.scheme, secret, values)
 
     def key(self) -> str:
         """The same for all jobs that want the same of the same location, at whatever revision."""
@@ -78,10 +85,10 @@ class Remote(Protocol):
 
     def intact(self, entry: Entry, digest: str) -> bool:
         """Whether a file whose digest by the algorithm of `entry.check` is not as said is right nevertheless."""
-        ...
+        return False
 
     def explained(self, error: BaseException) -> StageError:
         """BadInput where trying again is no use."""
-        ...
+        return refusals.explained(error, self.place)
 
     def close(self) -> None: ...

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import urllib.parse
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import urllib3
 
 from finetune_trainer.sources import addresses, network
+from finetune_trainer.sources.refusals import Misled
 
 MOST_REDIRECTS = 5
 PIECE_BYTES = 1 << 20
@@ -21,10 +23,6 @@ class Status(Exception):
         super().__init__(f"{plain(url)} answers with status {response.status} {response.reason or ''}".rstrip())
         self.status = response.status
         self.headers = response.headers
-
-
-class Misled(Exception):
-    """A redirect that is not followed; the message says why."""
 
 
 class Web:
@@ -97,7 +95,7 @@ class Web:
             response.close()
             total = response.headers.get("Content-Range", "").rpartition("/")[2]
             return (offset, iter(())) if total == str(offset) else self.read(url, 0)
-        if response.status == 206 and _begin(response) == offset:
+        if response.status == 206 and begin_of(response) == offset:
             return offset, pieces(response)
         if response.status == 206:
             response.close()
@@ -137,7 +135,8 @@ def plain(url: str) -> str:
     return urllib.parse.urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
-def _begin(response: urllib3.BaseHTTPResponse) -> int | None:
+def begin_of(response: Any) -> int | None:
+    """The byte at which a part of a file begins, by any client's response."""
     first = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
     return int(first) if first.isdigit() else None
 
