@@ -10,6 +10,8 @@ from typing import Literal, get_args
 
 Severity = Literal["Error", "Warning", "Info"]
 """Error: the row cannot be used, or the data as a whole is refused. Warning: somebody should look. Info: good to know."""
+SEVERITIES: tuple[Severity, ...] = get_args(Severity)
+"""The worst first."""
 
 CheckCode = Literal[
     # rows that cannot be used

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
@@ -12,6 +12,8 @@ Phase = Literal[
     "Pending", "Preparing", "AwaitingApproval", "Queued", "Training", "Publishing", "Suspended", "Completed", "Failed"
 ]
 Stage = Literal["prepare", "train", "publish"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+"""In their order."""
 Time = Annotated[str, Field(json_schema_extra=schema(format="date-time"))]
 """RFC 3339 in UTC with seconds, as Kubernetes writes it: 2026-01-31T12:00:00Z."""
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import urllib3.exceptions
 from finetune_api import contract
-from finetune_api.status import Stage
+from finetune_api.status import STAGES, Stage
 from rich.console import Console
 from rich.text import Text
 
@@ -23,7 +23,6 @@ from finetune_cli.cluster import Cluster, Target
 from finetune_cli.errors import CliError
 
 COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "bright_red", "bright_cyan", "bright_magenta")
-ORDER: tuple[Stage, ...] = ("prepare", "train", "publish")
 _RANK = re.compile(r"^\[rank (\d+)\] (.*)$")
 """A training pod can hold several ranks, and says which one wrote a line."""
 LOOK_EVERY_SECONDS = 2.0
@@ -111,7 +110,7 @@ def chosen(sources: list[Source], choice: Choice) -> list[Source]:
     ]
     if not found:
         return []
-    newest = max(found, key=lambda source: (ORDER.index(source.stage), source.attempt))
+    newest = max(found, key=lambda source: (STAGES.index(source.stage), source.attempt))
     return sorted(s for s in found if (s.stage, s.attempt) == (newest.stage, newest.attempt))
 
 
@@ -119,7 +118,7 @@ def source_of(pod: dict[str, Any]) -> Source | None:
     """None for a pod that is no stage of a job."""
     labels = pod["metadata"].get("labels", {})
     stage = labels.get(contract.LABEL_STAGE)
-    if stage not in ORDER:
+    if stage not in STAGES:
         return None
     states = [status.get("state", {}) for status in pod.get("status", {}).get("containerStatuses", [])]
     return Source(

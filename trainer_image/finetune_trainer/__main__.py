@@ -8,10 +8,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import get_args
 
 from finetune_api.contract import RUN_CONFIG_PATH
-from finetune_api.status import Stage
+from finetune_api.status import STAGES
 
 from finetune_trainer import launch
 
@@ -22,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return survey.main()
     parser = argparse.ArgumentParser(prog="finetune_trainer", description=__doc__)
-    parser.add_argument("stage", choices=get_args(Stage))
+    parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--config", default=RUN_CONFIG_PATH, help="run config (JSON); default %(default)s")
     options = parser.parse_args(arguments)
     return launch.main(options.stage, options.config)

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 from finetune_api.contract import Progress, TerminationMessage
 from finetune_api.status import (
+    STAGES,
     AttemptStatus,
     Condition,
     FailureStatus,
@@ -17,7 +18,6 @@ from finetune_api.status import (
 
 from finetune_cli.local.gate import Held
 
-ORDER: tuple[Stage, ...] = ("prepare", "train", "publish")
 PHASES: dict[Stage, Phase] = {"prepare": "Preparing", "train": "Training", "publish": "Publishing"}
 
 
@@ -28,7 +28,7 @@ def now() -> str:
 def next_stage(status: FineTuneJobStatus) -> Stage | None:
     """The first stage that never succeeded. A stage that is done is never run again."""
     done = {attempt.stage for attempt in status.attempts or [] if attempt.outcome == "Succeeded"}
-    return next((stage for stage in ORDER if stage not in done), None)
+    return next((stage for stage in STAGES if stage not in done), None)
 
 
 def begin(status: FineTuneJobStatus, stage: Stage) -> AttemptStatus:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from finetune_api.checks import CHECKS, Fix, Severity
+from finetune_api.checks import CHECKS, SEVERITIES, Fix, Severity
 from finetune_api.findings import DataReport, Finding
 
 from finetune_cli.manifest import Complaint
@@ -18,8 +18,6 @@ MORE_RULES: dict[str, tuple[Severity, str, str]] = {
     "LocalLocation": ("Info", "a file:// location, which only local runs can read", "write pvc://CLAIM/PATH"),
 }
 """Codes beside those of finetune_api.checks: severity, what it finds, what to do."""
-
-ORDER: dict[Severity, int] = {"Error": 0, "Warning": 1, "Info": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +77,7 @@ class Checked:
 
     def sort(self) -> None:
         """The worst first."""
-        self.problems.sort(key=lambda problem: (not problem.refuses, ORDER[problem.severity]))
+        self.problems.sort(key=lambda problem: (not problem.refuses, SEVERITIES.index(problem.severity)))
 
     def passes(self, *, strict: bool) -> bool:
         """Whether a job would start. `strict`: and whether nobody is warned."""

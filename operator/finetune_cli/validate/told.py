@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from finetune_api.checks import Severity
+from finetune_api.checks import SEVERITIES, Severity
 from finetune_api.findings import DataReport
 from rich.console import Console
 from rich.text import Text
 
 from finetune_cli.reach import from_here
 from finetune_cli.text import count, number, visible
-from finetune_cli.validate.checked import ORDER, Checked, Problem, spoken_here
+from finetune_cli.validate.checked import Checked, Problem, spoken_here
 from finetune_cli.validate.manifests import NO_JOB
 from finetune_cli.validate.proof import show_proof
 
@@ -104,9 +104,7 @@ def _fixed(console: Console, report: DataReport) -> None:
 
 def _sum(console: Console, checked: Sequence[Checked], *, strict: bool) -> None:
     found = [problem.severity for one in checked for problem in one.problems]
-    counts = ", ".join(
-        count(found.count(kind), NOUNS[kind]) for kind in sorted(ORDER, key=ORDER.__getitem__) if kind in found
-    )
+    counts = ", ".join(count(found.count(kind), NOUNS[kind]) for kind in SEVERITIES if kind in found)
     wrong = sum(not one.passes(strict=strict) for one in checked)
     if wrong:
         which = "Refused" if len(checked) == 1 else f"{wrong} of {len(checked)} refused"

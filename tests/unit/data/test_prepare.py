@@ -406,7 +406,7 @@ def test_a_model_without_a_chat_template_gets_a_plain_one_and_says_so(job):
 def test_a_full_volume_is_said(job, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
     with pytest.raises(
-        BadInput, match=r"spec\.workspace\.uri: pvc://scratch has 1 MiB free, but .* need about"
+        BadInput, match=r"spec\.workspace\.uri: pvc://scratch has 1\.0 MiB free, but .* need about"
     ) as caught:
         job.prepare(job.write("rows.jsonl", ROWS))
     assert caught.value.cause.code == "StorageFull"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from finetune_api.checks import CHECKS, CheckCode, severity_of
+from finetune_api.checks import CHECKS, SEVERITIES, CheckCode, severity_of
 from finetune_api.data import ChecksSpec
 from finetune_api.findings import ROWS_SHOWN, Finding, RowRef
 
@@ -54,9 +54,8 @@ def sentence(finding: Finding) -> str:
     return f"{where}{finding.message[:1].lower()}{finding.message[1:]}".rstrip(".")
 
 
-_ORDER = {"Error": 0, "Warning": 1, "Info": 2}
-
-
 def ordered(findings: Sequence[Finding]) -> list[Finding]:
     """What matters most comes first."""
-    return sorted(findings, key=lambda finding: (not finding.refuses, _ORDER[finding.severity], -finding.count))
+    return sorted(
+        findings, key=lambda finding: (not finding.refuses, SEVERITIES.index(finding.severity), -finding.count)
+    )

@@ -11,6 +11,7 @@ from finetune_api.contract import RunConfig
 
 from finetune_trainer.errors import BadInput
 from finetune_trainer.prepare.model import ModelFacts
+from finetune_trainer.sources import room
 
 _MARGIN_BYTES = 64 << 20
 _SHARD_BYTES_PER_DATA_BYTE = 4  # ids of 4 bytes for tokens of about 3 bytes, twice while they are divided into splits
@@ -50,11 +51,7 @@ def check_room(config: RunConfig, needed: int) -> None:
     free = shutil.disk_usage(config.layout.root).free
     if free < needed:
         raise BadInput(
-            f"spec.workspace.uri: {config.spec.workspace.uri} has {_size(free)} free, but shards and checkpoints need about {_size(needed)}",
+            f"spec.workspace.uri: {config.spec.workspace.uri} has {room.text(free)} free, but shards and checkpoints need about {room.text(needed)}",
             code="StorageFull",
             remedy="name a larger volume, delete what is no longer needed on it, or keep fewer checkpoints (spec.checkpoint.keep)",
         )
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
