@@ -7,7 +7,7 @@ from finetune_api.findings import ROWS_SHOWN
 
 from finetune_trainer.checks.checker import Place, Seen
 from finetune_trainer.checks.columns import Column
-from finetune_trainer.checks.row import Batch, Row, key
+from finetune_trainer.checks.row import Batch, Row, content_key, key
 
 _LINE_BITS = 48
 NO_PROMPT = 0
@@ -53,10 +53,10 @@ class Kept:
 
 
 def _keys(row: Row) -> tuple[int, int]:
-    canonical = row.example.canonical()
+    content = content_key(row.example)
     if row.example.label is not None:
-        return key(canonical + repr(row.example.label).encode("utf-8", "replace")), key(canonical)
-    return key(canonical), NO_PROMPT if row.prompt is None else key(row.prompt)
+        return content, key(row.example.canonical())
+    return content, NO_PROMPT if row.prompt is None else key(row.prompt)
 
 
 def _unpacked(place: np.uint64) -> tuple[int, int]:

@@ -75,6 +75,12 @@ def key(content: bytes) -> int:
     return int.from_bytes(blake2b(content, digest_size=8).digest(), "little")
 
 
+def content_key(example: Example) -> int:
+    """Equal for rows that say the same, of rows for a classifier under the same label."""
+    label = repr(example.label).encode("utf-8", "replace") if example.label is not None else b""
+    return key(len(label).to_bytes(4, "little") + label + example.canonical())
+
+
 class Batch:
     """Some hundred rows in order. `shingles` and `shingle_rows` are made when the first check asks for them."""
 

@@ -86,15 +86,7 @@ def apply(
             else later.waiting(fix)
             for fix in fixes
         ],
-        written=[
-            FixedFile(
-                original=copy.name,
-                original_digest=copy.digest,
-                fixed=f"{(place or str(folder)).rstrip('/')}/{copy.path.name}",
-                fixed_digest=copy.fixed_digest,
-            )
-            for copy in mended
-        ],
+        written=[copy.record(f"{(place or str(folder)).rstrip('/')}/{copy.path.name}") for copy in mended],
         copies=mended,
         fixes=fixes,
     )

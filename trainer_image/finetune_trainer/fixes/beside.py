@@ -39,11 +39,7 @@ def publish(fixed: Fixed, *, allowed: float) -> list[FixedFile]:
                 code="InvalidData",
                 remedy="copy the data to a folder that you may write to",
             ) from error
-        written.append(
-            FixedFile(
-                original=copy.name, original_digest=copy.digest, fixed=str(target), fixed_digest=copy.fixed_digest
-            )
-        )
+        written.append(copy.record(str(target)))
     return written
 
 

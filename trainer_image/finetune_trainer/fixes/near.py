@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from finetune_trainer.checks.near import NearIndex
-from finetune_trainer.checks.row import PARTS, Batch
+from finetune_trainer.checks.row import PARTS, Batch, content_key
 from finetune_trainer.checks.row import Row as CheckedRow
-from finetune_trainer.fixes.steps import Row, content_key, rows_say, was
+from finetune_trainer.fixes.steps import Row, rows_say, was
 
 
 class DropNearDuplicates:

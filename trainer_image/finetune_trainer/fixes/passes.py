@@ -10,11 +10,11 @@ from typing import Any, Protocol
 
 from finetune_api.checks import Fix
 from finetune_api.data import DataFormat
+from finetune_api.findings import FixedFile
 
 from finetune_trainer.data import formats
 from finetune_trainer.data.formats import InvalidRow
-from finetune_trainer.data.readers import Unreadable
-from finetune_trainer.errors import BadInput
+from finetune_trainer.data.readers import SUFFIXES, Unreadable
 from finetune_trainer.fixes.mended import Writer, read_rows
 from finetune_trainer.fixes.near import DropNearDuplicates
 from finetune_trainer.fixes.steps import STEPS, Row, Step
@@ -50,6 +50,10 @@ class Copy:
     touched: Counter[Fix] = field(default_factory=Counter)
     unusable: int = 0
     first_unusable: tuple[int, str] | None = None
+
+    def record(self, fixed: str) -> FixedFile:
+        """For people, who know the mended file as `fixed`."""
+        return FixedFile(original=self.name, original_digest=self.digest, fixed=fixed, fixed_digest=self.fixed_digest)
 
     def manifest(self, fixes: Sequence[Fix]) -> dict[str, Any]:
         """Says nothing of time and place, so that the same data gives the same manifest."""
@@ -120,10 +124,9 @@ class Passes:
             for raw in read_rows(copy.path, self._consumed):
                 copy.rows += copy.path == copy.original and writer is not None
                 try:
-                    if raw.value is None:
-                        raise InvalidRow(raw.fault or "cannot be read", raw.code or "InvalidJson")
-                    self.form = self.form or formats.detect(raw.value)
-                    batch.append(Row(raw.line, raw.value, formats.read(raw.value, self.form)))
+                    value = formats.value_of(raw)
+                    self.form = self.form or formats.detect(value)
+                    batch.append(Row(raw.line, value, formats.read(value, self.form)))
                 except InvalidRow as error:
                     if writer is not None:
                         writer.leave_out(raw.line, error.code, str(error))
@@ -131,8 +134,7 @@ class Passes:
                     yield batch
                     batch = []
         except Unreadable as error:
-            where = copy.name if error.line is None else f"{copy.name}:{error.line}:"
-            raise BadInput(f"{where} {error}", code="InvalidData", remedy=error.remedy) from error
+            raise error.refusal(copy.name) from error
         if batch:
             yield batch
 
@@ -140,7 +142,7 @@ class Passes:
         return f"{self._files[copy.index].part}-{copy.index:03d}-{stem(copy.original)}.fixed.jsonl"
 
 
-_ENDINGS = frozenset({".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".gz", ".zst", ".bz2", ".xz", ".zip"})
+_ENDINGS = frozenset(f".{part}" for suffix in SUFFIXES for part in suffix.split(".") if part)
 
 
 def stem(path: Path) -> str:

@@ -6,13 +6,13 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Any, Protocol
 
 import numpy as np
 from finetune_api.checks import Fix
 from finetune_api.data import DataFormat
 
+from finetune_trainer.checks.row import content_key
 from finetune_trainer.data import formats
 from finetune_trainer.data.formats import Example, InvalidRow
 from finetune_trainer.fixes import redact
@@ -101,11 +101,3 @@ def rows_say(count: int, one: str, several: str) -> str:
 
 def was(count: int) -> str:
     return "was" if count == 1 else "were"
-
-
-def content_key(example: Example) -> int:
-    """64 bits, equal for rows that say the same under the same label."""
-    label = repr(example.label).encode() if example.label is not None else b""
-    return int.from_bytes(
-        blake2b(example.canonical(), digest_size=8, person=blake2b(label, digest_size=16).digest()).digest(), "little"
-    )

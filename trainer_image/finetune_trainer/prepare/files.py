@@ -11,7 +11,6 @@ from finetune_api.location import Location
 
 from finetune_trainer import sources
 from finetune_trainer.data.readers import Unreadable, data_files, file_kind
-from finetune_trainer.errors import BadInput
 
 Part = Literal["train", "validation", "test"]
 
@@ -48,9 +47,7 @@ def locate(config: RunConfig) -> list[DataFile]:
             try:
                 files = data_files(path)
             except Unreadable as error:
-                raise BadInput(
-                    f"{field_name}: {location.uri} {error}", code="InvalidData", remedy=error.remedy
-                ) from error
+                raise error.refusal(f"{field_name}: {location.uri}") from error
             found += [DataFile(part, _name(location, path, file), file) for file in files]
     return found
 

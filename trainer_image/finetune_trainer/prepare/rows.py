@@ -85,8 +85,7 @@ class RowReader:
                     yield batch
                     batch = []
         except Unreadable as error:
-            where = file.name if error.line is None else f"{file.name}:{error.line}:"
-            raise BadInput(f"{where} {error}", code="InvalidData", remedy=error.remedy) from error
+            raise error.refusal(file.name) from error
         except OSError as error:
             raise BadInput(f"{file.name} cannot be read: {error.strerror}", code="InvalidData") from error
         self._advance(self.rows - told, waiting)
@@ -95,12 +94,11 @@ class RowReader:
 
     def _example(self, file: int, raw: RawRow) -> Example | None:
         try:
-            if raw.value is None:
-                raise InvalidRow(raw.fault or "cannot be read", raw.code or "InvalidJson")
+            value = formats.value_of(raw)
             if self.form is None:
-                self.form = formats.detect(raw.value)
-                self.evidence = formats.evidence(raw.value, self.form)
-            example = formats.read(raw.value, self.form)
+                self.form = formats.detect(value)
+                self.evidence = formats.evidence(value, self.form)
+            example = formats.read(value, self.form)
         except InvalidRow as error:
             self._invalid.add(file, raw.line, str(error), error.code)
             return None

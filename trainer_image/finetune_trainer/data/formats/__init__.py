@@ -10,12 +10,20 @@ from finetune_trainer.data.formats.dialects import DIALECTS, Dialect
 from finetune_trainer.data.formats.example import Example, InvalidRow, Label
 from finetune_trainer.data.formats.preferences import ADVICE, preference
 from finetune_trainer.data.formats.strangers import half, stranger
+from finetune_trainer.data.readers import RawRow
 
-__all__ = ["Example", "InvalidRow", "Label", "detect", "evidence", "read"]
+__all__ = ["Example", "InvalidRow", "Label", "detect", "evidence", "read", "value_of"]
 
 _OF_FORM: dict[DataFormat, tuple[Dialect, ...]] = {}
 for _dialect in DIALECTS:
     _OF_FORM[_dialect.form] = (*_OF_FORM.get(_dialect.form, ()), _dialect)
+
+
+def value_of(row: RawRow) -> dict[str, Any]:
+    """What was read. Raises InvalidRow where it could not be."""
+    if row.value is None:
+        raise InvalidRow(row.fault or "cannot be read", row.code or "InvalidJson")
+    return row.value
 
 
 def detect(row: dict[str, Any]) -> DataFormat:

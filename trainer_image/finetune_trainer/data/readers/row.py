@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 from finetune_api.checks import CheckCode
 
+from finetune_trainer.errors import BadInput
+
 MAX_ROW_BYTES = 64 * 1024 * 1024
 
 FIELDS = frozenset(
@@ -25,6 +27,11 @@ class Unreadable(ValueError):
         self.remedy = remedy
         self.code = code
         self.line = line
+
+    def refusal(self, name: str) -> BadInput:
+        """Of the file that the user knows by this name."""
+        where = name if self.line is None else f"{name}:{self.line}:"
+        return BadInput(f"{where} {self}", code="InvalidData", remedy=self.remedy)
 
 
 class RawRow(NamedTuple):
