@@ -69,6 +69,16 @@ def _row(name: str, change: Callable[[], FineTuneJobSpec], facts: PlanFacts) -> 
     return Row(name, estimate(whole, facts), price=whole.budget.gpu_hour_price)
 
 
+def with_gpu(spec: FineTuneJobSpec, name: str) -> FineTuneJobSpec:
+    """On GPUs of a type, with the memory that they have."""
+    return _with(spec, "compute", {"gpu_type": name, "gpu_memory": None})
+
+
+def with_price(spec: FineTuneJobSpec, price: float | None) -> FineTuneJobSpec:
+    """Of a GPU hour."""
+    return _with(spec, "budget", {"gpu_hour_price": price})
+
+
 def _strategy(spec: FineTuneJobSpec, name: str, _: Mapping[str, float]) -> FineTuneJobSpec:
     return _with(spec, "compute", {"strategy": name})
 
@@ -85,14 +95,9 @@ def _method(spec: FineTuneJobSpec, name: str, _: Mapping[str, float]) -> FineTun
 
 
 def _gpu(spec: FineTuneJobSpec, name: str, prices: Mapping[str, float]) -> FineTuneJobSpec:
-    compute = spec.compute.model_copy(update={"gpu_type": name, "gpu_memory": None})
-    out = spec.model_copy(update={"compute": compute})
-    price = prices.get(name)
-    if price is None and prices:
-        return out.model_copy(update={"budget": out.budget.model_copy(update={"gpu_hour_price": None})})
-    if price is not None:
-        return out.model_copy(update={"budget": out.budget.model_copy(update={"gpu_hour_price": price})})
-    return out
+    """With prices at hand the spec's own, of another GPU, does not count."""
+    changed = with_gpu(spec, name)
+    return with_price(changed, prices.get(name)) if prices else changed
 
 
 def _with(spec: FineTuneJobSpec, group: str, update: dict[str, Any]) -> FineTuneJobSpec:

@@ -12,11 +12,12 @@ from typing import Any
 from finetune_api.effective import overlay, resolve
 from finetune_api.method import LOW_RANK
 from finetune_api.planner import duration, hyperparameters
-from finetune_api.planner.estimate import capacity_of, gib, steps_of
+from finetune_api.planner.estimate import capacity_of, steps_of
 from finetune_api.planner.explain import resolved
 from finetune_api.planner.facts import PlanFacts
 from finetune_api.planner.fit import STRATEGIES, Way, ways, with_way
-from finetune_api.planner.share import device_of, processes
+from finetune_api.planner.gpus import gib
+from finetune_api.planner.share import USUAL_BATCH, device_of, processes
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import ChoiceStatus
 
@@ -74,7 +75,10 @@ def _epochs(spec: FineTuneJobSpec, facts: PlanFacts) -> Found:
     if training.epochs is not None or training.max_steps is not None:
         return []
     return [
-        ("training.epochs", *hyperparameters.epochs(spec.method.type, facts.data, training.global_batch_size or 16))
+        (
+            "training.epochs",
+            *hyperparameters.epochs(spec.method.type, facts.data, training.global_batch_size or USUAL_BATCH),
+        )
     ]
 
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from finetune_api.planner import duration, flops, parameters, storage
 from finetune_api.planner.duration import Duration
 from finetune_api.planner.facts import PlanFacts
-from finetune_api.planner.gpus import GIB, bytes_of, gpu_of
+from finetune_api.planner.fit import smallest_change
+from finetune_api.planner.gpus import bytes_of, gib, gpu_of
 from finetune_api.planner.memory import Memory, memory_of
-from finetune_api.planner.share import Share, device_of, gpus, of_step
+from finetune_api.planner.share import USUAL_BATCH, Share, device_of, gpus, of_step
 from finetune_api.planner.steps import StepsPlan, plan_steps
 from finetune_api.spec import FineTuneJobSpec
 
@@ -53,8 +54,6 @@ def estimate(
     spec: FineTuneJobSpec, facts: PlanFacts, *, tokens: int | None = None, steps: int | None = None
 ) -> Estimate:
     """`spec` is resolved and decided; `tokens` and `steps` of the whole training where prepare has counted them."""
-    from finetune_api.planner.fit import smallest_change
-
     count = parameters.count(spec, facts.model, labels=facts.data.labels)
     memory, capacity = memory_of(spec, facts), capacity_of(spec)
     fits = None if capacity is None else memory.total <= capacity
@@ -88,7 +87,7 @@ def steps_of(spec: FineTuneJobSpec, facts: PlanFacts) -> StepsPlan:
     training = spec.training
     return plan_steps(
         train_rows=facts.data.rows,
-        global_batch_size=training.global_batch_size or 16,
+        global_batch_size=training.global_batch_size or USUAL_BATCH,
         epochs=training.epochs or (None if training.max_steps else 3),
         max_steps=training.max_steps,
         checkpoint_every_steps=spec.checkpoint.every_steps,
@@ -102,10 +101,3 @@ def capacity_of(spec: FineTuneJobSpec) -> int | None:
     compute, gpu = spec.compute, gpu_of(spec.compute.gpu_type)
     size = bytes_of(compute.gpu_memory) if compute.gpu_memory else gpu.memory if gpu else None
     return None if size is None else int(USABLE * size)
-
-
-def gib(size: float) -> str:
-    """As people read it: 71 GiB, 3.4 GiB, 210 MiB."""
-    if size >= 100 * 2**20:
-        return f"{size / GIB:.0f} GiB" if size >= 10 * GIB else f"{size / GIB:.1f} GiB"
-    return f"{size / 2**20:.0f} MiB"

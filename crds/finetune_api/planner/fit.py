@@ -10,7 +10,7 @@ from finetune_api.base import ApiModel
 from finetune_api.combinations import refused
 from finetune_api.compute import MICRO_BATCH_TOKENS, OffloadSpec, Strategy
 from finetune_api.planner.facts import DataFacts, PlanFacts
-from finetune_api.planner.gpus import GIB
+from finetune_api.planner.gpus import gib
 from finetune_api.planner.memory import Memory, memory_of
 from finetune_api.planner.share import device_of, processes
 from finetune_api.spec import FineTuneJobSpec
@@ -106,7 +106,7 @@ def smallest_change(spec: FineTuneJobSpec, facts: PlanFacts, capacity: int) -> s
             continue
         total = memory_of(changed, facts).total
         if total <= capacity:
-            return f"{said} fits with {total / GIB:.0f} of {capacity / GIB:.0f} GiB"
+            return f"{said} fits with {gib(total)} of {gib(capacity)}"
     return _more_gpus(spec, facts, capacity) or _shorter(spec, facts, capacity) or _quantised(spec, facts, capacity)
 
 

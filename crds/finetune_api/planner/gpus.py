@@ -78,6 +78,13 @@ def gpu_of(name: str | None) -> Gpu | None:
     return GPUS.get(ALIASES.get(name, name))
 
 
+def gib(size: float) -> str:
+    """Bytes as people read them: 71 GiB, 3.4 GiB, 210 MiB."""
+    if size >= 100 * 2**20:
+        return f"{size / GIB:.0f} GiB" if size >= 10 * GIB else f"{size / GIB:.1f} GiB"
+    return f"{size / 2**20:.0f} MiB"
+
+
 def bytes_of(quantity: str) -> int:
     """`compute.gpuMemory`: 80Gi -> 85899345920."""
     match = re.fullmatch(r"([1-9][0-9]*)(Mi|Gi)", quantity)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 
-from finetune_api.method import LOW_RANK, PROMPT_LEARNING, MethodSpec, MethodType
+from finetune_api.method import PROMPT_LEARNING, MethodSpec, MethodType
 from finetune_api.planner import parameters
 from finetune_api.planner.facts import DataFacts, ModelShape
 
@@ -95,10 +95,6 @@ def warmup_ratio(steps: int) -> tuple[float, str]:
     """At least 3% and ten steps, at most a tenth."""
     ratio = round(min(0.1, max(0.03, 10 / steps)), 2)
     return ratio, f"{max(1, round(ratio * steps))} of {steps:,} steps"
-
-
-def is_low_rank(method: MethodSpec) -> bool:
-    return method.type in LOW_RANK
 
 
 def _down(value: float) -> float:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 
 from finetune_api.finetunejob import FineTuneJob
-from finetune_api.planner.compare import By
+from finetune_api.planner.compare import By, with_gpu, with_price
 from finetune_api.planner.gpus import GPUS, gpu_of
 from rich.console import Console
 from rich.text import Text
@@ -90,14 +90,12 @@ def _as_asked(job: FineTuneJob, options: PlanOptions) -> FineTuneJob:
             raise CliError(
                 f"--gpu-type: {name!r} is not known{f'; did you mean {close[0]}?' if close else ''} ftj plan --list-gpus"
             )
-        spec = spec.model_copy(
-            update={"compute": spec.compute.model_copy(update={"gpu_type": name, "gpu_memory": None})}
-        )
+        spec = with_gpu(spec, name)
     price = options.gpu_hour_price
     if price is None and (kind := spec.compute.gpu_type) and options.compare != "gpu":
         price = options.prices.get(kind)
     if price is not None:
-        spec = spec.model_copy(update={"budget": spec.budget.model_copy(update={"gpu_hour_price": price})})
+        spec = with_price(spec, price)
     return job.model_copy(update={"spec": spec})
 
 

@@ -8,9 +8,8 @@ from typing import Any
 
 from finetune_api.planner.compare import By, Row, compare
 from finetune_api.planner.draw import spoken
-from finetune_api.planner.estimate import gib
 from finetune_api.planner.facts import PlanFacts
-from finetune_api.planner.gpus import GPUS
+from finetune_api.planner.gpus import GPUS, gib
 from finetune_api.spec import FineTuneJobSpec
 from rich import box
 from rich.table import Table

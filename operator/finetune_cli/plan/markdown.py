@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from finetune_api.planner.estimate import gib
+from finetune_api.planner.gpus import gib
 
 from finetune_cli import view
 from finetune_cli.plan.made import Made

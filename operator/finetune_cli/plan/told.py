@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from finetune_api.planner.estimate import gib
+from finetune_api.planner.gpus import gib
 from rich import box
 from rich.console import Console
 from rich.table import Table

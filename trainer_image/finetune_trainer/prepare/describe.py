@@ -8,6 +8,7 @@ from typing import Any
 
 from finetune_api.data import DataFormat
 from finetune_api.findings import Finding
+from finetune_api.planner.share import USUAL_BATCH
 from finetune_api.status import DataStatus, PlanStatus
 
 from finetune_trainer import sealed, sources
@@ -42,7 +43,7 @@ def describe(
     config, spec, steps = inputs.config, planned.spec, planned.steps
     form: DataFormat = reader.form  # type: ignore[assignment]
     training, train = spec.training, counts["train"]
-    batch = training.global_batch_size or 16
+    batch = training.global_batch_size or USUAL_BATCH
     longest = max(count.longest for count in counts.values())
     max_length = spec.data.max_length or longest
     new_tokens = spec.evaluation.generation.max_new_tokens or min(

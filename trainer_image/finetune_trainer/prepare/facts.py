@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from finetune_api.planner.facts import LENGTH_BINS, DataFacts, ModelShape, PlanFacts
+from finetune_api.planner.facts import LENGTH_BINS, DataFacts, ModelShape
 from finetune_api.planner.shape import shape_of
 
 from finetune_trainer.data.shards import SplitCounts
@@ -50,10 +50,6 @@ def coarse(bins: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
             merged.append((longest, kept))
             kept = 0
     return merged
-
-
-def together(model: ModelShape, data: DataFacts, task: str) -> PlanFacts:
-    return PlanFacts(model=model, data=data, task=task)
 
 
 def _plain(value: Any) -> Any:

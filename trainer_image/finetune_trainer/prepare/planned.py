@@ -8,15 +8,16 @@ from typing import Any
 from finetune_api.effective import resolve
 from finetune_api.planner.decide import decide
 from finetune_api.planner.draw import draw
+from finetune_api.planner.estimate import steps_of
 from finetune_api.planner.facts import PlanFacts
-from finetune_api.planner.steps import StepsPlan, plan_steps
+from finetune_api.planner.steps import StepsPlan
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import PlanStatus
 
 from finetune_trainer import throughput
 from finetune_trainer.data.lengths import bin_width
 from finetune_trainer.data.shards import SplitCounts
-from finetune_trainer.prepare import facts as gather
+from finetune_trainer.prepare.facts import of_data, of_model
 from finetune_trainer.prepare.read import Reading
 
 
@@ -31,10 +32,9 @@ class Planned:
     steps: StepsPlan
     status: PlanStatus
 
-    def draw(self, measured: PlanStatus) -> PlanStatus:
+    def draw(self, measured: PlanStatus) -> None:
         """Fill `status` from what was counted."""
         self.status = draw(self.given, self.facts, self.decided, measured)
-        return self.status
 
 
 def planned(reading: Reading, counts: dict[str, SplitCounts]) -> Planned:
@@ -45,21 +45,13 @@ def planned(reading: Reading, counts: dict[str, SplitCounts]) -> Planned:
         min(start + bin_width(start) - 1, longest): rows for start, rows in sorted(reading.found.lengths.items())
     }
     labels = len(made.labels.names()) if made.labels else 0
-    facts = gather.together(
-        gather.of_model(inputs.model, inputs.config.spec.model.uri),
-        gather.of_data(counts, lengths, size=inputs.bytes, labels=labels),
-        made.task,
+    facts = PlanFacts(
+        model=of_model(inputs.model, inputs.config.spec.model.uri),
+        data=of_data(counts, lengths, size=inputs.bytes, labels=labels),
+        task=made.task,
     )
     decided, _ = decide(inputs.config.spec, facts)
     spec = resolve(inputs.config.spec, decided=decided)
     measured = throughput.known(inputs.config.model_copy(update={"spec": spec}), facts)
     facts = facts.model_copy(update={"measured": measured})
-    training = spec.training
-    steps = plan_steps(
-        train_rows=counts["train"].rows,
-        global_batch_size=training.global_batch_size or 16,
-        epochs=training.epochs,
-        max_steps=training.max_steps,
-        checkpoint_every_steps=spec.checkpoint.every_steps,
-    )
-    return Planned(inputs.config.spec, spec, facts, decided, steps, PlanStatus())
+    return Planned(inputs.config.spec, spec, facts, decided, steps_of(spec, facts), PlanStatus())
