@@ -6,7 +6,7 @@ import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from finetune_api.finetunejob import FineTuneJob
@@ -25,6 +25,46 @@ BODY: dict[str, Any] = {
         "output": {"uri": "pvc://models/bot"},
     },
 }
+
+JOB = """\
+apiVersion: finetune.dev/v1alpha1
+kind: FineTuneJob
+metadata: {name: bot}
+spec:
+  model: {uri: pvc://models/base}
+  method: {type: lora}
+  data:
+    train: [{uri: pvc://datasets/bot.jsonl}]
+  workspace: {uri: pvc://scratch}
+  output: {uri: pvc://models/bot}
+"""
+"""The same as somebody writes it, to be changed at will."""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that ftj is called in, with a claim that holds data."""
+    folder = tmp_path / "here"
+    (folder / "claims" / "datasets").mkdir(parents=True)
+    (folder / "claims" / "datasets" / "bot.jsonl").touch()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+Ended = Callable[[Callable[[], NoReturn]], tuple[int, str]]
+
+
+@pytest.fixture
+def ended(capsys: pytest.CaptureFixture[str]) -> Ended:
+    """ended(call): exit code and standard output of a command that ends the process."""
+
+    def run(call: Callable[[], NoReturn]) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as caught:
+            call()
+        assert isinstance(caught.value.code, int)
+        return caught.value.code, capsys.readouterr().out
+
+    return run
 
 
 @pytest.fixture

@@ -15,18 +15,9 @@ from finetune_cli.local.processes import speaks_for_all
 from finetune_cli.local.run import LocalOptions, _claims_root
 from finetune_cli.local.state import Run, run_of
 
-TEXT = """\
-apiVersion: finetune.dev/v1alpha1
-kind: FineTuneJob
-metadata: {name: bot}
-spec:
-  model: {uri: pvc://models/base}
-  method: {type: lora}
-  data: {train: [{uri: file:///data/a.jsonl}]}
-  compute: {nodes: 1, device: cpu}
-  workspace: {uri: pvc://scratch/runs}
-  output: {uri: pvc://models/bot}
-"""
+from .conftest import JOB
+
+TEXT = JOB.replace("pvc://datasets/bot.jsonl", "file:///data/a.jsonl") + "  compute: {nodes: 1, device: cpu}\n"
 
 
 def read(folder: Path, text: str = TEXT) -> manifest.Manifest:

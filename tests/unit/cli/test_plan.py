@@ -19,21 +19,10 @@ from finetune_cli.reach import Reach
 from hypothesis import given
 from hypothesis import strategies as st
 
-from .conftest import Surveyor
+from .conftest import JOB as MANIFEST
+from .conftest import Ended, Surveyor
 
-JOB = """\
-apiVersion: finetune.dev/v1alpha1
-kind: FineTuneJob
-metadata: {name: bot}
-spec:
-  model: {uri: pvc://models/base}
-  method: {type: lora}
-  data:
-    train: [{uri: pvc://datasets/bot.jsonl}]
-  compute: {gpusPerNode: 1, gpuType: h100}
-  workspace: {uri: pvc://scratch}
-  output: {uri: pvc://models/bot}
-"""
+JOB = MANIFEST + "  compute: {gpusPerNode: 1, gpuType: h100}\n"
 CONFIG = {
     "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
     "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256, "max_position_embeddings": 8192,
@@ -46,13 +35,11 @@ Told = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
-def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Told:
+def told(here: Path, ended: Ended) -> Told:
     """told(job, output=, claims=, rows=, ...): exit code and standard output, in a folder with claims and a config.json."""
-    folder = tmp_path / "here"
-    for claim in ("datasets", "models/base"):
-        (folder / "claims" / claim).mkdir(parents=True)
-    (folder / "claims" / "models" / "base" / "config.json").write_text(json.dumps(CONFIG))
-    monkeypatch.chdir(folder)
+    model = here / "claims" / "models" / "base"
+    model.mkdir(parents=True)
+    (model / "config.json").write_text(json.dumps(CONFIG))
 
     def call(job: str = JOB, output: str = "json", claims: bool = False, config: bool = False, **options: Any) -> tuple[int, str]:  # fmt: skip
         Path("job.yaml").write_text(job)
@@ -62,10 +49,7 @@ def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
             options.pop("tokens_per_row", None),
         )
         reach = Reach(Path("claims") if claims else None)
-        with pytest.raises(SystemExit) as ended:
-            plan("job.yaml", PlanOptions(reach, guesses, **options), output)
-        assert isinstance(ended.value.code, int)
-        return ended.value.code, capsys.readouterr().out
+        return ended(lambda: plan("job.yaml", PlanOptions(reach, guesses, **options), output))
 
     return call
 

@@ -15,20 +15,7 @@ from finetune_cli.errors import CliError
 from finetune_cli.reach import Reach
 from finetune_cli.validate import ValidateOptions, validate
 
-from .conftest import Surveyor
-
-JOB = """\
-apiVersion: finetune.dev/v1alpha1
-kind: FineTuneJob
-metadata: {name: bot}
-spec:
-  model: {uri: pvc://models/base}
-  method: {type: lora}
-  data:
-    train: [{uri: pvc://datasets/bot.jsonl}]
-  workspace: {uri: pvc://scratch}
-  output: {uri: pvc://models/bot}
-"""
+from .conftest import JOB, Ended, Surveyor
 
 
 def finding(code: str, *rows: int, refuses: bool = False, file: str = "pvc://datasets/bot.jsonl", **more: Any) -> Any:
@@ -53,19 +40,12 @@ Told = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
-def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Told:
-    """told(*files, output=, claims=, ...): exit code and standard output, called in a folder of its own."""
-    folder = tmp_path / "here"
-    (folder / "claims" / "datasets").mkdir(parents=True)
-    (folder / "claims" / "datasets" / "bot.jsonl").touch()
-    monkeypatch.chdir(folder)
+def told(here: Path, ended: Ended) -> Told:
+    """told(*files, output=, claims=, ...): exit code and standard output."""
 
     def call(*files: str, output: str = "text", claims: bool = False, **options: Any) -> tuple[int, str]:
         reach = Reach(Path("claims") if claims else None, options.pop("download", False))
-        with pytest.raises(SystemExit) as ended:
-            validate(files, ValidateOptions(reach, **options), output)
-        assert isinstance(ended.value.code, int)
-        return ended.value.code, capsys.readouterr().out
+        return ended(lambda: validate(files, ValidateOptions(reach, **options), output))
 
     return call
 
