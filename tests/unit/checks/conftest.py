@@ -127,10 +127,9 @@ def examine(tmp_path: Path) -> Examine:
             for raw in readers.read_rows(path):
                 rows += 1
                 try:
-                    if raw.value is None:
-                        raise InvalidRow(raw.fault, raw.code)
-                    form = form or formats.detect(raw.value)
-                    example = formats.read(raw.value, form)
+                    value = formats.value_of(raw)
+                    form = form or formats.detect(value)
+                    example = formats.read(value, form)
                 except InvalidRow as error:
                     invalid.append(unusable(error, RowRef(file=path.name, line=raw.line)))
                     continue

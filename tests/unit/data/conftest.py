@@ -31,12 +31,6 @@ def templates() -> dict[str, str | None]:
     return TEMPLATES
 
 
-@pytest.fixture(autouse=True)
-def _no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing here loses power, and a busy disk makes every fsync slow."""
-    monkeypatch.setattr("os.fsync", lambda descriptor: None)
-
-
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model in Hugging Face layout: real tokenizer and config, weights of a few kilobytes."""

@@ -21,12 +21,6 @@ class DataFile(NamedTuple):
     path: Path
 
 
-@pytest.fixture(autouse=True)
-def _no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing here loses power, and a busy disk makes every fsync slow."""
-    monkeypatch.setattr("os.fsync", lambda descriptor: None)
-
-
 class Bench:
     def __init__(self, folder: Path) -> None:
         self.folder = folder

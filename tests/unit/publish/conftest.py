@@ -163,9 +163,3 @@ def make_run(tmp_path: Path) -> Callable[..., RunConfig]:
         return config
 
     return make
-
-
-@pytest.fixture(autouse=True)
-def _no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing here loses power, and a busy disk makes every fsync slow."""
-    monkeypatch.setattr("os.fsync", lambda descriptor: None)

@@ -67,7 +67,6 @@ def workspace(tmp_path: Path) -> Workspace:
 
 @pytest.fixture(autouse=True)
 def _plain_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("os.fsync", lambda descriptor: None)
     monkeypatch.setattr(transfer, "PAUSE_S", 0.001)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for name in list(os.environ):
