@@ -1,26 +1,16 @@
-"""What a training has spent, and whether that is all that it may. The operator stops it then; the trainer never decides that alone."""
+"""Whether a training has spent all that it may. The operator stops it then; the trainer never decides that alone."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from finetune_api.planner.draw import spoken
-from finetune_api.status import FineTuneJobStatus
 
 from finetune_operator.domain.draft import Draft
-from finetune_operator.domain.observed import PodView
-from finetune_operator.domain.times import seconds_of
+from finetune_operator.domain.meter import spent
 
 _NOTHING_S = 1e-3
 """Less than this is nothing: a clock of floats may wake us a little early."""
-
-
-@dataclass(frozen=True, slots=True)
-class Spent:
-    """Over all attempts of this run, up to now."""
-
-    seconds: float
-    gpu_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,45 +19,6 @@ class Limit:
 
     left: float
     sentence: str
-
-
-def running_since(status: FineTuneJobStatus) -> float | None:
-    """When the training pods that run now began to, all of them; None while they do not."""
-    if status.phase != "Training":
-        return None
-    running = next((c for c in status.conditions or [] if c.type == "Running"), None)
-    if running is None or running.status != "True":
-        return None
-    return seconds_of(running.last_transition_time)
-
-
-def stretch(draft: Draft) -> float:
-    """Seconds of the stretch in which every pod of the training ran, as the status says that they do. It ends when the first
-    of them does, not when somebody sees it: an operator that was away bills no hours in which nothing ran."""
-    since = running_since(draft.before)
-    if since is None:
-        return 0.0
-    ends: list[float | None] = []
-    for job in draft.seen.jobs.values():
-        if job.stage == "train" and job.run == draft.run:
-            ends += [job.complete, job.failing, job.failed]
-            ends += [_end(pod) for pod in draft.seen.pods.get(job.uid, ())]
-    return max(0.0, min([draft.now, *(at for at in ends if at is not None and at > since)]) - since)
-
-
-def _end(pod: PodView) -> float | None:
-    """When this pod, or the one that it stands in for, stopped running."""
-    if pod.ended is not None:
-        return pod.ended.finished
-    return None if pod.running else pod.created
-
-
-def spent(draft: Draft) -> Spent:
-    status, now = draft.status, stretch(draft)
-    return Spent(
-        seconds=(status.train_seconds or 0) + now,
-        gpu_seconds=(status.gpu_seconds or 0) + now * (draft.before.gpus or 0),
-    )
 
 
 def tightest(draft: Draft) -> Limit | None:

@@ -7,15 +7,13 @@ has no plan yet has none of the three: waiting for it would be waiting for ever.
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 from finetune_api.checks import CHECKS
 from finetune_api.status import Condition, DataStatus
 
-from finetune_operator.domain import gate
+from finetune_operator.domain import gate, meter
 from finetune_operator.domain.attempts import latest
-from finetune_operator.domain.budget import running_since, stretch
 from finetune_operator.domain.draft import Draft, Situation
 from finetune_operator.domain.reasons import Reason
 from finetune_operator.domain.times import stamp
@@ -39,7 +37,7 @@ def show(draft: Draft) -> None:
     before = {condition.type: condition for condition in status.conditions or []}
     status.conditions = [_condition(kind, word, before.get(kind), generation, draft.now) for kind, word in said.items()]
     _tell_problem(draft, situation)
-    _count_seconds(draft)
+    meter.count(draft)
 
 
 def _said(draft: Draft, situation: Situation) -> dict[str, Said]:
@@ -141,15 +139,3 @@ def _tell_problem(draft: Draft, situation: Situation) -> None:
         draft.say("Normal", Reason.SUSPENDED, "Suspend", situation.message)
     if draft.before.phase == "Suspended" and not situation.suspended and situation.phase not in ("Completed", "Failed"):
         draft.say("Normal", Reason.RESUMED, "Resume", "The job goes on")
-
-
-def _count_seconds(draft: Draft) -> None:
-    """Add the time that has just ended. It is read from the condition itself, so that nothing is counted twice."""
-    before, status = draft.before, draft.status
-    if running_since(before) is None or running_since(status) is not None:
-        return
-    seconds = stretch(draft)
-    # Upwards: a budget that was seen to be spent must be so in the book too, or the pods would start again for the rest.
-    status.train_seconds = (status.train_seconds or 0) + math.ceil(seconds)
-    if before.gpus:
-        status.gpu_seconds = (status.gpu_seconds or 0) + math.ceil(before.gpus * seconds)

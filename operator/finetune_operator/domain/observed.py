@@ -53,7 +53,7 @@ def _since(body: Object, kind: str) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class JobView:
-    """A batch/v1 Job of ours. Times in seconds since 1970; `complete`, `failed` and `failing` say since when."""
+    """A batch/v1 Job of ours. Times in seconds since 1970; `complete`, `failed`, `failing` and `suspended_since` say since when."""
 
     name: str
     uid: str
@@ -66,6 +66,7 @@ class JobView:
     """How many it was made with: spec.compute.nodes may have changed since."""
     deleting: bool = False
     suspended: bool = False
+    suspended_since: float | None = None
     held: bool = False
     managed_elsewhere: bool = False
     digest: str | None = None
@@ -96,6 +97,7 @@ class JobView:
             pods=spec.get("completions") or 1,
             deleting=metadata.get("deletionTimestamp") is not None,
             suspended=bool(spec.get("suspend")),
+            suspended_since=_since(body, "Suspended") if spec.get("suspend") else None,
             held=ANNOTATION_HELD in annotations,
             managed_elsewhere=QUEUE_LABEL in labels or spec.get("managedBy") not in (None, JOB_CONTROLLER),
             digest=annotations.get(ANNOTATION_DIGEST),
