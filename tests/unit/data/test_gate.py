@@ -179,3 +179,15 @@ def test_a_model_is_looked_at_without_its_data(job: Any, tmp_path: Path) -> None
     assert answer.problem is None
     assert answer.model is not None
     assert (answer.task, answer.model.hidden_size) == ("sequence-classification", 8)
+
+
+def test_where_there_is_no_torch_all_but_the_built_model_is_looked_at(
+    job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("finetune_trainer.prepare.model.has_torch", lambda: False)
+    config = job.config(job.write("rows.jsonl", rows(40)), compute={"gpusPerNode": 1})
+    answer = look(SurveyRequest(spec=config.spec, claims_root=str(job.claims), cache=str(tmp_path / "cache")), lambda rows, percent: None)  # fmt: skip
+    assert answer.problem is None
+    assert answer.facts is not None
+    assert answer.report is not None
+    assert "no torch" in answer.report.notes[-1]

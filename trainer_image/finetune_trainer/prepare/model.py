@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -119,12 +120,23 @@ def check_method(facts: ModelFacts, spec: FineTuneJobSpec, task: Task, adapter: 
     """Whether `spec.method` can be done with this model; `adapter` is the folder of the adapter to go on from.
 
     What is named in the spec is looked for in the files. Only where that is not certain, or where GPUs would be held by
-    a model that cannot be loaded, a process with torch builds the model without its weights.
+    a model that cannot be loaded, a process with torch builds the model without its weights; not where a survey is made
+    without torch.
     Raises BadInput (InvalidSpec, InvalidModel) in one sentence that names the field and what there is instead.
     """
     architecture.check_virtual_tokens(spec.method.type, task, facts.config)
-    if spec.compute.device == "cuda" or not _plain(facts, spec, adapter):
+    if is_probed(facts, spec, adapter) and has_torch():
         _probe(facts.folder, spec, Purpose(task), adapter)
+
+
+def is_probed(facts: ModelFacts, spec: FineTuneJobSpec, adapter: Path | None) -> bool:
+    """Whether `check_method` builds the model."""
+    return spec.compute.device == "cuda" or not _plain(facts, spec, adapter)
+
+
+def has_torch() -> bool:
+    """Whether it is installed; this process may have been told to do without."""
+    return PathFinder.find_spec("torch") is not None
 
 
 def _plain(facts: ModelFacts, spec: FineTuneJobSpec, adapter: Path | None) -> bool:

@@ -17,15 +17,15 @@ from finetune_api.spec import FineTuneJobSpec
 
 from finetune_trainer import prepare
 from finetune_trainer.errors import BadInput, StageError
-from finetune_trainer.prepare import facts, record, refusals
+from finetune_trainer.prepare import facts, model, record, refusals
 from finetune_trainer.prepare.examine import Examination
 from finetune_trainer.prepare.files import locate
 from finetune_trainer.prepare.mend import imply, mend
-from finetune_trainer.prepare.model import task_of
 from finetune_trainer.prepare.rows import Invalid, RowReader
 from finetune_trainer.prepare.shards import write_shards
 
 Report = Callable[[int, float], None]
+_UNTRIED = "The model was not built with spec.method, as prepare builds it, since this Python has no torch."
 _NOWHERE = "/nonexistent"
 """Where claims lie when there are none: every pvc:// location is then said to be missing."""
 
@@ -82,13 +82,16 @@ def _whole(config: RunConfig, request: SurveyRequest, report: Report) -> SurveyA
             found = DataReport.model_validate_json(path.read_bytes())
         return SurveyAnswer(report=found, problem=None if found else error.cause)
     found = DataReport.model_validate_json((config.layout.root / DATA_REPORT).read_bytes())
+    if model.is_probed(inputs.model, config.spec, inputs.adapter) and not model.has_torch():
+        found.notes.append(_UNTRIED)
     return SurveyAnswer(report=found, facts=done.facts, decided=done.decided, plan=done.plan)
 
 
 def _model_alone(config: RunConfig) -> SurveyAnswer:
     spec = config.spec
-    model, _ = prepare.gather_model(config)
-    return SurveyAnswer(model=facts.of_model(model, spec.model.uri), task=task_of(model, spec, spec.data.format))
+    found, _ = prepare.gather_model(config)
+    task = model.task_of(found, spec, spec.data.format)
+    return SurveyAnswer(model=facts.of_model(found, spec.model.uri), task=task)
 
 
 def _data_alone(
