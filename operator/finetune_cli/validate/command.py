@@ -47,7 +47,8 @@ def validate(files: Sequence[str], options: ValidateOptions, output: str) -> NoR
         case "github":
             from finetune_cli.validate.github import lines
 
-            print("\n".join(lines(checked)))
+            for line in lines(checked):
+                print(line)
         case _:
             from finetune_cli.validate.told import tell
 

@@ -191,3 +191,12 @@ def test_where_there_is_no_torch_all_but_the_built_model_is_looked_at(
     assert answer.facts is not None
     assert answer.report is not None
     assert "no torch" in answer.report.notes[-1]
+
+
+def test_a_survey_names_no_list_that_goes_with_it(job: Any, tmp_path: Path) -> None:
+    config = job.config(job.write("rows.jsonl", [*rows(4), {"prompt": "x"}]))
+    answer = look(SurveyRequest(spec=config.spec, claims_root=str(job.claims), cache=str(tmp_path / "cache")), lambda rows, percent: None)  # fmt: skip
+    assert answer.report is not None
+    assert (answer.report.refused_remedy or "").startswith("correct the rows")
+    assert "invalid.jsonl" not in (answer.report.refused_remedy or "")
+    assert list((tmp_path / "cache").iterdir()) == []

@@ -48,7 +48,7 @@ CASES = {
         ["RedactPii"],
         [(1, pair("write to [EMAIL]", meta={"by": ["[EMAIL]", 3]})), (2, pair("b"))],
         [1],
-        "1 row was redacted: 2 e-mail addresses.",
+        "1 row was redacted: e-mail addresses 2.",
     ),
     "what holds a row together is not": (
         [{"messages": [{"role": "user", "content": MAIL, "id": MAIL}, {"role": "assistant", "content": "ok"}]}],
@@ -69,14 +69,14 @@ CASES = {
         ["RedactSecrets"],
         [(1, pair("key", "export TOKEN=[SECRET]")), (2, pair(MAIL))],
         [1],
-        "1 row was redacted: 1 GitHub tokens.",
+        "1 row was redacted: GitHub tokens 1.",
     ),
     "what is the same once it is redacted is dropped behind it": (
         [pair(f"to {MAIL}"), pair("to max.moritz@firma.de")],
         ["RedactPii", "DropDuplicates"],
         [(1, pair("to [EMAIL]"))],
         [2, 1],
-        "2 rows were redacted: 2 e-mail addresses.",
+        "2 rows were redacted: e-mail addresses 2.",
     ),
     "but not before it": (
         [pair(f"to {MAIL}"), pair("to max.moritz@firma.de")],

@@ -12,7 +12,7 @@ from finetune_trainer.checks.checker import Found, Hits, Seen
 from finetune_trainer.checks.masking import excerpt
 from finetune_trainer.checks.row import Batch
 from finetune_trainer.checks.spans import Span
-from finetune_trainer.checks.wording import of_rows
+from finetune_trainer.checks.wording import of_kinds, of_rows
 
 
 class _Spans:
@@ -31,7 +31,7 @@ class _Spans:
 
     def found(self, seen: Seen) -> Iterable[Found]:
         if self._hits.count:
-            kinds = ", ".join(f"{self._kinds[kind]} {count:,}" for kind, count in self._counts.most_common())
+            kinds = of_kinds(self._counts, self._kinds)
             message = of_rows(self._hits.count, seen.all_rows, "holds", "hold") + f" {self._what}: {kinds}"
             yield Found(self.codes[0], self._hits.count, seen.all_rows, message, self._hits.first)
 

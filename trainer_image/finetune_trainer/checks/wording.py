@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
+
+
+def of_kinds(counts: Counter[str], names: Mapping[str, str]) -> str:
+    """`e-mail addresses 3, card numbers 1`: the most frequent first."""
+    ordered = sorted(counts.items(), key=lambda kind: (-kind[1], kind[0]))
+    return ", ".join(f"{names[kind]} {count:,}" for kind, count in ordered)
+
 
 def share(count: int, of: int) -> str:
     """`31%`, `3.1%`, `0.031%`."""

@@ -13,6 +13,7 @@ from finetune_api.checks import Fix
 from finetune_api.data import DataFormat
 
 from finetune_trainer.checks.row import content_key
+from finetune_trainer.checks.wording import of_kinds
 from finetune_trainer.data import formats
 from finetune_trainer.data.formats import Example, InvalidRow
 from finetune_trainer.fixes import redact
@@ -79,10 +80,7 @@ class Redact:
         return list(rows)
 
     def detail(self) -> str:
-        found = ", ".join(
-            f"{count:,} {self._kinds.get(kind, kind)}"
-            for kind, count in sorted(self._counts.items(), key=lambda kind: (-kind[1], kind[0]))
-        )
+        found = of_kinds(self._counts, self._kinds)
         return (
             f"{rows_say(self.touched, 'was', 'were')} redacted: {found}." if found else "Nothing was found to redact."
         )

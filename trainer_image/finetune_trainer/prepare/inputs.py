@@ -42,6 +42,8 @@ class Inputs:
     """Folder of the adapter to go on from."""
     mended: Mended | None = None
     """What the fixes that were asked for have made of the original files."""
+    stays: bool = True
+    """Whether people find the run's folder afterwards."""
 
     def with_mended(self, mended: Mended | None) -> Inputs:
         """To read what was mended in place of the originals, whose digest stays the data's."""

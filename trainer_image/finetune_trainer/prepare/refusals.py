@@ -48,8 +48,9 @@ def nothing_usable(invalid: Invalid, rows: int) -> Refusal:
 
 
 def _invalid(reading: Reading) -> Refusal:
-    config = reading.inputs.config
-    return too_many_invalid(reading.invalid, reading.reader.rows, config.spec.data, listing(config))
+    inputs = reading.inputs
+    listed = listing(inputs.config) if inputs.stays else None
+    return too_many_invalid(reading.invalid, reading.reader.rows, inputs.config.spec.data, listed)
 
 
 def _nothing_left(reading: Reading) -> Refusal:

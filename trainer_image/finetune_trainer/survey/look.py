@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from finetune_api.contract import DATA_REPORT, Cause, JobRef, RunConfig, SurveyAnswer, SurveyRequest
@@ -67,7 +68,7 @@ def _spec_of(data: DataSpec) -> FineTuneJobSpec:
 def _whole(config: RunConfig, request: SurveyRequest, report: Report) -> SurveyAnswer:
     """As prepare does it. Where the model is out of reach, the data is looked at alone, and why is said."""
     try:
-        inputs = prepare.gather(config)
+        inputs = replace(prepare.gather(config), stays=False)
     except BadInput as error:
         if error.cause.message.startswith(("spec.model", "spec.method")):
             return _data_alone(config, request, report, problem=error.cause)
