@@ -68,6 +68,7 @@ def test_a_spent_budget_stops_and_a_raised_one_goes_on(jobs: Any, kubelet: Any, 
     planned(hold=True)
     jobs.create()
     jobs.wait("Training")
+    jobs.until("its pods run", lambda: jobs.condition("Running").get("status") == "True")
     jobs.patch(budget={"maxDuration": "2s"})
     status = jobs.wait("Suspended")
     assert (status["reason"], status["lastCheckpoint"]["step"]) == ("BudgetExhausted", 7)
