@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup lint types unit trainer processes built cluster-test e2e test crds images quickstart quickstart-data cluster-up cluster-down cluster-status clean bench-trainer bench-quality bench-gpu bench-plan bench-data
+.PHONY: help setup lint types unit trainer built cluster-test e2e test crds images quickstart quickstart-data cluster-up cluster-down cluster-status clean bench-trainer bench-quality bench-gpu bench-plan bench-data
 
 CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/finetune-operator
 SIZE ?= node
@@ -37,10 +37,10 @@ setup: .venv/.all ## Make .venv with everything that tests need (torch too)
 quickstart: .venv/.cli ## From nothing to a published adapter on this machine (CLUSTER=current: on your cluster)
 	@$(RUN) examples/quickstart/run.py
 
-# Three lanes side by side, each one's output in one piece: the tests with an API server and those with pods wait most of their
-# time, the others compute, and give way. What takes minutes once is built before them: no test waits for it.
+# Side by side, each one's output in one piece: the tests with an API server and those with pods wait most of their time, the
+# others compute, and give way. What takes minutes once is built before them: no test waits for it.
 test: lint types built ## Everything that this machine can run: lint, types, unit, trainer, cluster, e2e
-	@$(MAKE) --no-print-directory --keep-going --jobs=3 --output-sync=target processes cluster-test e2e
+	@$(MAKE) --no-print-directory --keep-going --jobs --output-sync=target e2e cluster-test trainer unit
 
 # ---- parts of them
 
@@ -57,16 +57,13 @@ types: .venv/.all ## mypy --strict
 	mypy
 
 unit: .venv/.all ## Tests that need no cluster, under 60 s
-	$(RUN) -m pytest tests/unit
+	nice $(RUN) -m pytest tests/unit
 
 built: .venv/.cli
 	@$(RUN) -m localcluster build --size control
 
 trainer: .venv/.all ## Training gangs as processes on this machine
-	$(RUN) -m pytest tests/trainer
-
-processes: .venv/.all
-	nice $(RUN) -m pytest tests/unit tests/trainer
+	nice $(RUN) -m pytest tests/trainer
 
 cluster-test: .venv/.all built ## The operator against a real API server and controllers
 	$(RUN) -m pytest tests/cluster
