@@ -5,7 +5,7 @@ from __future__ import annotations
 from finetune_api.combinations import refused
 from finetune_api.status import FailureStatus
 
-from finetune_operator.domain.attempts import latest
+from finetune_operator.domain.attempts import latest, running
 from finetune_operator.domain.builders.job import pod_settings
 from finetune_operator.domain.draft import Draft, Situation
 from finetune_operator.domain.finish import fail
@@ -38,7 +38,11 @@ def accept(draft: Draft) -> None:
 
 
 def refuse_impossible(draft: Draft) -> None:
-    """What only shows once absent fields are decided, or was changed after acceptance."""
+    """What only shows once absent fields are decided, or was changed after acceptance. Changes count from the next attempt: they
+    do not end pods that run."""
+    entry = running(draft.attempts)
+    if entry is not None and entry.started is not None:
+        return
     combination = next(refused(draft.spec), None)
     if combination is not None:
         remedy = "Correct the manifest and create the job again"

@@ -41,7 +41,7 @@ def begun(draft: Draft) -> bool:
 def objection(draft: Draft) -> tuple[str, str] | None:
     """Why the plan may not be trained, as a reason and a sentence; None when it may, or when it is too late to ask."""
     entry, failure = latest(draft.attempts, "train"), draft.status.failure
-    if failure is not None and failure.code == Code.OVER_BUDGET:
+    if failure is not None and failure.code == Code.OVER_BUDGET and failure.stage is None:  # no pod's word
         return Code.OVER_BUDGET, failure.message
     if failure is not None and begun(draft):
         return None

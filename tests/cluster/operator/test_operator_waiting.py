@@ -171,4 +171,4 @@ def test_a_lost_config_map_is_made_again(jobs: Any, kubelet: Any, acts: Any, eve
         "message": f'MountVolume.SetUp failed for volume "run-config" : configmap "{name}" not found',
     }
     jobs.api.post(f"/api/v1/namespaces/{jobs.namespace}/events", event)
-    eventually("it is back", lambda: jobs.children("configmaps"), 30)
+    eventually("it is back", lambda: jobs.children("configmaps"), 60)

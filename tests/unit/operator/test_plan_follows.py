@@ -124,3 +124,31 @@ def test_a_training_is_what_it_was_made_as(make_world: Any, before: int, after: 
     world.settle()
     assert world.status["attempts"][-1]["outcome"] == "Failed"
     assert (world.status["trainSeconds"], world.status["gpuSeconds"]) == (300, 300 * 4 * before)
+
+
+def test_a_change_that_cannot_work_ends_no_pods_that_run(make_world: Any, prepared: Any, words: Any) -> None:
+    """It counts from the next attempt, which is then refused."""
+    world = make_world(training={"optimizer": "paged-adamw"}, compute={"gpuType": "h100"})
+    world.prepare(**prepared)
+    world.run("train")
+    world.settle()
+    world.edit(compute={"gpusPerNode": 0})
+    world.settle()
+    assert world.status["phase"] == "Training"
+    world.end("train", 137, disrupted="drain")
+    world.fail("train")
+    world.settle()
+    assert (world.status["phase"], world.status["failure"]["code"]) == ("Failed", "InvalidSpec")
+    assert ("train", 1, "Evicted") in world.book
+
+
+def test_a_pod_that_says_it_is_over_budget_refuses_no_plan(make_world: Any, prepared: Any, words: Any) -> None:
+    world = make_world()
+    world.prepare(**prepared)
+    world.run("train")
+    world.settle()
+    cause = {"code": "OverBudget", "message": "too dear"}
+    world.end("train", 3, 0, words("train", "failed", 3, cause=cause))
+    world.fail("train")
+    world.settle()
+    assert (world.status["phase"], world.condition("PlanAccepted")) == ("Failed", "True")
