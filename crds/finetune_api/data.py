@@ -14,6 +14,10 @@ from finetune_api.rules import Rule, Ruled
 Fraction = Annotated[float, Field(ge=0, le=1)]
 DataFormat = Literal["messages", "prompt-completion", "instruction", "text", "classification"]
 LossOn = Literal["completion", "assistant", "all"]
+FILE_ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".tab", ".parquet")
+"""Of names of data files, in lower case."""
+PACKINGS = {"gz": "gzip", "bz2": "bzip2", "xz": "xz", "zst": "zstd"}
+"""Names of compressions by what they add to a file's name."""
 
 
 class SplitSpec(ApiModel, Ruled):

@@ -21,7 +21,7 @@ from finetune_cli.validate.checked import MORE_RULES, Checked, Place, Problem, o
 if TYPE_CHECKING:
     from finetune_cli.validate.command import ValidateOptions
 
-SETTINGS = ("MissingCredential", "HubUnreachable", "MissingPackage", "Unknown")
+SETTINGS = ("MissingCredential", "HubUnreachable", "SourceUnreachable", "Unknown")
 """Problems that say nothing about the data: it was not looked at."""
 
 

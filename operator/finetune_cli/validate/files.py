@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Literal
 
 from finetune_api import GROUP, KIND
+from finetune_api.data import FILE_ENDINGS, PACKINGS
 
 from finetune_cli.errors import CliError
 from finetune_cli.manifest import STDIN, text_of
 
 MANIFESTS = (".yaml", ".yml")
-DATA = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
-PACKED = (".gz", ".bz2", ".xz", ".zst", ".zstd")
+PACKED = tuple(f".{packing}" for packing in PACKINGS)
 _HEAD = 4096
 _HELM = re.compile(r"\{\{-?\s*(\.|\$|/\*|(if|range|with|end|else|include|template|define|toYaml)\b)")
 
@@ -71,10 +71,10 @@ def _single(path: Path, word: str) -> Input:
     kind = suffixes[-1] if suffixes else ""
     if kind in MANIFESTS or (kind == ".json" and _looks_like_manifest(path)):
         return Input(word, "manifest")
-    if kind in DATA:
+    if kind in FILE_ENDINGS:
         return Input(word, "data")
     raise CliError(
-        f"{word}: neither a manifest ({', '.join(MANIFESTS)}) nor data ({', '.join(DATA)}, also with {', '.join(PACKED)})"
+        f"{word}: neither a manifest ({', '.join(MANIFESTS)}) nor data ({', '.join(FILE_ENDINGS)}, also with {', '.join(PACKED)})"
     )
 
 

@@ -98,6 +98,7 @@ REFUSED = report(
         (report(refused="spec.data: too few", refused_code="TooFewExamples"), False, 3),
         ({"problem": {"code": "NotFound", "message": "spec.data.train[0].uri: it does not exist"}}, False, 3),
         ({"problem": {"code": "MissingCredential", "message": "no token was given"}}, True, 0),
+        ({"problem": {"code": "SourceUnreachable", "message": "the store does not answer"}}, True, 0),
     ],
 )
 def test_exit_code(told: Told, surveyor: Surveyor, answer: Any, strict: bool, code: int) -> None:

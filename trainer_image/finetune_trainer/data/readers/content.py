@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from finetune_trainer.data.readers.packing import NAMES, Unpacker, packing_of
+from finetune_api.data import PACKINGS
+
+from finetune_trainer.data.readers.packing import Unpacker, packing_of
 from finetune_trainer.data.readers.row import Unreadable
 
 HEAD_BYTES = 65536
@@ -95,7 +97,9 @@ class Content(io.RawIOBase):
     def _refuse_foreign(self) -> None:
         inside = packing_of(self.head)
         if self.packing and inside:
-            raise Unreadable(f"is compressed twice, by {NAMES[self.packing]} and {NAMES[inside]}", "unpack it once")
+            raise Unreadable(
+                f"is compressed twice, by {PACKINGS[self.packing]} and {PACKINGS[inside]}", "unpack it once"
+            )
         halves = self.head[0:8:2], self.head[1:8:2]  # Latin text as UTF-16 has a NUL in every other byte
         if self.head.startswith(_UTF_16_OR_32) or any(half and not any(half) for half in halves):
             raise Unreadable("is UTF-16 or UTF-32 text, not UTF-8", "save it as UTF-8", code="InvalidEncoding")

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from finetune_api.data import FILE_ENDINGS, PACKINGS
+
 from finetune_trainer.data.readers.arrays import wrapped_at
 from finetune_trainer.data.readers.content import BOM, HEAD_BYTES, Content
-from finetune_trainer.data.readers.packing import NAMES
 from finetune_trainer.data.readers.parquet import MAGIC
 from finetune_trainer.data.readers.row import Unreadable
 from finetune_trainer.data.readers.tables import names_fields
 
 _TABLES = (".csv", ".tsv", ".tab")
-_KINDS = (".jsonl", ".ndjson", ".json", *_TABLES, ".parquet")
-SUFFIXES = (*_KINDS, *(f"{kind}.{packing}" for kind in _KINDS for packing in NAMES))
+SUFFIXES = (*FILE_ENDINGS, *(f"{ending}.{packing}" for ending in FILE_ENDINGS for packing in PACKINGS))
 """Endings of names of data files, in lower case."""
 
 _NOT_DATA = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "croissant.json"})
@@ -36,7 +36,7 @@ def data_files(path: Path) -> list[Path]:
         and not any(part.startswith(".") for part in file.relative_to(path).parts)
     )
     if not files:
-        raise Unreadable(f"holds no {', '.join(_KINDS)} file, plain or compressed")
+        raise Unreadable(f"holds no {', '.join(FILE_ENDINGS)} file, plain or compressed")
     return files
 
 

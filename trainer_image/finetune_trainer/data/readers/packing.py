@@ -8,6 +8,8 @@ import zlib
 from collections.abc import Callable
 from typing import BinaryIO, Protocol
 
+from finetune_api.data import PACKINGS
+
 from finetune_trainer.data.readers.row import Unreadable
 
 BOMB_RATIO = 250
@@ -22,7 +24,6 @@ _BLOCK = 1 << 18
 _MEMORY = 256 * 1024 * 1024
 
 MAGIC = ((b"\x1f\x8b", "gz"), (b"BZh", "bz2"), (b"\xfd7zXZ\0", "xz"), (b"\x28\xb5\x2f\xfd", "zst"))
-NAMES = {"gz": "gzip", "bz2": "bzip2", "xz": "xz", "zst": "zstd"}
 
 
 class _Decompressor(Protocol):
@@ -96,7 +97,7 @@ class Unpacker:
             raise self._damaged() from error
 
     def _damaged(self) -> Unreadable:
-        return Unreadable(f"is damaged: its {NAMES[self._packing]} data cannot be unpacked", "copy the file again")
+        return Unreadable(f"is damaged: its {PACKINGS[self._packing]} data cannot be unpacked", "copy the file again")
 
     def _read(self) -> bytes:
         while True:
@@ -105,7 +106,7 @@ class Unpacker:
             piece = self._piece() if self._now.needs_input else b""
             if self._now.needs_input and not piece:
                 raise Unreadable(
-                    f"ends in the middle of its {NAMES[self._packing]} data: the file was probably cut",
+                    f"ends in the middle of its {PACKINGS[self._packing]} data: the file was probably cut",
                     "copy the file again",
                 )
             if made := self._now.decompress(piece, _BLOCK):
