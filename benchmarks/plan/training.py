@@ -14,8 +14,7 @@ from typing import Any
 
 from finetune_api.contract import JobRef, RunConfig
 from finetune_api.effective import resolve
-from finetune_api.planner.facts import DataFacts, PlanFacts
-from finetune_api.planner.shape import shape_of
+from finetune_api.planner.facts import PlanFacts
 from finetune_api.spec import FineTuneJobSpec
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -99,22 +98,11 @@ class Training:
     @property
     def spec(self) -> FineTuneJobSpec:
         """As the train stage sees it."""
-        return resolve(self.given, decided=self.manifest.get("decided", {}))
+        return resolve(self.given, decided=self.manifest["decided"])
 
     def facts(self) -> PlanFacts:
         """As prepare left them."""
-        manifest = self.manifest
-        if "facts" in manifest:
-            return PlanFacts.model_validate(manifest["facts"])
-        counts = manifest["counts"]["train"]
-        config = json.loads((self.folder / "models" / "base" / "config.json").read_text())
-        data = DataFacts(
-            rows=counts["rows"],
-            tokens=counts["tokens"],
-            trained_tokens=counts["trained_tokens"],
-            longest=counts["longest"],
-        )
-        return PlanFacts(model=shape_of(config), data=data, task=manifest["resolved"]["task"])
+        return PlanFacts.model_validate(self.manifest["facts"])
 
     def stage(self, stage: str, watch: Watch | None = None, **variables: str) -> float:
         """Run it, with more environment `variables`; seconds that it took. Raises SystemExit with its last words."""

@@ -29,8 +29,6 @@ from finetune_api.planner.facts import ModelShape, PlanFacts
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import ArtifactsStatus, CheckpointStatus, DataStatus, EvaluationStatus, PlanStatus, Stage
 
-CONTRACT_VERSION = 1
-
 RUN_CONFIG_KEY = "run.json"
 RUN_CONFIG_DIR = "/etc/finetune"
 RUN_CONFIG_PATH = f"{RUN_CONFIG_DIR}/{RUN_CONFIG_KEY}"

@@ -9,8 +9,6 @@ from pydantic import Field
 from finetune_api.base import ApiModel
 
 Metric = Literal["loss", "perplexity", "exact-match", "accuracy", "f1", "precision", "recall"]
-GENERATING: tuple[Metric, ...] = ("loss", "perplexity", "exact-match")
-CLASSIFYING: tuple[Metric, ...] = ("loss", "accuracy", "f1", "precision", "recall")
 LOWER_IS_BETTER: tuple[Metric, ...] = ("loss", "perplexity")
 
 

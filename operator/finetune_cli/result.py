@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from finetune_api.evaluation import LOWER_IS_BETTER
 from finetune_api.finetunejob import FineTuneJob
 from finetune_api.status import MetricRow
 from rich import box
@@ -17,7 +18,6 @@ from finetune_cli.planned import show_plan
 from finetune_cli.text import count, number
 
 SHARES = {"exact-match"}
-LOWER_IS_BETTER = {"loss", "perplexity"}
 
 
 def show(console: Console, job: FineTuneJob, next_steps: Sequence[str] = ()) -> None:

@@ -70,7 +70,7 @@ def test_every_format_in_every_layout(job, form, layout):
     assert len(texts) == 1
     file, line = shards.train.source(11)
     path = job.claims / file.removeprefix("pvc://")
-    offset, length = shards.train.raw_span(11)
+    _, _, offset, length = shards.train.source_ids(11)
     raw = json.loads(path.read_bytes()[offset : offset + length])
     assert raw["id"] == 11
     assert json.dumps(raw["id"]) in "".join(

@@ -49,7 +49,7 @@ def test_rows_come_back_as_written(tmp_path_factory, train, test):
             assert split.mask(number).tolist() == [False] + [bit for _, bit in row[1:]]
             assert split.prompt_length(number) == len(row) // 2
             assert split.source(number) == ("train.jsonl", number + 1)
-            assert split.raw_span(number) == (number * 10, 9)
+            assert split.source_ids(number)[2:] == (number * 10, 9)
     assert shards.plan() == StepPlan(3, 5, 2, "k")
 
 

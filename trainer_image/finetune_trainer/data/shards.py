@@ -242,11 +242,6 @@ class Split:
         file, line, offset, length = (int(value) for value in self._source[row])
         return file, line, offset, length
 
-    def raw_span(self, row: int) -> tuple[int, int]:
-        """Byte offset and byte length of the raw row in its unpacked source file; (-1, 0) for tables and Parquet."""
-        _, _, offset, length = self._source[row]
-        return int(offset), int(length)
-
     def _bounds(self, row: int) -> tuple[int, int]:
         if not 0 <= row < self.rows:
             raise IndexError(f"row {row} is not in a split of {self.rows} rows")
