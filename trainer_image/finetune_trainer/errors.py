@@ -47,3 +47,9 @@ class PeerLost(StageError):
     """Another rank is gone or does not answer."""
 
     exit_code = ExitCode.PEER_LOST
+
+
+def first_line(error: BaseException) -> str:
+    """What a library said, shortened to one line."""
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:300]

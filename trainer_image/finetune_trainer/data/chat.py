@@ -16,7 +16,7 @@ from finetune_api.method import Task
 from finetune_trainer.data import spans
 from finetune_trainer.data.spans import common_prefix
 from finetune_trainer.data.tool_style import ToolStyle, has_tools, probe
-from finetune_trainer.errors import BadInput
+from finetune_trainer.errors import BadInput, first_line
 
 Message = dict[str, Any]
 """{"role": ..., "content": ...}; an assistant's may have `tool_calls` (and then an empty content), a tool's `tool_call_id` and `name`."""
@@ -61,7 +61,7 @@ def load_tokenizer(
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
     except Exception as error:  # whatever a broken tokenizer file raises
         raise BadInput(
-            f"{field}: no tokenizer could be read from it: {_first_line(error)}",
+            f"{field}: no tokenizer could be read from it: {first_line(error)}",
             code="InvalidModel",
             remedy="the folder needs tokenizer.json (and tokenizer_config.json) as Hugging Face writes them",
         ) from error
@@ -116,7 +116,7 @@ def _check_template(template: str) -> None:
     except Exception as error:  # jinja2.TemplateError, and whatever a lexer raises beside it
         line = getattr(error, "lineno", None)
         raise BadInput(
-            f"spec.data.template: is no Jinja template{f' from its line {line} on' if line else ''}: {_first_line(error)}",
+            f"spec.data.template: is no Jinja template{f' from its line {line} on' if line else ''}: {first_line(error)}",
             code="InvalidSpec",
             remedy="correct it, or leave data.template out to use the model's own",
         ) from error
@@ -268,7 +268,7 @@ class ChatRenderer:
                 **self._variables,
             )
         except Exception as error:  # a template is a program of someone else's
-            raise TemplateRefused(_first_line(error)) from error
+            raise TemplateRefused(first_line(error)) from error
         return texts[0], [(start, end) for start, end in marked[0] if start < end] if marks else []
 
 
@@ -282,8 +282,3 @@ class _Conversation:
 
     def __call__(self, messages: Sequence[Message], *, generation_prompt: bool = False) -> str:
         return self.renderer.text(messages, self.tools, generation_prompt=generation_prompt)[0]
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__

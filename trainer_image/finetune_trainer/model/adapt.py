@@ -9,10 +9,9 @@ import torch
 from finetune_api.spec import FineTuneJobSpec
 from torch import nn
 
-from finetune_trainer.errors import BadInput
+from finetune_trainer.errors import BadInput, first_line
 from finetune_trainer.model import earlier, load
 from finetune_trainer.model.methods import full, lora, prompt
-from finetune_trainer.model.sentences import first_line
 
 
 def adapt(

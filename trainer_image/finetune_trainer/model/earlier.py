@@ -12,11 +12,11 @@ from finetune_api.spec import FineTuneJobSpec
 from safetensors.torch import load_file
 from torch import nn
 
-from finetune_trainer.errors import BadInput
+from finetune_trainer.errors import BadInput, first_line
 from finetune_trainer.model.methods.kinds import ADAPTER, task_type
 from finetune_trainer.model.purpose import Purpose
 from finetune_trainer.model.save import WEIGHTS, adapter_tensors
-from finetune_trainer.model.sentences import first_line, some
+from finetune_trainer.model.sentences import some
 
 SETTINGS = "adapter_config.json"
 FIELD = "spec.method.initFrom"

@@ -16,10 +16,10 @@ from finetune_api.spec import FineTuneJobSpec
 from safetensors import safe_open
 from torch import nn
 
-from finetune_trainer.errors import BadInput
+from finetune_trainer.errors import BadInput, first_line
 from finetune_trainer.model import heads, quantized
 from finetune_trainer.model.purpose import Purpose
-from finetune_trainer.model.sentences import first_line, some
+from finetune_trainer.model.sentences import some
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _FIELD = "spec.model"

@@ -18,11 +18,10 @@ from finetune_api.spec import FineTuneJobSpec
 from safetensors import safe_open
 from torch import nn
 
-from finetune_trainer.errors import BadInput
+from finetune_trainer.errors import BadInput, first_line
 from finetune_trainer.model import heads, load
 from finetune_trainer.model.adapt import adapt
 from finetune_trainer.model.purpose import Purpose
-from finetune_trainer.model.sentences import first_line
 
 
 def probe(folder: Path, spec: FineTuneJobSpec, purpose: Purpose, adapter: Path | None = None) -> nn.Module:

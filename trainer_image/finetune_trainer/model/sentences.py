@@ -21,9 +21,3 @@ def leaves(names: Iterable[str]) -> list[str]:
 def named(wanted: str, names: Iterable[str]) -> list[str]:
     """Those of `names` that are `wanted` or end with it as a whole part, which is how adapters name layers."""
     return [name for name in names if name == wanted or name.endswith(f".{wanted}")]
-
-
-def first_line(error: BaseException) -> str:
-    """What a library said, shortened to one line."""
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:400]

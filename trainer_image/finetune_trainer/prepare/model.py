@@ -15,10 +15,10 @@ from finetune_api.data import DataFormat
 from finetune_api.method import LOW_RANK, Task
 from finetune_api.spec import FineTuneJobSpec
 
-from finetune_trainer.errors import BadInput, StageError
+from finetune_trainer.errors import BadInput, StageError, first_line
 from finetune_trainer.model import architecture
 from finetune_trainer.model.purpose import Purpose
-from finetune_trainer.model.sentences import first_line, named
+from finetune_trainer.model.sentences import named
 
 _FIELD = "spec.model.uri"
 _LFS_POINTER = b"version https://git-lfs"
@@ -194,7 +194,7 @@ def _config(folder: Path, raw: dict[str, Any], model_type: str, uri: str, trust_
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
     except Exception as error:  # whatever a configuration class raises for values it does not like
-        raise _invalid(f"{uri}: config.json: {first_line(error)[:300]}") from error
+        raise _invalid(f"{uri}: config.json: {first_line(error)}") from error
 
 
 def _weight_files(folder: Path, uri: str) -> list[Path]:
