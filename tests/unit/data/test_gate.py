@@ -200,3 +200,23 @@ def test_a_survey_names_no_list_that_goes_with_it(job: Any, tmp_path: Path) -> N
     assert (answer.report.refused_remedy or "").startswith("correct the rows")
     assert "invalid.jsonl" not in (answer.report.refused_remedy or "")
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("groups", "code"),
+    [
+        ({"model": {"uri": "pvc://models/none"}}, "NotFound"),
+        ({"model": {"uri": "hf://team/base", "endpoint": "http://127.0.0.1:9"}}, "HubUnreachable"),
+        ({"data": {"template": "{% if %}"}}, "InvalidSpec"),
+    ],
+)
+def test_where_the_model_is_at_fault_its_data_is_looked_at_all_the_same(
+    job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, groups: dict[str, Any], code: str
+) -> None:
+    monkeypatch.setattr("finetune_trainer.sources.transfer.PAUSE_S", 0.001)
+    config = job.config(job.write("rows.jsonl", [*rows(4), rows(1)[0]]), **groups)
+    answer = look(SurveyRequest(spec=config.spec, claims_root=str(job.claims), cache=str(tmp_path / "cache")), lambda rows, percent: None)  # fmt: skip
+    assert answer.problem is not None
+    assert answer.problem.code == code
+    assert answer.report is not None
+    assert [finding.code for finding in answer.report.findings] == ["ExactDuplicates"]

@@ -25,9 +25,9 @@ from finetune_trainer.data.chat import load_tokenizer, template_of
 from finetune_trainer.errors import BadInput
 from finetune_trainer.prepare import places
 from finetune_trainer.prepare.files import locate
-from finetune_trainer.prepare.inputs import Inputs
+from finetune_trainer.prepare.inputs import Base, Inputs
 from finetune_trainer.prepare.mend import imply, mend
-from finetune_trainer.prepare.model import ModelFacts, check_method, inspect, task_of
+from finetune_trainer.prepare.model import check_method, inspect, task_of
 from finetune_trainer.prepare.shards import Prepared, write_shards
 from finetune_trainer.publish import output
 
@@ -84,7 +84,7 @@ def _prepare(
     output.check(config)
     if config.spec.training.compile:
         check_compiler(config.spec.compute.device or "cuda")
-    inputs = gather(config)
+    inputs = gather(config, gather_base(config))
     if (known := _already(layout.prepared, inputs.digest())) is not None:
         log.info("The data is already prepared with these inputs: using it.")
         return known
@@ -104,34 +104,24 @@ def _prepare(
     return done
 
 
-def gather(config: RunConfig) -> Inputs:
-    """Model, tokenizer and data files as they are, all at hand and fit for each other. Raises BadInput, StageError."""
+def gather(config: RunConfig, base: Base) -> Inputs:
+    """The data files as they are, beside their model, all fit for each other. Raises BadInput, StageError."""
     imply(config)
-    spec = config.spec
-    model, adapter = gather_model(config)
-    tokenizer = load_tokenizer(
-        model.folder,
-        field="spec.model.uri",
-        template=spec.data.template,
-        trust_remote_code=spec.model.trust_remote_code,
-    )
     files = locate(config)
     inputs = Inputs(
         config=config,
-        model=model,
-        tokenizer=tokenizer,
+        base=base,
         files=files,
         data_digest=digests.files_digest(file.path for file in files),
-        tokenizer_digest=digests.tokenizer_digest(tokenizer),
-        template_digest=digests.template_digest(template_of(tokenizer)),
-        adapter=adapter,
+        tokenizer_digest=digests.tokenizer_digest(base.tokenizer),
+        template_digest=digests.template_digest(template_of(base.tokenizer)),
     )
     inputs.check_lengths()
     return inputs
 
 
-def gather_model(config: RunConfig) -> tuple[ModelFacts, Path | None]:
-    """The base model, and the folder of the adapter to go on from, if any. Raises BadInput, StageError."""
+def gather_base(config: RunConfig) -> Base:
+    """What is tuned, at hand and fit for the method. Raises BadInput, StageError."""
     spec = config.spec
     code = ("*.py",) if spec.model.trust_remote_code else ()
     folder = sources.fetch(spec.model, config, field="spec.model.uri", files=(*sources.MODEL_FILES, *code))
@@ -139,7 +129,9 @@ def gather_model(config: RunConfig) -> tuple[ModelFacts, Path | None]:
     earlier = spec.method.init_from
     adapter = earlier and sources.fetch(earlier, config, field="spec.method.initFrom.uri", files=sources.MODEL_FILES)
     check_method(model, spec, task_of(model, spec, spec.data.format), adapter)
-    return model, adapter
+    trusted = spec.model.trust_remote_code
+    tokenizer = load_tokenizer(folder, field="spec.model.uri", template=spec.data.template, trust_remote_code=trusted)
+    return Base(model, tokenizer, adapter)
 
 
 def _already(folder: Path, inputs: str) -> Prepared | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from finetune_api.contract import RunConfig
 from finetune_api.method import PROMPT_LEARNING, PromptTuningSpec
@@ -29,21 +29,38 @@ _POSITIONS_AFTER_PAD = (
 """Model types whose positions are counted from their pad token's id on, so that the first ones are never a token's."""
 
 
+class Base(NamedTuple):
+    """What is tuned; `adapter` is the folder of the one to go on from."""
+
+    model: ModelFacts
+    tokenizer: Any
+    adapter: Path | None
+
+
 @dataclass(frozen=True)
 class Inputs:
     config: RunConfig
-    model: ModelFacts
-    tokenizer: Any
+    base: Base
     files: list[DataFile]
     data_digest: str
     tokenizer_digest: str
     template_digest: str
-    adapter: Path | None = None
-    """Folder of the adapter to go on from."""
     mended: Mended | None = None
     """What the fixes that were asked for have made of the original files."""
     stays: bool = True
     """Whether people find the run's folder afterwards."""
+
+    @property
+    def model(self) -> ModelFacts:
+        return self.base.model
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.base.tokenizer
+
+    @property
+    def adapter(self) -> Path | None:
+        return self.base.adapter
 
     def with_mended(self, mended: Mended | None) -> Inputs:
         """To read what was mended in place of the originals, whose digest stays the data's."""

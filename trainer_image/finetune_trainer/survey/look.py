@@ -66,13 +66,12 @@ def _spec_of(data: DataSpec) -> FineTuneJobSpec:
 
 
 def _whole(config: RunConfig, request: SurveyRequest, report: Report) -> SurveyAnswer:
-    """As prepare does it. Where the model is out of reach, the data is looked at alone, and why is said."""
+    """As prepare does it. Where the model is at fault or out of reach, the data is looked at alone, and why is said."""
     try:
-        inputs = replace(prepare.gather(config), stays=False)
-    except BadInput as error:
-        if error.cause.message.startswith(("spec.model", "spec.method")):
-            return _data_alone(config, request, report, problem=error.cause)
-        raise
+        base = prepare.gather_base(config)
+    except StageError as error:
+        return _data_alone(config, request, report, problem=error.cause)
+    inputs = replace(prepare.gather(config, base), stays=False)
     inputs = inputs.with_mended(mend(config, inputs.files, beside=request.write_fixed))
     found: DataReport | None = None
     try:
@@ -90,7 +89,7 @@ def _whole(config: RunConfig, request: SurveyRequest, report: Report) -> SurveyA
 
 def _model_alone(config: RunConfig) -> SurveyAnswer:
     spec = config.spec
-    found, _ = prepare.gather_model(config)
+    found = prepare.gather_base(config).model
     task = model.task_of(found, spec, spec.data.format)
     return SurveyAnswer(model=facts.of_model(found, spec.model.uri), task=task)
 
