@@ -220,3 +220,13 @@ def test_where_the_model_is_at_fault_its_data_is_looked_at_all_the_same(
     assert answer.problem.code == code
     assert answer.report is not None
     assert [finding.code for finding in answer.report.findings] == ["ExactDuplicates"]
+
+
+def test_as_many_rows_may_be_unusable_as_were_allowed(job: Any) -> None:
+    """0.29 * 100 is less than 29 where it is multiplied."""
+    data: list[dict[str, Any]] = [*rows(71), *({"prompt": number, "completion": "x"} for number in range(30))]
+    checks = {"checks": {"maxInvalidFraction": 0.29}}
+    _, _, refusal = run(job, data[:100], data={**ALL_TRAIN, **checks})
+    assert refusal is None
+    _, _, refusal = run(job, data, data={**ALL_TRAIN, **checks})
+    assert refusal is not None

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from finetune_api.checks import CHECKS, CheckCode, severity_of
+from finetune_api.checks import CHECKS, CheckCode
 from finetune_api.data import ChecksSpec, DataFormat
-from finetune_api.findings import ROWS_SHOWN, Finding, RowRef
+from finetune_api.findings import Finding, RowRef
 
 from finetune_trainer.checks.checker import Checker, Found, Seen
+from finetune_trainer.checks.finding import finding
 from finetune_trainer.checks.groups import Groups
 from finetune_trainer.checks.kept import Kept
 from finetune_trainer.checks.labels import Labels
@@ -118,17 +119,8 @@ class Suite:
         ]
 
     def _finding(self, found: Found, names: Sequence[str]) -> Finding:
-        fail = self._spec.fail or ()
-        fraction = found.count / found.of if found.of else 0.0
         allowed = _ALLOWED.get(found.code, lambda spec: None)(self._spec)
-        too_many = allowed is not None and fraction > allowed
-        return Finding(
-            code=found.code,
-            severity="Error" if too_many else severity_of(found.code, fail=tuple(fail)),
-            count=found.count,
-            fraction=fraction,
-            message=found.message + (f"; at most {allowed:.3g} of them may" if too_many else ""),
-            remedy=CHECKS[found.code].remedy,
-            refuses=too_many or found.code in fail,
-            rows=[RowRef(file=names[file], line=line, text=text) for file, line, text in found.first[:ROWS_SHOWN]],
-        )
+        too_many = allowed is not None and found.of > 0 and found.count / found.of > allowed
+        message = found.message + (f"; at most {allowed:.3g} of them may" if too_many else "")
+        rows = [RowRef(file=names[file], line=line, text=text) for file, line, text in found.first]
+        return finding(self._spec, found.code, message, rows, count=found.count, of=found.of, too_many=too_many)

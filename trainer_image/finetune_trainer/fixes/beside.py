@@ -44,7 +44,7 @@ def publish(fixed: Fixed, *, allowed: float) -> list[FixedFile]:
 
 
 def _check_unusable(copy: Copy, allowed: float) -> None:
-    if copy.first_unusable is None or copy.unusable <= allowed * copy.rows:
+    if copy.first_unusable is None or copy.unusable / copy.rows <= allowed:
         return
     line, reason = copy.first_unusable
     raise BadInput(

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from finetune_api.checks import CHECKS, SEVERITIES, CheckCode, severity_of
+from finetune_api.checks import CHECKS, SEVERITIES, CheckCode
 from finetune_api.data import ChecksSpec
 from finetune_api.findings import ROWS_SHOWN, Finding, RowRef
 
+from finetune_trainer.checks.finding import finding
 from finetune_trainer.checks.masking import excerpt
 
 
@@ -29,15 +30,13 @@ class Noted:
         """`rows` were looked at. `messages`: sentences that know more than the count."""
         ignored = checks.ignore or ()
         return [
-            Finding(
-                code=code,
-                severity=severity_of(code, fail=checks.fail or ()),
+            finding(
+                checks,
+                code,
+                (messages or {}).get(code) or _message(code, count, rows),
+                self.first[code],
                 count=count,
-                fraction=count / rows if rows else None,
-                message=(messages or {}).get(code) or _message(code, count, rows),
-                remedy=CHECKS[code].remedy,
-                refuses=code in (checks.fail or ()),
-                rows=self.first[code],
+                of=rows,
             )
             for code, count in self.counts.items()
             if code not in ignored or CHECKS[code].of_rows  # a row that cannot be used is no matter of taste

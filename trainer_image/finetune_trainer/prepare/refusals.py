@@ -24,7 +24,7 @@ Refusal = BadInput | None
 def too_many_invalid(invalid: Invalid, rows: int, data: DataSpec, listing: str | None = None) -> Refusal:
     """`listing`: where all of them are listed, for people."""
     allowed = data.checks.max_invalid_fraction
-    if not invalid.count or invalid.count <= allowed * rows:
+    if not invalid.count or invalid.count / rows <= allowed:
         return None
     name, line, reason = invalid.first[0]
     others = f" ({invalid.count} of {rows} rows cannot be used)" if rows > 1 else ""
