@@ -104,12 +104,13 @@ def test_secrets_are_in_no_file_that_prepare_leaves_for_people(job: Any) -> None
 
 def test_a_mended_file_is_told_by_the_lines_of_the_original(job: Any) -> None:
     data: list[dict[str, Any]] = [rows(1)[0], *rows(2), {"prompt": 7, "completion": "x"}]
-    config, _, refusal = run(job, data, data={**ALL_TRAIN, "fixes": ["DropDuplicates", "DropInvalid"]})
-    assert refusal is None
+    config = job.config(job.write("rows.json", json.dumps(data, indent=None).replace("}, ", "},\n")), data={**ALL_TRAIN, "fixes": ["DropDuplicates", "DropInvalid"]})  # fmt: skip
+    prepare(config, lambda rows, percent: None)
     found = report_of(config)
+    assert [(file.name, file.kind) for file in found.files] == [("pvc://datasets/rows.json", "json")]
     assert [(record.fix, record.rows) for record in found.fixes] == [("DropDuplicates", 1), ("DropInvalid", 1)]
     listed = [json.loads(line) for line in (config.layout.prepared / "invalid.jsonl").read_text().splitlines()]
-    assert [(row["file"], row["line"]) for row in listed] == [("pvc://datasets/rows.jsonl", 4)]
+    assert [(row["file"], row["line"]) for row in listed] == [("pvc://datasets/rows.json", 4)]
 
 
 def test_rare_labels_are_learnt_from_more_often_and_never_measured_on_twice(job: Any) -> None:

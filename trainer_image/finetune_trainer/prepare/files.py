@@ -16,19 +16,20 @@ Part = Literal["train", "validation", "test"]
 
 
 class DataFile(NamedTuple):
-    """`name` is how the user knows it; `part` is train, validation or test."""
+    """`name` is how the user knows it; `part` is train, validation or test. `path` is what is read: `original`, or it mended."""
 
     part: Part
     name: str
     path: Path
+    original: Path
 
     @property
     def kind(self) -> str:
-        """jsonl, csv.gz ...; of a file that cannot be told, what its name says."""
+        """Of the original: jsonl, csv.gz ...; of a file that cannot be told, what its name says."""
         try:
-            return file_kind(self.path)
+            return file_kind(self.original)
         except (Unreadable, OSError):
-            return self.path.suffix.lstrip(".") or "unknown"
+            return self.original.suffix.lstrip(".") or "unknown"
 
 
 def locate(config: RunConfig) -> list[DataFile]:
@@ -48,7 +49,7 @@ def locate(config: RunConfig) -> list[DataFile]:
                 files = data_files(path)
             except Unreadable as error:
                 raise error.refusal(f"{field_name}: {location.uri}") from error
-            found += [DataFile(part, _name(location, path, file), file) for file in files]
+            found += [DataFile(part, _name(location, path, file), file, file) for file in files]
     return found
 
 
