@@ -7,6 +7,7 @@ made, so that they cannot differ. A field that is absent fulfils no condition: w
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -40,11 +41,17 @@ class Is:
 
     def holds(self, spec: Any) -> bool:
         value = spec
-        for part in self.path.split("."):
-            value = getattr(value, to_snake(part))
+        for name in _attributes(self.path):
+            value = getattr(value, name)
             if value is None:
                 return False
         return any(item in self.values for item in value) if isinstance(value, list) else value in self.values
+
+
+@functools.cache
+def _attributes(path: str) -> tuple[str, ...]:
+    """Names in the models of what lies on the way. Every look at a job asks the whole table: they are made once."""
+    return tuple(to_snake(part) for part in path.split("."))
 
 
 _LISTS = ("evaluation.metrics",)
