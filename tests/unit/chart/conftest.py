@@ -46,6 +46,6 @@ def render(helm: Callable[..., subprocess.CompletedProcess[str]]) -> Render:
     def run(*values: str, release: str = "ft") -> list[dict[str, Any]]:
         settings = [part for value in values for part in ("--set-json", value)]
         text = helm("template", release, str(CHART), "--namespace", "finetune-system", *settings).stdout
-        return [document for document in yaml.safe_load_all(text) if document]
+        return [document for document in yaml.load_all(text, yaml.CSafeLoader) if document]
 
     return run
