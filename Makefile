@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup lint types unit trainer built cluster-test e2e test crds images quickstart quickstart-data cluster-up cluster-down cluster-status clean bench-trainer bench-quality bench-gpu bench-plan bench-data
+.PHONY: help setup lint types unit unit-data unit-others trainer built cluster-test e2e test crds images quickstart quickstart-data cluster-up cluster-down cluster-status clean bench-trainer bench-quality bench-gpu bench-plan bench-data
 
 CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/finetune-operator
 SIZE ?= node
@@ -40,7 +40,7 @@ quickstart: .venv/.cli ## From nothing to a published adapter on this machine (C
 # Side by side, each one's output in one piece: the tests with an API server and those with pods wait most of their time, the
 # others compute, and give way. What takes minutes once is built before them: no test waits for it.
 test: lint types built ## Everything that this machine can run: lint, types, unit, trainer, cluster, e2e
-	@$(MAKE) --no-print-directory --keep-going --jobs --output-sync=target e2e cluster-test trainer unit
+	@$(MAKE) --no-print-directory --keep-going --jobs --output-sync=target e2e cluster-test trainer unit-data unit-others
 
 # ---- parts of them
 
@@ -57,7 +57,16 @@ types: .venv/.all ## mypy --strict
 	mypy
 
 unit: .venv/.all ## Tests that need no cluster, under 60 s
-	nice $(RUN) -m pytest tests/unit
+	@$(MAKE) --no-print-directory --keep-going --jobs=2 --output-sync=target unit-data unit-others
+
+# Two processes: what reads and checks data, and the rest.
+UNIT_DATA := $(addprefix tests/unit/,checks data fixes formats proof readers sources)
+
+unit-data: .venv/.all
+	nice $(RUN) -m pytest $(UNIT_DATA)
+
+unit-others: .venv/.all
+	nice $(RUN) -m pytest tests/unit $(addprefix --ignore=,$(UNIT_DATA))
 
 built: .venv/.cli
 	@$(RUN) -m localcluster build --size control
