@@ -50,14 +50,20 @@ def overlay(spec: FineTuneJobSpec, decided: dict[str, Any]) -> FineTuneJobSpec:
 
 def holding(spec: FineTuneJobSpec, decided: dict[str, Any]) -> dict[str, Any]:
     """What of `decided` still goes with `spec`: compute may have changed since, and what was decided of it then gives way."""
-    if "compute" not in decided:
-        return decided
-    try:
-        laid = overlay(spec, decided)
-        held = not any(refused(laid.model_copy(update={"compute": compute(laid.compute)})))
-    except ValueError:
-        held = False
-    return decided if held else {name: value for name, value in decided.items() if name != "compute"}
+    return _laid(spec, decided)[1]
+
+
+def _laid(spec: FineTuneJobSpec, decided: dict[str, Any]) -> tuple[FineTuneJobSpec, dict[str, Any]]:
+    """`spec` over what of `decided` goes with it, and that part."""
+    if "compute" in decided:
+        try:
+            laid = overlay(spec, decided)
+            if not any(refused(laid.model_copy(update={"compute": compute(laid.compute)}))):
+                return laid, decided
+        except ValueError:
+            pass
+    held = {name: value for name, value in decided.items() if name != "compute"}
+    return overlay(spec, held), held
 
 
 def _under(above: dict[str, Any], below: dict[str, Any]) -> dict[str, Any]:
@@ -78,7 +84,7 @@ def resolve(
     With `decided` (an empty one too) the spec is whole: what is in neither gets a usual value. Without it the fields that
     model and data decide stay absent. Pure; resolving twice changes nothing.
     """
-    spec = overlay(spec, holding(spec, decided or {}))
+    spec, _ = _laid(spec, decided or {})
     # Copied as far as it changes: a whole deep copy costs more than everything else that the operator does in a look.
     out = spec.model_copy(
         update={
@@ -127,8 +133,8 @@ def _usual(spec: FineTuneJobSpec) -> None:
     training.learning_rate = training.learning_rate or LEARNING_RATES[method.type]
     training.warmup_ratio = 0.03 if training.warmup_ratio is None else training.warmup_ratio
     training.activation_checkpointing = training.activation_checkpointing or "none"
-    compute = spec.compute
-    compute.micro_batch_tokens = compute.micro_batch_tokens or MICRO_BATCH_TOKENS[compute.device or "cuda"]
+    usual = MICRO_BATCH_TOKENS[spec.compute.device or "cuda"]
+    spec.compute.micro_batch_tokens = spec.compute.micro_batch_tokens or usual
 
 
 def _decide_method(method: MethodSpec) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from finetune_api.combinations import refused
-from finetune_api.status import FailureStatus
+from finetune_api.status import STAGES, FailureStatus
 
 from finetune_operator.domain.attempts import latest, running
 from finetune_operator.domain.builders.job import pod_settings
 from finetune_operator.domain.draft import Draft, Situation
 from finetune_operator.domain.finish import fail
-from finetune_operator.domain.names import STAGES, run_of
+from finetune_operator.domain.names import run_of
 from finetune_operator.domain.reasons import Code, Reason
 from finetune_operator.domain.times import stamp
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from finetune_api.status import AttemptStatus, Stage
+from finetune_api.status import STAGES, AttemptStatus, Stage
 
-from finetune_operator.domain.names import STAGES
 from finetune_operator.domain.reasons import Reason
 from finetune_operator.domain.times import seconds_of
 

@@ -18,8 +18,6 @@ from finetune_api.contract import (
 from finetune_api.finetunejob import Metadata
 from finetune_api.status import Stage
 
-STAGES: tuple[Stage, ...] = ("prepare", "train", "publish")
-
 ANNOTATION_HELD = f"{GROUP}/held"
 """On a suspended Job: this operator suspended it and may release it. A suspended Job without it is somebody else's to release."""
 ANNOTATION_DIGEST = f"{GROUP}/spec-digest"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from finetune_api.contract import TerminationMessage
-from finetune_api.effective import holding, overlay
+from finetune_api.effective import holding
 from finetune_api.planner.decide import FIELDS
 from finetune_api.status import AttemptStatus, CheckpointStatus, FailureStatus, FineTuneJobStatus, Stage
 
@@ -138,7 +138,7 @@ def _usable(draft: Draft, decided: dict[str, Any]) -> dict[str, Any]:
                 into = into.setdefault(group, {})
             into[name] = given[name]
     try:
-        overlay(draft.wanted, holding(draft.wanted, allowed))
+        holding(draft.wanted, allowed)
     except ValueError:
         return {}
     return allowed

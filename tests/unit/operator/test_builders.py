@@ -10,10 +10,10 @@ from finetune_api.effective import resolve
 from finetune_api.finetunejob import Metadata
 from finetune_api.pods import PodSettings
 from finetune_api.spec import FineTuneJobSpec
+from finetune_api.status import STAGES
 from finetune_operator.domain.builders.configmap import config_map
 from finetune_operator.domain.builders.job import digest, job
 from finetune_operator.domain.builders.service import service
-from finetune_operator.domain.names import STAGES
 
 META = Metadata(name="bot", namespace="team", uid="u-1", generation=1)
 

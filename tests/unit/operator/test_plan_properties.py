@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from finetune_operator.domain.names import STAGES, child_name, run_of
+from finetune_api.status import STAGES
+from finetune_operator.domain.names import child_name, run_of
 from finetune_operator.domain.observed import Refusal
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
