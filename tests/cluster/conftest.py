@@ -91,8 +91,8 @@ class Api:
         return self.call("DELETE", path, {"propagationPolicy": "Background", **options})
 
 
-def until(what: str, look: Callable[[], Any], seconds: float = 20, interval: float = 0.05) -> Any:
-    """Look until there is something. `what` may be asked for what it was instead."""
+def until(what: str, look: Callable[[], Any], seconds: float = 60, interval: float = 0.05) -> Any:
+    """Look until there is something. A deadline costs nothing until something is wrong, so it leaves room for a busy machine."""
     end = time.monotonic() + seconds
     while True:
         seen = look()
@@ -227,7 +227,8 @@ class Operator:
         self.process.kill()
         self.process.wait()
 
-    def terminate(self, seconds: float = 10) -> int:
+    def terminate(self, seconds: float = 25) -> int:
+        """Ended within the time that the chart gives it, 30 s."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(seconds)
 

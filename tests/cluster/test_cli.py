@@ -68,7 +68,7 @@ class Ftj:
 
     def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "finetune_cli", *arguments, "-n", self.namespace]
-        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60)
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=180)
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-u", "-m", "finetune_cli", *arguments, "-n", self.namespace]
@@ -94,7 +94,7 @@ class Ftj:
         self.api.merge(f"{JOBS.format(self.namespace)}/bot/status", {"status": status})
 
     def ends(self, process: subprocess.Popen[str]) -> tuple[int, list[str], str]:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=180)
         return process.returncode, [line for line in out.splitlines() if line.strip()], err
 
 

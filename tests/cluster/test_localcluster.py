@@ -117,7 +117,7 @@ def test_the_job_controller_makes_pods_and_nodes_can_be_made_up(control: Api) ->
         found = control.get("/api/v1/namespaces/default/pods?labelSelector=job-name=made") or {}
         return [item["spec"].get("nodeName") for item in found["items"]] == ["made", "made"]
 
-    assert wait_until(placed, 20)
+    assert wait_until(placed, 60)
 
 
 def test_up_again_changes_nothing(state: Path) -> None:

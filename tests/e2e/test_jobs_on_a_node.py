@@ -162,7 +162,7 @@ def test_a_job_goes_on_through_eviction_upgrade_and_reinstall(cluster: Any, team
         "helm", "install", "finetune-operator", chart, "-n", "finetune-system", "--values", "-", "--wait", stdin=values
     )
 
-    cluster.kubectl("wait", "-n", team, "--for=condition=Complete", f"ftj/{name}", "--timeout=300s")
+    cluster.kubectl("wait", "-n", team, "--for=condition=Complete", f"ftj/{name}", "--timeout=600s")
     job = cluster.job(name, team)
     assert job["status"]["progress"]["step"] == job["status"]["plan"]["steps"]
     assert metric(job, "exact-match")["tuned"] >= 0.95

@@ -276,7 +276,7 @@ class Jobs:
     def delete(self, name: str = "job") -> None:
         self.api.delete(f"{self.path}/{name}")
 
-    def wait(self, phase: str, name: str = "job", seconds: float = 20) -> dict[str, Any]:
+    def wait(self, phase: str, name: str = "job", seconds: float = 60) -> dict[str, Any]:
         """The status when the job is in this phase. An end that was not waited for fails at once."""
         seen: dict[str, Any] = {}
 
@@ -301,7 +301,7 @@ class Jobs:
         )
         return self.status(name)
 
-    def recovers(self, name: str = "job", seconds: float = 20) -> None:
+    def recovers(self, name: str = "job", seconds: float = 60) -> None:
         """Its first stage gets done after all."""
 
         def look() -> bool:

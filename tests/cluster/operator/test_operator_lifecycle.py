@@ -49,12 +49,14 @@ def test_the_whole_way(api: Any, jobs: Any, kubelet: Any, operator: Any) -> None
     assert all("kopf" not in manager for manager, _ in writers)
     assert not {w for w in writers if w[0] == "finetune-operator" and w[1] is None}, "the spec is the user's"
 
-    jobs.until("the last event", lambda: len(jobs.events()) == 7)
-    told = [e["reason"] for e in sorted(jobs.events(), key=lambda e: e["eventTime"])]
-    assert told == ["StageStarted", "StageDone"] * 3 + ["Completed"]
+    jobs.until("the last event", lambda: "Completed" in [e["reason"] for e in jobs.events()])
+    events = sorted(jobs.events(), key=lambda e: e["eventTime"])
+    assert [e["reason"] for e in events if e["type"] == "Normal"] == ["StageStarted", "StageDone"] * 3 + ["Completed"]
+    # On a busy machine a pod or claim that has to wait is told about as well, with a write when it begins and when it ends.
+    waited = len([e for e in events if e["type"] == "Warning"])
     # 3 Jobs, 3 ConfigMaps, a Service, a release, at most 8 status writes.
     logged = [line for line in operator.lines() if line.get("namespace") == jobs.namespace]
-    assert len(logged) <= 16, logged
+    assert len(logged) <= 16 + 2 * waited, logged
     assert {line["level"] for line in logged} == {"info"}
 
 
@@ -69,8 +71,9 @@ def test_bad_data_fails_at_once_with_its_sentence(jobs: Any, kubelet: Any, acts:
     time.sleep(1)
     assert len(jobs.children()) == 1
     assert not kubelet.of("train")
-    # On a busy machine a pod that waits for its node is told about as well; the failure itself is told once.
-    assert [(e["type"], e["reason"]) for e in jobs.events()].count(("Warning", "Failed")) == 1
+    failures = lambda: [e for e in jobs.events() if (e["type"], e["reason"]) == ("Warning", "Failed")]  # noqa: E731
+    jobs.until("it is told", failures)
+    assert len(failures()) == 1
 
 
 @pytest.mark.parametrize("stage", ["prepare", "train"])
@@ -128,16 +131,15 @@ def test_deleting_at_any_moment_leaves_nothing(jobs: Any, kubelet: Any, acts: An
 def test_a_deleted_pod_costs_no_more_than_the_steps_since_the_stop(
     api: Any, jobs: Any, kubelet: Any, acts: Any
 ) -> None:
-    """The ranks agree to stop and save; the next attempt begins at once, not after the Job controller's pause."""
+    """The ranks agree to stop and save; the next attempt is a new Job, which the Job controller's pause does not touch."""
     kubelet.script = acts.hold_training
     jobs.create(compute={"device": "cpu", "nodes": 2})
     jobs.wait("Training")
     first, second = sorted(kubelet.of("train"), key=lambda pod: pod["spec"]["hostname"])
     api.delete(kubelet.path(second))
     kubelet.end(first, 5, acts.said("train", "stopped", 5, step=7, lastCheckpoint={"step": 7}))
-    began = time.monotonic()
-    jobs.until("attempt 2", lambda: len(kubelet.of("train", 2)) == 2, seconds=9)
-    assert time.monotonic() - began < 9
+    jobs.until("attempt 2", lambda: len(kubelet.of("train", 2)) == 2)
+    assert len(kubelet.of("train", 1)) == 2, "the Job controller, which pauses first, replaced none"
     status = jobs.wait("Training")
     assert (status["lastCheckpoint"]["step"], status["attempts"][1]["lastStep"]) == (7, 7)
     kubelet.script = acts.succeed

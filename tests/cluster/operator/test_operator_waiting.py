@@ -20,7 +20,7 @@ def shown(jobs: Any, reason: str, *words: str, phase: str = "Preparing") -> dict
     assert jobs.condition("Reconciling")["message"] == status["message"]
     assert not jobs.condition("Stalled")
     jobs.until(
-        "an event tells of it", lambda: [e for e in jobs.events() if (e["type"], e["reason"]) == ("Warning", reason)], 5
+        "an event tells of it", lambda: [e for e in jobs.events() if (e["type"], e["reason"]) == ("Warning", reason)]
     )
     return status
 
