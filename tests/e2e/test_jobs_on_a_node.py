@@ -197,7 +197,7 @@ def test_full_fine_tuning_with_two_processes_in_a_pod_is_suspended_and_goes_on(
     cluster.apply(body, team)
     cluster.until("it trains", lambda: (cluster.job(name, team)["status"].get("progress") or {}).get("step", 0) > 0)
     cluster.kubectl("patch", "-n", team, f"ftj/{name}", "--type=merge", "-p", '{"spec": {"suspend": true}}')
-    job = cluster.until_phase(name, team, "Suspended", seconds=150)
+    job = cluster.until_phase(name, team, "Suspended", seconds=300)
     cluster.until(
         "its pods are gone",
         lambda: not [p for p in cluster.pods(team, name, "train") if p["status"]["phase"] in ("Running", "Pending")],

@@ -67,7 +67,7 @@ def test_a_plan_is_made_approved_stopped_by_its_budget_and_ends_well(
     cluster.until("it trains", training)
     assert len(cluster.pods(team, name, "prepare")) == 1, "going on from the plan prepared the data again"
     patch(cluster, team, name, budget={"maxDuration": "5s"})
-    job = cluster.until_phase(name, team, "Suspended", seconds=150)
+    job = cluster.until_phase(name, team, "Suspended", seconds=300)
     assert job["status"]["reason"] == "BudgetExhausted"
     assert conditions(job) | {"Stalled": "True", "Suspended": "True"} == conditions(job)
     kept = job["status"]["lastCheckpoint"]["step"]

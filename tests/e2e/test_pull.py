@@ -121,7 +121,7 @@ def test_artifacts_arrive_whole(cluster: Any, published: str, tmp_path: Path) ->
     assert json.loads(result.stdout)["files"] == 4
     subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=tmp_path / "bot", check=True)
     assert (tmp_path / "bot" / "model.safetensors").stat().st_size == MEGABYTES << 20
-    cluster.until("no pod is left", lambda: not readers(cluster, published), 30)
+    cluster.until("no pod is left", lambda: not readers(cluster, published), 120)
     again = cluster.run("ftj", "pull", NAME, str(tmp_path / "bot"), "-n", published, check=False)
     assert again.returncode == 3
     assert "already there" in again.stderr
@@ -130,11 +130,11 @@ def test_artifacts_arrive_whole(cluster: Any, published: str, tmp_path: Path) ->
 def test_an_interrupted_pull_leaves_no_pod_and_no_folder(cluster: Any, published: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "finetune_cli", "pull", NAME, str(tmp_path / "bot"), "-n", published]
     process = subprocess.Popen(command, env={**os.environ, **cluster.env})
-    cluster.until("the pod", lambda: readers(cluster, published), 60)
+    cluster.until("the pod", lambda: readers(cluster, published), 120)
     time.sleep(1)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) != 0
-    cluster.until("no pod is left", lambda: not readers(cluster, published), 30)
+    cluster.until("no pod is left", lambda: not readers(cluster, published), 120)
     assert list(tmp_path.iterdir()) == []
 
 
