@@ -57,6 +57,23 @@ CASES = {
         [1],
         "1 row was",
     ),
+    "turns that a table holds as JSON stay JSON": (
+        [{"messages": json.dumps([{"role": "user", "content": f"me:\n{MAIL}"}, {"role": "assistant", "content": "ok"}])}],
+        ["RedactPii"],
+        [(1, {"messages": json.dumps([{"role": "user", "content": "me:\n[EMAIL]"}, {"role": "assistant", "content": "ok"}])})],
+        [1],
+        "1 row was redacted: e-mail addresses 1.",
+    ),
+    "so does an answer in JSON, whatever its fields are called": (
+        [pair(MAIL, json.dumps({"to": f"me:\n{MAIL}", "card": 4539148803436467, "id": MAIL})), pair("b", f"[{MAIL}\\n")],
+        ["RedactPii"],
+        [
+            (1, pair("[EMAIL]", json.dumps({"to": "me:\n[EMAIL]", "card": "[CARD]", "id": "[EMAIL]"}))),
+            (2, pair("b", "[[EMAIL]\\n")),
+        ],
+        [2],
+        "2 rows were redacted: e-mail addresses 4, ",
+    ),
     "nor is a label": (
         [{"text": MAIL, "label": MAIL}],
         ["RedactPii"],

@@ -18,6 +18,7 @@ def turns(*said: tuple[str, str]) -> tuple[dict, ...]:
     return tuple({"role": role, "content": content} for role, content in said)
 
 
+MAIL, KEY = "jane.doe@firma.de", "ghp_" + "a8Kq2ZxP0mLr7TnW4vYs9BcD1eFg3HjU5iQo"
 TALK = turns(("user", "Hi"), ("assistant", "Hello"))
 ASKED = Example(messages=TALK)
 CALL = {"type": "function", "id": "c1", "function": {"name": "f", "arguments": {"x": 1}}}
@@ -176,6 +177,10 @@ INVALID = {
     "empty": ({"text": " \n"}, "text", "EmptyField", "text is empty"),
     "a number": ({"text": 5}, "text", "WrongType", "text is 5, not a text"),
     "an object": ({"prompt": {"a": 1}, "completion": "b"}, "prompt-completion", "WrongType", 'prompt is {"a": 1}, not a text'),
+    "an address": ({"text": {"by": MAIL}}, "text", "WrongType", r'text is \{"by": "j\*\*\*@f\*\*\*.de"\}, not a text'),
+    "a key that is longer than what is shown": ({"text": {"pw": KEY}}, "text", "WrongType", r'text is \{"pw": "ghp_…\(40 characters\)"\}, not'),
+    "a role that is an address": (talk({"role": MAIL, "content": "a"}), "messages", "InvalidRole", r'role is "j\*\*\*@f\*\*\*.de": use'),
+    "a field that is an address": ({MAIL: "a"}, "text", "UnknownFormat", r'it has "j\*\*\*@f\*\*\*.de"'),
     "bytes": ({"text": b"a"}, "text", "WrongType", 'text is "a bytes", not a text'),
     "half a list": ({"prompt": [USER], "completion": "b"}, "prompt-completion", "WrongType", "prompt is a list of turns: set data.format to messages"),
     "a list of words": ({"text": ["a", "b"]}, "text", "WrongType", r'text is \["a", "b"\], not a text'),

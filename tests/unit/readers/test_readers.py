@@ -59,6 +59,7 @@ KINDS = {
     # name: (bytes, kind, line of each row)
     "lines": (as_lines(ROWS), "jsonl", lambda i: i + 1),
     "CRLF": (as_lines(ROWS, "\r\n", ensure_ascii=False), "jsonl", lambda i: i + 1),
+    "CRCRLF": (as_lines(ROWS, "\r\r\n"), "jsonl", lambda i: 2 * i + 1),
     "CR": (as_lines(ROWS, "\r"), "jsonl", lambda i: i + 1),
     "blank lines": (b"\n \r\n" + as_lines(ROWS, "\r\n\n\t\n"), "jsonl", lambda i: 3 * i + 3),
     "no last end": (as_lines(ROWS).rstrip(), "jsonl", lambda i: i + 1),

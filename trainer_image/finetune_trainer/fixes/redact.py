@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -35,11 +36,45 @@ def redacted(value: dict[str, Any], find: Finder, counts: Counter[str]) -> dict[
 
 def _mended(name: str, value: Any, find: Finder, counts: Counter[str]) -> Any:
     if isinstance(value, str):
-        return value if name in _STRUCTURE else _text(value, find, counts)
+        return value if name in _STRUCTURE else _written(name, value, find, counts)
     if isinstance(value, dict):
         return {field: _mended(field, part, find, counts) for field, part in value.items()}
     if isinstance(value, list):
         return [_mended(name, part, find, counts) for part in value]
+    return value
+
+
+def _written(name: str, text: str, find: Finder, counts: Counter[str]) -> str:
+    """JSON that stands in a text, as tables and tool calls hold it, stays JSON: a span that would break it is mended in what it says."""
+    found: Counter[str] = Counter()
+    mended = _text(text, find, found)
+    if text[:1] in ("[", "{") and found and _json(mended) is None and (value := _json(text)) is not None:
+        found.clear()
+        mended = json.dumps(_mended(name, _numbers(value, find), find, found), ensure_ascii=False)
+        rest: Counter[str] = Counter()
+        again = _text(mended, find, rest)  # what only shows beside the name of its field
+        if _json(again) is not None:
+            mended, found = again, found + rest
+    counts.update(found)
+    return mended
+
+
+def _json(text: str) -> Any:
+    """None where it is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _numbers(value: Any, find: Finder) -> Any:
+    """With numbers that `find` finds something in, such as a card's, as texts."""
+    if isinstance(value, dict):
+        return {field: _numbers(part, find) for field, part in value.items()}
+    if isinstance(value, list):
+        return [_numbers(part, find) for part in value]
+    if isinstance(value, int | float) and find(str(value)):
+        return str(value)
     return value
 
 

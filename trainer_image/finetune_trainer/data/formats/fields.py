@@ -8,7 +8,13 @@ from typing import Any
 
 import orjson
 
+from finetune_trainer.checks import masking
 from finetune_trainer.data.formats.example import InvalidRow, Label
+
+_SHOWN = 40
+"""Characters of a value that are shown."""
+_SEARCHED = 4096
+"""Characters that are searched for what must be masked: more than the longest key."""
 
 
 def text(value: Any, where: str, *, may_be_empty: bool = False, parts: bool = False) -> str:
@@ -74,18 +80,21 @@ def structured(value: Any, where: str) -> Any:
 
 
 def shown(value: Any) -> str:
-    """A value for people: as JSON, shortened."""
+    """A value for people: as JSON, with personal data and secrets masked, shortened."""
     if isinstance(value, str):
-        value = value[:60]
+        value = value[:_SEARCHED]
     written = json.dumps(value, ensure_ascii=False, default=lambda other: f"a {type(other).__name__}")
     if not written.isprintable():
         written = json.dumps(value, default=lambda other: f"a {type(other).__name__}")
-    return written if len(written) <= 40 else written[:39] + "…"
+    written = written[:_SEARCHED]
+    written = masking.written(written, masking.covered(written))  # first: what is cut could not be told any more
+    return written if len(written) <= _SHOWN else written[: _SHOWN - 1] + "…"
 
 
 def called(name: Any) -> str:
     """The name of a field for people: as it stands where that is fit to be shown."""
-    return name if isinstance(name, str) and name.isprintable() and len(name) <= 40 else shown(name)
+    fit = isinstance(name, str) and name.isprintable() and len(name) <= _SHOWN and not masking.covered(name)
+    return name if fit else shown(name)
 
 
 def listed(names: Iterable[Any]) -> str:

@@ -68,7 +68,7 @@ class _Lines:
         number, offset = self._number, self._offset
         for piece in text.split(b"\n"):
             start, offset = offset, offset + len(piece) + 1
-            if b"\r" in piece and b"\r" in piece.rstrip(b"\r"):  # lines that end with a CR alone
+            if b"\r" in piece and b"\r" in piece.removesuffix(b"\r"):  # lines that end with a CR alone
                 for line in _carriage_returns(piece):
                     number += 1
                     if stripped := line.strip(_SPACE):
