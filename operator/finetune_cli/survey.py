@@ -18,12 +18,15 @@ from rich.console import Console
 from rich.progress import BarColumn, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
+from finetune_cli.children import end_with_parent
 from finetune_cli.errors import CliError
 from finetune_cli.reach import Reach
 from finetune_cli.text import visible
 
 COMMAND = (sys.executable, "-P", "-m", "finetune_trainer", "survey")  # -P: no module of the user's own folder
 MODULES = ("orjson", "pyarrow", "fsspec", "jinja2", "transformers")
+CLEANING_S = 10.0
+"""Seconds to remove what is half done."""
 INSTALL = "pip install 'finetune-operator[cli,data]'"
 
 
@@ -42,7 +45,13 @@ def request(reach: Reach, **what: Any) -> SurveyRequest:
 def survey(asked: SurveyRequest, seen: Callable[[Progress], None] = lambda _: None) -> SurveyAnswer:
     """Ask, tell `seen` how far it is, and return the answer. Raises CliError when the process gives none."""
     question = asked.model_dump_json(by_alias=True, exclude_none=True).encode()
-    process = subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        COMMAND,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=end_with_parent,
+    )
     assert process.stdin
     assert process.stdout
     assert process.stderr
@@ -59,8 +68,12 @@ def survey(asked: SurveyRequest, seen: Callable[[Progress], None] = lambda _: No
                 last = line.decode("utf-8", "replace").strip() or last
         code = process.wait()
     finally:
-        if process.poll() is None:
-            process.kill()
+        if process.poll() is None:  # interrupted: what it has of the rows goes with it
+            process.terminate()
+            try:
+                process.wait(CLEANING_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
         process.wait()
         reader.join()
         process.stdout.close()

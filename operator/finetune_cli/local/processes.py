@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import socket
@@ -23,10 +22,11 @@ from finetune_api import contract
 from finetune_api.contract import Cause, Progress, RunConfig, TerminationMessage
 from finetune_api.pods import PodSettings
 
+from finetune_cli.children import end_with_parent
+
 LOOPBACK = "127.0.0.1"
 PEERS_SECONDS = 30
 """How long the other pods of a gang may take to notice that one has ended badly."""
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass
@@ -78,7 +78,7 @@ class StageProcesses:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C at the terminal is ours; they are told to stop
-                preexec_fn=_end_with_parent,
+                preexec_fn=end_with_parent,
             )
             self.launchers.append(Launcher(process, Path(environment[contract.ENV_TERMINATION_LOG]), log_file, log))
 
@@ -182,12 +182,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         return int(probe.getsockname()[1])
-
-
-def _end_with_parent() -> None:
-    """In the child: if ftj itself is killed, the launchers are told to stop, and save what they have."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _last_line(log: Path) -> str:

@@ -231,3 +231,28 @@ def test_as_many_rows_may_be_unusable_as_were_allowed(job: Any) -> None:
     assert refusal is None
     _, _, refusal = run(job, data, data={**ALL_TRAIN, **checks})
     assert refusal is not None
+
+
+def test_without_the_model_fixes_and_counts_say_no_more_than_is_known(tmp_path: Path) -> None:
+    """What is left out is counted, what takes tokens is not claimed, and only data.train counts for minExamples."""
+
+    def answer(**groups: Any) -> DataReport:
+        (tmp_path / "a.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows(3)) + "{bad\n")
+        (tmp_path / "b.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows(9)))
+        data = {"train": [{"uri": (tmp_path / "a.jsonl").as_uri()}], **groups}
+        asked = SurveyRequest.model_validate({"data": data, "cache": str(tmp_path / "cache")})
+        report = look(asked, lambda rows, percent: None).report
+        assert report is not None
+        return report
+
+    mended = answer(fixes=["DropInvalid", "Truncate"])
+    assert [(record.rows, record.detail.split(",")[0]) for record in mended.fixes] == [
+        (1, "1 row cannot be used"),
+        (0, "How many rows are cut shows when the model's tokenizer is there."),
+    ]
+    checks = {"minExamples": 4, "maxInvalidFraction": 1}
+    few = answer(checks=checks, validation=[{"uri": (tmp_path / "b.jsonl").as_uri()}])
+    assert (
+        few.refused == "spec.data.checks.minExamples asks for 4 training examples, but there are 3 (1 rows are invalid)"
+    )
+    assert answer(checks={**checks, "minExamples": 3}).refused is None

@@ -23,6 +23,7 @@ class Examination:
         self._files = files
         self._suite: Suite | None = None
         self._rows = [0] * len(files)
+        self._invalid = [0] * len(files)
         self._valid = 0
         self._began = time.monotonic()
         self.noted = Noted()
@@ -38,8 +39,14 @@ class Examination:
     def invalid(self, file: int, line: int, code: CheckCode, reason: str, *, was_read: bool = False) -> None:
         """`was_read`: `row` has seen it."""
         self._rows[file] += not was_read
+        self._invalid[file] += 1
         self._valid -= was_read
         self.noted.add(code, self._files[file].name, line, reason)
+
+    def valid(self, part: str) -> int:
+        """Rows of a part's files that can be used."""
+        counted = zip(self._files, self._rows, self._invalid, strict=True)
+        return sum(rows - invalid for file, rows, invalid in counted if file.part == part)
 
     def note(self, code: CheckCode, file: int, line: int, text: str | None = None) -> None:
         """Something about a row that can be used."""

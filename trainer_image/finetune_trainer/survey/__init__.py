@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import sys
 import time
 from typing import TextIO
@@ -23,6 +24,9 @@ def main() -> int:
     """0 whenever there is an answer, which says itself what is wrong with the data; 2 for a request that is none."""
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # transformers would import it, which takes seconds
     logging.disable(logging.INFO)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as behind nohup
+            signal.signal(number, _end)
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # libraries that print must not write into the answer
     try:
@@ -36,6 +40,13 @@ def main() -> int:
         answer: SurveyAnswer = look(request, Teller(sys.stderr))
         out.write(answer.model_dump_json(by_alias=True, exclude_none=True))
     return 0
+
+
+def _end(number: int, _: object) -> None:
+    """By way of what cleans up, which a second signal does not disturb."""
+    for other in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(other, signal.SIG_IGN)
+    sys.exit(128 + number)
 
 
 class Teller:

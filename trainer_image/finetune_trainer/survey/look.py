@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from finetune_api.contract import DATA_REPORT, Cause, JobRef, RunConfig, SurveyAnswer, SurveyRequest
 from finetune_api.data import DataSpec
 from finetune_api.effective import resolve
-from finetune_api.findings import DataReport, Finding
+from finetune_api.findings import DataReport, Finding, FixRecord
 from finetune_api.location import ClaimLocation, Location
 from finetune_api.method import MethodSpec, ModelSpec
 from finetune_api.spec import FineTuneJobSpec
 
-from finetune_trainer import prepare
+from finetune_trainer import fixes, prepare
 from finetune_trainer.errors import BadInput, StageError
 from finetune_trainer.prepare import facts, model, record, refusals
 from finetune_trainer.prepare.examine import Examination
@@ -27,6 +27,10 @@ from finetune_trainer.prepare.shards import write_shards
 
 Report = Callable[[int, float], None]
 _UNTRIED = "The model was not built with spec.method, as prepare builds it, since this Python has no torch."
+_NOT_YET = {
+    "Truncate": "How many rows are cut shows when the model's tokenizer is there.",
+    "Rebalance": "How many rows are copied shows when the data is divided, which takes the model.",
+}
 _NOWHERE = "/nonexistent"
 """Where claims lie when there are none: every pvc:// location is then said to be missing."""
 
@@ -126,16 +130,25 @@ def _data_alone(
         findings,
         form=reader.form,
         evidence=reader.evidence,
-        fixes=mended.records if mended else (),
+        fixes=_recorded(mended.records, invalid) if mended else (),
         fixed_files=mended.written if mended else (),
     )
-    refused = refused or _refusal(invalid, reader.rows, data, findings)
+    refused = refused or _refusal(invalid, reader.rows, data, findings, examination.valid("train"))
     if refused is not None:
         found = record.refused(found, refused)
     return SurveyAnswer(report=found, problem=problem)
 
 
-def _refusal(invalid: Invalid, rows: int, data: DataSpec, findings: list[Finding]) -> Cause | None:
+def _recorded(records: Sequence[FixRecord], invalid: Invalid) -> list[FixRecord]:
+    """Of fixes that need tokens or the split nobody can say yet what they do."""
+    return [
+        record.model_copy(update={"detail": _NOT_YET[record.fix]}) if record.fix in _NOT_YET else record
+        for record in fixes.completed(records, invalid=invalid.count)
+    ]
+
+
+def _refusal(invalid: Invalid, rows: int, data: DataSpec, findings: list[Finding], train: int) -> Cause | None:
+    """`train`: usable rows in the files of data.train. The split can only leave fewer."""
     refusal = refusals.too_many_invalid(invalid, rows, data) or refusals.nothing_usable(invalid, rows)
     if refusal is not None:
         return refusal.cause
@@ -143,5 +156,5 @@ def _refusal(invalid: Invalid, rows: int, data: DataSpec, findings: list[Finding
         refusals.by_findings(findings)
     except BadInput as error:
         return error.cause
-    few = refusals.too_few(data, rows - invalid.count, invalid.count)
+    few = refusals.too_few(data, train, invalid.count)
     return Cause(code="InvalidData", message=few.message, remedy=few.remedy) if few else None
