@@ -76,7 +76,7 @@ def read_all(file: str) -> tuple[list[Manifest], list[Complaint]]:
     documents, complaints = _documents(source, text)
     jobs: list[Manifest] = []
     for nodes in documents:
-        for item in nodes["items"] if isinstance(nodes, dict) and nodes.get("kind") == "List" else [nodes]:
+        for item in (nodes.get("items") or []) if isinstance(nodes, dict) and nodes.get("kind") == "List" else [nodes]:
             if not _meant(item):
                 continue
             given = checked(source, item)
@@ -201,6 +201,8 @@ def _documents(source: str, text: str) -> tuple[list[Any], list[Complaint]]:
         return [], [Complaint(source, mark.line + 1 if mark else None, f"not YAML: {error.problem or error.context}")]
     except (YAMLError, ValueError) as error:
         return [], [Complaint(source, None, f"not YAML: {str(error).splitlines()[0]}")]
+    except RecursionError:
+        return [], [Complaint(source, None, "nested too deeply to be read")]
 
 
 def _complaints(body: dict[str, Any], source: str, nodes: Any) -> list[Complaint]:

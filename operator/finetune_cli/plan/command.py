@@ -92,6 +92,8 @@ def _as_asked(job: FineTuneJob, options: PlanOptions) -> FineTuneJob:
             )
         spec = with_gpu(spec, name)
     price = options.gpu_hour_price
+    if price is not None and not 0 <= price <= compared.MOST_PER_HOUR:
+        raise CliError(f"--gpu-hour-price: {price} is no price: write 2.5")
     if price is None and (kind := spec.compute.gpu_type) and options.compare != "gpu":
         price = options.prices.get(kind)
     if price is not None:

@@ -19,6 +19,8 @@ from finetune_cli.errors import CliError
 from finetune_cli.plan import markdown as marked
 from finetune_cli.text import figure, money
 
+MOST_PER_HOUR = 1e12
+"""As budget.gpuHourPrice."""
 HEADS = ("", "fits", "memory", "of", "time", "at most", "GPU hours", "cost", "what to know")
 
 
@@ -47,6 +49,8 @@ def prices_of(text: str) -> dict[str, float]:
         name, _, price = item.partition("=")
         try:
             prices[name.strip()] = float(price)
+            if not 0 <= prices[name.strip()] <= MOST_PER_HOUR:
+                raise ValueError
         except ValueError:
             raise CliError(f"--prices: {item!r} is no price: write h100=2.5,l40s=0.9") from None
     return prices

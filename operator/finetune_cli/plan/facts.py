@@ -100,7 +100,7 @@ def _from_config(file: Path) -> ModelShape:
         return shape_of(config, weight_bytes=size)
     except OSError as error:
         raise CliError(f"{file}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise CliError(f"{file}: not a model's config.json: {error}") from None
 
 
@@ -121,11 +121,16 @@ def _data(
         raise CliError("the look at the data gave no report")
     per_row = guesses.tokens_per_row or _tokens_per_row(answer.report)
     notes.append(f"without the model's tokenizer, {number(per_row)} tokens a row are assumed")
-    return guessed(spec.data, max(1, answer.report.valid_rows), per_row)
+    usable = answer.report.valid_rows / max(1, answer.report.rows)
+    train, validation, test = (round(_rows(answer.report, part) * usable) for part in ("train", "validation", "test"))
+    return guessed(spec.data, max(1, train), per_row, validation, test)
 
 
-def guessed(data: DataSpec, rows: int, per_row: int) -> DataFacts:
-    """`rows` of data.train, of `per_row` tokens each, and one as long as may be. Parts that are named cost data.train no row."""
+def guessed(data: DataSpec, rows: int, per_row: int, named_validation: int = 0, named_test: int = 0) -> DataFacts:
+    """`rows` of data.train, of `per_row` tokens each, and one as long as may be. Parts that are named cost data.train no row.
+
+    `named_*`: rows of the files of data.validation and data.test; 0: as many as the split would give them.
+    """
     per_row = min(per_row, data.max_length or per_row)
     longest = data.max_length or 2 * per_row
     validation, test = round(rows * data.split.validation), round(rows * data.split.test)
@@ -135,8 +140,8 @@ def guessed(data: DataSpec, rows: int, per_row: int) -> DataFacts:
         lengths = [(per_row, train)]
     return DataFacts(
         rows=train,
-        validation_rows=validation,
-        test_rows=test,
+        validation_rows=named_validation or validation,
+        test_rows=named_test or test,
         tokens=sum(length * n for length, n in lengths),
         longest=longest,
         lengths=lengths,
@@ -146,7 +151,11 @@ def guessed(data: DataSpec, rows: int, per_row: int) -> DataFacts:
 
 def _tokens_per_row(report: DataReport) -> int:
     size = sum(file.bytes for file in report.files if file.part == "train")
-    return max(1, round(size / BYTES_PER_TOKEN / max(1, report.rows)))
+    return max(1, round(size / BYTES_PER_TOKEN / max(1, _rows(report, "train"))))
+
+
+def _rows(report: DataReport, part: str) -> int:
+    return sum(file.rows for file in report.files if file.part == part)
 
 
 def _refused(answer: SurveyAnswer) -> None:

@@ -105,7 +105,7 @@ def of_report(report: DataReport, where: Place, claims_root: str | None) -> list
     if not report.refused or any(problem.refuses for problem in problems):
         return problems
     errors = [problem for problem in problems if problem.severity == "Error"]
-    if not errors:
+    if not any(f":{row.line}: " in report.refused for problem in errors for row in problem.rows if row.line):
         code, sentence = report.refused_code or "InvalidData", spoken_here(report.refused, report)
         return [*problems, Problem(code, "Error", sentence, where, report.refused_remedy, refuses=True)]
     return [replace(problem, refuses=problem in errors) for problem in problems]  # too many rows that cannot be used

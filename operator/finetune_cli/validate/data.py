@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune_api.contract import SurveyAnswer, SurveyRequest
 from finetune_api.data import DataSpec, SplitSpec
 from finetune_api.location import Location
+from pydantic import ValidationError
 from rich.console import Console
 
 from finetune_cli import survey
 from finetune_cli.errors import CliError
 from finetune_cli.manifest import Manifest, line_of
 from finetune_cli.reach import data_of, model_of, shown_path
-from finetune_cli.text import advised
+from finetune_cli.text import advised, visible
 from finetune_cli.validate.checked import MORE_RULES, Checked, Place, Problem, of_report
 
 if TYPE_CHECKING:
@@ -48,10 +50,20 @@ def of_files(found: Checked, options: ValidateOptions, unable: str | None, conso
     if unable is not None:
         found.notes.append(f"data not checked: {unable}")
         return
-    location = Location(uri=f"file://{Path(found.file).absolute()}")
+    try:
+        location = Location(uri=f"file://{Path(found.file).absolute()}")
+    except ValidationError as error:
+        message = f"{visible(found.file)}: a file with such a name cannot be looked at: {error.errors()[0]['msg']}"
+        found.problems.append(Problem("InvalidData", "Error", message, Place(found.file), "rename it", refuses=True))
+        return
     whole = SplitSpec(train=1, validation=0, test=0)
     data = _with_fixes(DataSpec(train=[location], split=whole, format=options.format), options)
     _ask(found, _request(options, data=data), Place(found.file), found.file, console)
+    known = {f"spec.data.train[0].uri: {location.uri}": found.file, location.uri: found.file}
+    for index, problem in enumerate(found.problems):  # no job names it: what was given is how it is called
+        for name, here in known.items():
+            problem = replace(problem, message=problem.message.replace(name, here))
+        found.problems[index] = problem
 
 
 def files_of(found: Checked) -> list[str]:

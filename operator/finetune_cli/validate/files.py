@@ -36,8 +36,11 @@ def inputs(words: Iterable[str]) -> list[Input]:
 
 def holds_job(file: str) -> bool:
     """Whether a manifest can hold one of ours at all; a folder of YAML holds much that is not (charts are not even YAML)."""
-    text = text_of(file)[1].lower()
-    return f"{GROUP}/" in text or KIND.lower() in text
+    try:
+        text = Path(file).read_bytes().lower()
+    except OSError:
+        return True  # whoever reads it says why
+    return f"{GROUP}/".encode() in text or KIND.lower().encode() in text
 
 
 def is_template(file: str) -> bool:

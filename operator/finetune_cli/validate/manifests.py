@@ -8,6 +8,7 @@ from finetune_api.combinations import refused
 from finetune_api.effective import resolve
 
 from finetune_cli import manifest
+from finetune_cli.errors import CliError
 from finetune_cli.manifest import Complaint, Manifest, dotted
 from finetune_cli.validate.checked import MORE_RULES, Checked, Place, Problem, of_complaint
 from finetune_cli.validate.files import holds_job, is_template
@@ -20,7 +21,12 @@ def check(file: str) -> Iterator[tuple[Checked, Manifest | None]]:
     if file != manifest.STDIN and not holds_job(file):
         yield Checked(file, notes=[NO_JOB]), None
         return
-    jobs, complaints = manifest.read_all(file)
+    try:
+        jobs, complaints = manifest.read_all(file)
+    except CliError as error:  # the other files are still worth a look
+        message = error.lines[-1].removeprefix(f"{file}: ")
+        yield Checked(file, problems=[of_complaint(Complaint(file, None, message))]), None
+        return
     if complaints and file != manifest.STDIN and is_template(file):
         yield (
             Checked(

@@ -84,6 +84,11 @@ def test_where_only_the_data_can_be_read_tokens_are_guessed(told: Told, surveyor
     facts = facts_of(answer)
     assert (facts["model"]["hiddenSize"], facts["data"]["rows"], facts["data"]["lengths"][0]) == (4096, 792, [100, 791])
     assert json.loads(answer[1])["notes"] == ["without the model's tokenizer, 100 tokens a row are assumed"]
+    files += [{"name": "b", "part": "validation", "bytes": 9_000_000, "rows": 5000}]
+    surveyor.answers({"report": {"rows": 6000, "validRows": 6000, "files": files}})
+    job = JOB.replace("  workspace:", "    validation: [{uri: pvc://datasets/bot.jsonl}]\n  workspace:")
+    data = facts_of(told(job, claims=True, config=True))["data"]
+    assert (data["rows"], data["validationRows"], data["testRows"], data["lengths"][0]) == (900, 5000, 100, [100, 899])
 
 
 def test_without_the_data_extra_a_model_on_disk_is_enough(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,7 +218,15 @@ def test_a_method_that_the_rest_of_the_job_rules_out_is_a_row(told: Told) -> Non
 
 
 @pytest.mark.parametrize(
-    ("text", "prices"), [("", {}), ("h100=2.5, l40s=.9", {"h100": 2.5, "l40s": 0.9}), ("h100", None), ("h100=x", None)]
+    ("text", "prices"),
+    [
+        ("", {}),
+        ("h100=2.5, l40s=.9", {"h100": 2.5, "l40s": 0.9}),
+        ("h100", None),
+        ("h100=x", None),
+        ("h100=-3", None),
+        ("h100=nan", None),
+    ],
 )
 def test_prices(text: str, prices: dict[str, float] | None) -> None:
     if prices is None:

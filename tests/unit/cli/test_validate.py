@@ -318,7 +318,36 @@ def test_other_yaml_of_a_repository_is_passed_over(told: Told) -> None:
     write(template_yaml="{{- if .Values.job }}\nkind: FineTuneJob\n{{- end }}")
     code, text = told("template.yaml")
     assert (code, "a Helm template is no manifest yet" in text) == (0, True)
-    assert told("chart.yaml", "job.yaml", data=False) == (
+    Path("latin.yaml").write_bytes(b"a: \xe9")
+    assert told("chart.yaml", "latin.yaml", "job.yaml", data=False) == (
         0,
         "job.yaml\n  · data not checked: left out by --no-data\n1 file passed; not everything was looked at.\n",
     )
+
+
+def test_a_manifest_that_cannot_be_read_does_not_hide_the_others(told: Told) -> None:
+    write(job_yaml=JOB.replace("lora}", "lorra}"), list_yaml="apiVersion: v1\nkind: List\nitems:\n# FineTuneJob")
+    Path("bad.yaml").write_bytes(b"kind: FineTuneJob # \xe9")
+    Path("deep.yaml").write_text("kind: FineTuneJob\na: " + "[" * 3000)
+    code, text = told("bad.yaml", "deep.yaml", "list.yaml", "job.yaml", data=False)
+    assert code == 3
+    assert "✗ bad.yaml  not a text file in UTF-8\n" in text
+    assert "✗ deep.yaml  nested too deeply to be read\n" in text
+    assert "✗ job.yaml:6  spec.method.type: 'lorra' is not one of" in text
+
+
+def test_another_refusal_beside_rows_that_are_allowed_is_told(told: Told, surveyor: Surveyor) -> None:
+    surveyor.answers(
+        report(finding("InvalidJson", 6), refused="minExamples asks for 10", refused_code="TooFewExamples")
+    )
+    write(job_yaml=JOB)
+    problems = json.loads(told("job.yaml", claims=True, output="json")[1])["files"][0]["problems"]
+    assert [(one["code"], one["refuses"]) for one in problems] == [("TooFewExamples", True), ("InvalidJson", False)]
+
+
+@pytest.mark.parametrize("name", ["a\nb.jsonl", "/".join(["d" * 100] * 6) + "/a.jsonl"])
+def test_a_file_with_a_name_that_no_location_can_have(told: Told, surveyor: Surveyor, name: str) -> None:
+    Path(name).parent.mkdir(parents=True, exist_ok=True)
+    Path(name).write_text("{}")
+    code, text = told(name)
+    assert (code, "with such a name cannot be looked at" in text) == (3, True)
