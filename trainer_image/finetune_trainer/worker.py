@@ -96,7 +96,7 @@ def _quiet() -> None:
     warnings.simplefilter("ignore")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
     logging.getLogger("finetune").setLevel(logging.INFO)
-    for name in ("transformers", "accelerate", "peft", "DeepSpeed", "torch"):
+    for name in ("transformers", "accelerate", "peft", "DeepSpeed", "torch", "bitsandbytes.backends"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
