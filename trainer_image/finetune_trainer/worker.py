@@ -18,7 +18,7 @@ from typing import TextIO
 
 from finetune_api.contract import ExitCode, Progress, RunConfig
 
-from finetune_trainer import progress, stop, termination
+from finetune_trainer import lean, progress, stop, termination
 from finetune_trainer.errors import StageError, Stopped
 from finetune_trainer.settled import settle
 from finetune_trainer.stage import StageContext
@@ -53,6 +53,8 @@ def main(stage: str, config_path: str, folder: str) -> None:
     )
     gc.disable()  # importing makes hundreds of thousands of objects that live for ever; the stage enables it again
     try:
+        if stage == "train":
+            lean.spare_bitsandbytes(config)
         importlib.import_module(f"finetune_trainer.{stage}").run(context)
     except BaseException as error:
         _leave(context, error, stacks)
