@@ -48,9 +48,10 @@ def prices_of(text: str) -> dict[str, float]:
     for item in filter(None, (part.strip() for part in text.split(","))):
         name, _, price = item.partition("=")
         try:
-            prices[name.strip()] = float(price)
-            if not 0 <= prices[name.strip()] <= MOST_PER_HOUR:
+            hour = float(price)
+            if not 0 <= hour <= MOST_PER_HOUR:
                 raise ValueError
+            prices[name.strip()] = hour
         except ValueError:
             raise CliError(f"--prices: {item!r} is no price: write h100=2.5,l40s=0.9") from None
     return prices

@@ -24,7 +24,6 @@ class Examination:
         self._suite: Suite | None = None
         self._rows = [0] * len(files)
         self._invalid = [0] * len(files)
-        self._valid = 0
         self._began = time.monotonic()
         self.noted = Noted()
 
@@ -33,14 +32,12 @@ class Examination:
         if self._suite is None:
             self._suite = Suite(self._data.checks, form=form)
         self._rows[file] += 1
-        self._valid += 1
         self._suite.see(self._files[file].part, file, line, example)
 
     def invalid(self, file: int, line: int, code: CheckCode, reason: str, *, was_read: bool = False) -> None:
         """`was_read`: `row` has seen it."""
         self._rows[file] += not was_read
         self._invalid[file] += 1
-        self._valid -= was_read
         self.noted.add(code, self._files[file].name, line, reason)
 
     def valid(self, part: str) -> int:
@@ -77,7 +74,7 @@ class Examination:
             format=form,
             evidence=evidence,
             rows=sum(self._rows),
-            valid_rows=self._valid,
+            valid_rows=sum(self._rows) - sum(self._invalid),
             findings=list(findings),
             fixes=list(fixes),
             fixed_files=list(fixed_files),
