@@ -24,6 +24,12 @@ def pair(prompt: str, completion: str = "yes", **fields) -> dict:
     return {"prompt": prompt, "completion": completion, **fields}
 
 
+def deep(value, depth: int):
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
 LONG = " ".join(f"{word}{number}" for number in range(12) for word in ("fox", "dog", "mill", "river", "potion")) + " "
 MAIL, KEY = "jane.doe@firma.de", "ghp_" + "a8Kq2ZxP0mLr7TnW4vYs9BcD1eFg3HjU5iQo"
 
@@ -73,6 +79,13 @@ CASES = {
         ],
         [2],
         "2 rows were redacted: e-mail addresses 4, ",
+    ),
+    "however deep it is nested": (
+        [pair("a", "[" * 700 + json.dumps(f"me:\n{MAIL}") + "]" * 700, more=deep(MAIL, 700))],
+        ["RedactPii"],
+        [(1, pair("a", "[" * 700 + json.dumps("me:\n[EMAIL]") + "]" * 700, more=deep("[EMAIL]", 700)))],
+        [1],
+        "1 row was redacted: e-mail addresses 2.",
     ),
     "nor is a label": (
         [{"text": MAIL, "label": MAIL}],

@@ -34,14 +34,24 @@ def redacted(value: dict[str, Any], find: Finder, counts: Counter[str]) -> dict[
     return mended if counts.total() > before else None
 
 
-def _mended(name: str, value: Any, find: Finder, counts: Counter[str]) -> Any:
-    if isinstance(value, str):
-        return value if name in _STRUCTURE else _written(name, value, find, counts)
-    if isinstance(value, dict):
-        return {field: _mended(field, part, find, counts) for field, part in value.items()}
-    if isinstance(value, list):
-        return [_mended(name, part, find, counts) for part in value]
-    return value
+def _mended(name: str, value: Any, find: Finder, counts: Counter[str], *, numbers: bool = False) -> Any:
+    """A copy, however deep it is nested. `numbers`: those that `find` finds something in, such as a card's, too."""
+    whole = [value]
+    todo: list[tuple[Any, Any, str]] = [(whole, 0, name)]
+    while todo:
+        into, at, name = todo.pop()
+        part = into[at]
+        if isinstance(part, str):
+            into[at] = part if name in _STRUCTURE else _written(name, part, find, counts)
+        elif isinstance(part, dict):
+            into[at] = part = dict(part)
+            todo += [(part, field, field) for field in reversed(part)]
+        elif isinstance(part, list):
+            into[at] = part = list(part)
+            todo += [(part, index, name) for index in reversed(range(len(part)))]
+        elif numbers and isinstance(part, int | float) and find(str(part)):
+            into[at] = _text(str(part), find, counts)
+    return whole[0]
 
 
 def _written(name: str, text: str, find: Finder, counts: Counter[str]) -> str:
@@ -50,7 +60,7 @@ def _written(name: str, text: str, find: Finder, counts: Counter[str]) -> str:
     mended = _text(text, find, found)
     if text[:1] in ("[", "{") and found and _json(mended) is None and (value := _json(text)) is not None:
         found.clear()
-        mended = json.dumps(_mended(name, _numbers(value, find), find, found), ensure_ascii=False)
+        mended = json.dumps(_mended(name, value, find, found, numbers=True), ensure_ascii=False)
         rest: Counter[str] = Counter()
         again = _text(mended, find, rest)  # what only shows beside the name of its field
         if _json(again) is not None:
@@ -65,17 +75,6 @@ def _json(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         return None
-
-
-def _numbers(value: Any, find: Finder) -> Any:
-    """With numbers that `find` finds something in, such as a card's, as texts."""
-    if isinstance(value, dict):
-        return {field: _numbers(part, find) for field, part in value.items()}
-    if isinstance(value, list):
-        return [_numbers(part, find) for part in value]
-    if isinstance(value, int | float) and find(str(value)):
-        return str(value)
-    return value
 
 
 def _text(text: str, find: Finder, counts: Counter[str]) -> str:
