@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup lint types unit unit-data unit-others trainer built cluster-test e2e test crds images quickstart quickstart-data cluster-up cluster-down cluster-status clean bench-trainer bench-quality bench-gpu bench-plan bench-data
+.PHONY: help setup lint types unit unit-data unit-others trainer trainer-gangs trainer-parts built cluster-test e2e test crds images quickstart quickstart-data cluster-up cluster-down cluster-status clean bench-trainer bench-quality bench-gpu bench-plan bench-data
 
 CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/finetune-operator
 SIZE ?= node
@@ -38,9 +38,12 @@ quickstart: .venv/.cli ## From nothing to a published adapter on this machine (C
 	@$(RUN) examples/quickstart/run.py
 
 # Side by side, each one's output in one piece: the tests with an API server and those with pods wait most of their time, the
-# others compute, and give way. What takes minutes once is built before them: no test waits for it.
-test: lint types built ## Everything that this machine can run: lint, types, unit, trainer, cluster, e2e
-	@$(MAKE) --no-print-directory --keep-going --jobs --output-sync=target e2e cluster-test trainer unit-data unit-others
+# others compute, and give way. What takes minutes once is built before them: no test waits for it. Five at once: the last
+# follows the first to end, when a core would else begin to idle.
+test: .venv/.all ## Everything that this machine can run: lint, types, unit, trainer, cluster, e2e
+	@$(MAKE) --no-print-directory --keep-going --jobs --output-sync=target lint types built
+	@$(MAKE) --no-print-directory --keep-going --jobs=5 --output-sync=target \
+		e2e cluster-test trainer-gangs unit-data unit-others trainer-parts
 
 # ---- parts of them
 
@@ -72,9 +75,19 @@ built: .venv/.cli
 	@$(RUN) -m localcluster build --size control
 
 trainer: .venv/.all ## Training gangs as processes on this machine
-	nice $(RUN) -m pytest tests/trainer
+	@$(MAKE) --no-print-directory --keep-going --jobs=2 --output-sync=target trainer-gangs trainer-parts
 
-cluster-test: .venv/.all built ## The operator against a real API server and controllers
+# Two processes: whole stages and gangs, and their parts, each in a folder of its own.
+TRAINER_GANGS := $(wildcard tests/trainer/test_*.py)
+
+trainer-gangs: .venv/.all
+	nice $(RUN) -m pytest $(TRAINER_GANGS)
+
+trainer-parts: .venv/.all
+	nice $(RUN) -m pytest tests/trainer $(addprefix --ignore=,$(TRAINER_GANGS))
+
+cluster-test: .venv/.all ## The operator against a real API server and controllers
+	@$(RUN) -m localcluster build --size control
 	$(RUN) -m pytest tests/cluster
 
 e2e: .venv/.all ## Real pods on a node
