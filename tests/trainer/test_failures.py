@@ -81,8 +81,9 @@ def test_full_model_loads_with_plain_transformers(undisturbed: Any) -> None:
 
 
 def test_a_hang_leaves_the_stacks_of_all_ranks_of_its_pod(make_job) -> None:
-    """Also of one that cannot watch itself, and says it when PID 1 asks."""
-    job = make_job("hang-stacks")
+    """Also of one that cannot watch itself, and says it when PID 1 asks. Each step saves: the hang is now in one, now in a checkpoint."""
+    training = {**TRAINING, "maxSteps": 1000}
+    job = make_job("hang-stacks", training=training, checkpoint={"everySteps": 1}, own_data=True, **NO_BASE)
     (pod,) = job.start(processesPerNode=2, strategy="ddp", environment={"FINETUNE_HANG_SECONDS": "6"})
     pod.wait_for_step(2)
     frozen = next(worker for worker in pod.workers() if worker.environ()["RANK"] == "1")

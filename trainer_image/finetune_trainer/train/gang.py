@@ -5,11 +5,13 @@ Small values travel over a gloo group of their own, so that they neither wait fo
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import socket
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import torch
@@ -83,13 +85,20 @@ class Gang:
         if self._group is not None:
             dist.barrier(group=self._group)
 
-    def on_first(self, act: Callable[[], T]) -> T:
-        """Run `act` on rank 0 alone and give its result to all. What it raises, all raise."""
+    def on_first(
+        self, act: Callable[[], T], *, paused: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
+    ) -> T:
+        """Run `act` on rank 0 alone and give its result to all. What it raises, all raise.
+
+        `paused` is for an `act` that may take long, as the watchdog's: it is around the act, and around the others' wait for it.
+        Rank 0 waits for the others outside of it, where one that hangs is found.
+        """
         result: Any = None
         error: Exception | None = None
         if self.is_first:
             try:
-                result = act()
+                with paused():
+                    result = act()
             except (StageError, OSError) as raised:
                 error = raised
         if self._group is None:
@@ -97,7 +106,8 @@ class Gang:
                 raise error
             return result
         box = [(result, None if error is None else classify(error))]
-        dist.broadcast_object_list(box, src=0, group=self._group)
+        with contextlib.nullcontext() if self.is_first else paused():
+            dist.broadcast_object_list(box, src=0, group=self._group)
         result, failure = box[0]
         if error is not None:
             raise error

@@ -71,7 +71,7 @@ class TrainLoop:
         self._shards = shards
         self._task = task
         self._plan = shards.plan()
-        self._saver = saving.Saver(gang, engine, store)
+        self._saver = saving.Saver(gang, engine, store, watchdog.paused)
         self._stall = 0.0
         self._watchdog = watchdog
         self._tokenizer = tokenizer
@@ -106,8 +106,7 @@ class TrainLoop:
         """
         try:
             last = self._run(resumed)
-            with self._watchdog.paused():
-                self._saved(last, self._saver.settle(wait=True))
+            self._saved(last, self._saver.settle(wait=True))
             return last
         finally:
             self._saver.finish()
@@ -248,8 +247,7 @@ class TrainLoop:
             "strategy": self._context.config.spec.compute.strategy,
         }
         began = time.perf_counter()
-        with self._watchdog.paused():
-            sealed = self._saver.save(state, manifest, wait=last)
+        sealed = self._saver.save(state, manifest, wait=last)
         self._stall = time.perf_counter() - began
         self._interval.elsewhere += self._stall
         self._saved(done, sealed)

@@ -6,10 +6,13 @@ on, one at a time. Its failure is told to all ranks at the next log line or chec
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +31,22 @@ SMALL_BYTES = 64 << 20
 
 
 class Saver:
-    """`store` is rank 0's. Whatever raises, raises on every rank: OSError (StorageFull), PeerLost (Superseded)."""
+    """`store` is rank 0's; `paused` is the watchdog's, for the time that storage takes.
 
-    def __init__(self, gang: Gang, engine: Engine, store: CheckpointStore | None) -> None:
+    Whatever raises, raises on every rank: OSError (StorageFull), PeerLost (Superseded).
+    """
+
+    def __init__(
+        self,
+        gang: Gang,
+        engine: Engine,
+        store: CheckpointStore | None,
+        paused: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
+    ) -> None:
         self._gang = gang
         self._engine = engine
         self._store = store
+        self._paused = paused
         self._staging = Staging()
         self._writing: _Writing | None = None
         self._in_flight = False
@@ -59,9 +72,10 @@ class Saver:
             return None
 
         if not self._gang.is_first:
-            for _ in tensors:
-                pass
-        checkpoint = self._gang.on_first(keep)
+            with self._paused():  # rank 0 writes between them
+                for _ in tensors:
+                    pass
+        checkpoint = self._gang.on_first(keep, paused=self._paused)
         if checkpoint is not None:
             return [*done, checkpoint]
         self._in_flight = True
@@ -71,7 +85,9 @@ class Saver:
         """The checkpoint that was being written, once it is sealed; empty if there is none, or if it takes on and nobody waits."""
         if not self._in_flight:
             return []
-        checkpoint = self._gang.on_first(lambda: self._writing.result(wait=wait) if self._writing else None)
+        checkpoint = self._gang.on_first(
+            lambda: self._writing.result(wait=wait) if self._writing else None, paused=self._paused
+        )
         if checkpoint is None:
             return []
         self._in_flight, self._writing = False, None

@@ -88,11 +88,12 @@ def run_training(context: StageContext) -> None:
             with shortage.explaining(context, "measuring the base"), engine.unsharded():
                 evaluation.base_before_training(engine.module, module_communicates=engine.module_communicates)
         last = loop.run(resumed)
-        best = gang.on_first(lambda: store.whole(store.best, _say) if store else None)
+        best = gang.on_first(lambda: store.whole(store.best, _say) if store else None, paused=watchdog.paused)
         if best is None:
             raise StageError("training ended, but its last checkpoint is gone from the workspace")
         if best.step != last or resumed is not None or spec.training.ema:
-            engine.load(CheckpointReader(best.folder).measured)
+            with watchdog.paused():
+                engine.load(CheckpointReader(best.folder).measured)
         if gang.is_first and evaluation.measures:
             _say(f"measuring on {shards.test.rows} test rows with the weights of step {best.step}")
         with shortage.explaining(context, "the evaluation"), engine.unsharded():
@@ -104,7 +105,8 @@ def run_training(context: StageContext) -> None:
             )
         with watchdog.paused():
             module = engine.whole(frozen=False)  # what was not trained is read from the model's folder again
-            gang.on_first(lambda: _finish(context, store, module, best, tokenizer, measured))
+        gang.on_first(lambda: _finish(context, store, module, best, tokenizer, measured), paused=watchdog.paused)
+        with watchdog.paused():
             if gang.is_first and resumed is None:
                 _remember_speed(context, shards, loop.pace)
             gang.barrier()

@@ -49,7 +49,7 @@ class Watchdog:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Around work whose duration is nobody's fault: storage. A peer that dies meanwhile is still noticed by the network."""
+        """Around work whose duration is nobody's fault: storage. A peer that dies meanwhile is still noticed by the network; one that hangs, by a rank that is not paused."""
         self._paused += 1
         try:
             yield
