@@ -87,7 +87,7 @@ trainer-parts: .venv/.all
 	nice $(RUN) -m pytest tests/trainer $(addprefix --ignore=,$(TRAINER_GANGS))
 
 cluster-test: .venv/.all ## The operator against a real API server and controllers
-	@$(RUN) -m localcluster build --size control
+	@$(MAKE) --no-print-directory built
 	$(RUN) -m pytest tests/cluster
 
 e2e: .venv/.all ## Real pods on a node

@@ -23,6 +23,7 @@ from finetune_trainer.stage import StageContext
 from finetune_trainer.termination import classify
 
 T = TypeVar("T")
+Pause = Callable[[], AbstractContextManager[None]]
 
 JOIN_TIMEOUT = datetime.timedelta(minutes=15)
 """Peers may still be pulling their image or loading the model. Later hangs are the watchdog's to find, much sooner."""
@@ -85,9 +86,7 @@ class Gang:
         if self._group is not None:
             dist.barrier(group=self._group)
 
-    def on_first(
-        self, act: Callable[[], T], *, paused: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
-    ) -> T:
+    def on_first(self, act: Callable[[], T], *, paused: Pause = contextlib.nullcontext) -> T:
         """Run `act` on rank 0 alone and give its result to all. What it raises, all raise.
 
         `paused` is for an `act` that may take long, as the watchdog's: it is around the act, and around the others' wait for it.

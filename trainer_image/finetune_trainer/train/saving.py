@@ -11,8 +11,6 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ from finetune_trainer.errors import StageError
 from finetune_trainer.train.checkpoint import Checkpoint, CheckpointStore, checkpoint_in
 from finetune_trainer.train.engines.engine import Engine
 from finetune_trainer.train.engines.room import fits_on_host
-from finetune_trainer.train.gang import Gang
+from finetune_trainer.train.gang import Gang, Pause
 from finetune_trainer.train.staging import Staging
 
 SMALL_BYTES = 64 << 20
@@ -41,7 +39,7 @@ class Saver:
         gang: Gang,
         engine: Engine,
         store: CheckpointStore | None,
-        paused: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
+        paused: Pause = contextlib.nullcontext,
     ) -> None:
         self._gang = gang
         self._engine = engine
