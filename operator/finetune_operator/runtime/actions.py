@@ -128,8 +128,9 @@ class Actions:
         return ClaimView(name, found=False) if body is None else ClaimView.of(body)
 
     async def _warnings(self, key: Key, name: str) -> tuple[str, ...] | None:
-        """Warnings about an object, the newest first; None when we may not read events."""
-        query = {"fieldSelector": f"regarding.name={name},type=Warning"}
+        """Warnings about an object, the newest first; None when we may not read events. The scheduler's are left out: a pod says
+        itself why it has no node, and once it has one they are past."""
+        query = {"fieldSelector": f"regarding.name={name},type=Warning,reason!=FailedScheduling"}
         found: list[tuple[str, str]] = []
         try:
             async for page in self._client.pages(EVENT, key[0], query=query):
