@@ -332,6 +332,7 @@ def main(rank: int, folder: Path) -> None:
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=datetime.timedelta(minutes=5)
     )
+    gc.freeze()  # what was imported need not be gone through when an engine is cleared away
     results: dict[str, Any] = {}
     for method in CHAINS:
         results |= {f"causal-lm/{method}/{strategy}": report for strategy, report in chain("causal-lm", method)}

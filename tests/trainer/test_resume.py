@@ -20,10 +20,12 @@ from finetune_trainer.train import micro_batches, saving
 from finetune_trainer.train.checkpoint import CheckpointReader
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 FULL = {"type": "full"}
-WEIGHTS = 1e-3
-"""Largest difference of a weight after 48 steps in fp32. In one process it is 0; over ranks sums are taken in another order."""
+APART = 5e-3
+"""How far ends may lie apart, as a share of the way from the base. In one process it is 0; over ranks sums are taken in another
+order, and where gradients are all but zero AdamW makes of that a step of its own: single weights may differ by much."""
 
 
 class Killed(BaseException):
@@ -44,8 +46,16 @@ def final_weights(job: Any) -> dict[str, torch.Tensor]:
 def assert_same_end(job: Any, undisturbed: Any, *, within: float) -> None:
     mine, theirs = final_weights(job), final_weights(undisturbed)
     assert mine.keys() == theirs.keys()
-    worst = {name: float((mine[name] - theirs[name]).abs().max()) for name in theirs}
-    assert max(worst.values()) <= within, max(worst, key=worst.__getitem__)
+    assert apart(mine, theirs, load_file(job.root / "models" / "base" / "model.safetensors")) <= within
+
+
+def apart(mine: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], base: dict[str, torch.Tensor]) -> float:
+    """How far two ends lie apart, as a share of the way that training went from the base."""
+    between, way = (
+        torch.cat([(one[name] - other[name]).flatten() for name in base])
+        for one, other in ((mine, theirs), (theirs, base))
+    )
+    return float(between.norm() / way.norm())
 
 
 def at(moment: int, *, kill: bool) -> Callable[[Progress], bool]:
@@ -117,14 +127,14 @@ def test_moved_between_world_sizes_and_strategies(moved: Any, undisturbed: Any) 
     assert "FSDPModule over 4 ranks: strategy fsdp2" in moved.first.said()
     assert "DeepSpeedEngine over 2 ranks: strategy zero3" in moved.third.said()
     assert "resumes from step" in moved.third.said()
-    assert_same_end(moved, undisturbed, within=WEIGHTS)
+    assert_same_end(moved, undisturbed, within=APART)
 
 
 def test_sharded_runs_leave_a_plain_model(moved: Any, undisturbed: Any, make_job: Callable[..., Any]) -> None:
     late = _late(make_job("late", method=FULL, evaluation={"metrics": ["loss"]}), undisturbed)
     late.run(attempt=2, processesPerNode=2, strategy="fsdp2")
-    assert_same_end(late, undisturbed, within=WEIGHTS)
-    expected = _model(undisturbed)
+    assert_same_end(late, undisturbed, within=APART)
+    expected, base = _model(undisturbed), load_file(undisturbed.root / "models" / "base" / "model.safetensors")
     for job in (moved, late):
         assert job.evaluation()["metrics"][0]["tuned"] == pytest.approx(
             undisturbed.evaluation()["metrics"][0]["tuned"], abs=1e-3
@@ -132,8 +142,7 @@ def test_sharded_runs_leave_a_plain_model(moved: Any, undisturbed: Any, make_job
         model = _model(job)
         assert type(model) is type(expected)
         assert model.config.architectures == expected.config.architectures
-        for name, tensor in model.state_dict().items():
-            torch.testing.assert_close(tensor, expected.state_dict()[name], atol=WEIGHTS, rtol=0)
+        assert apart(model.state_dict(), expected.state_dict(), base) <= APART
 
 
 @given(st.lists(st.sampled_from([1, 2, 3, 4, 7]), min_size=48, max_size=48))

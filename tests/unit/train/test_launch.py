@@ -44,6 +44,28 @@ def test_ranks_follow_from_the_completion_index(monkeypatch: pytest.MonkeyPatch,
     assert "GLOO_SOCKET_IFNAME" not in own
 
 
+@pytest.mark.parametrize(
+    ("quota", "asked", "spins"),
+    [
+        (None, {}, "300"),
+        (2.0, {}, None),
+        (None, {"OMP_WAIT_POLICY": "active"}, None),
+        (None, {"GOMP_SPINCOUNT": "7"}, "7"),
+    ],
+)
+def test_threads_on_cores_that_others_may_use_wait_without_spinning(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quota: float | None, asked: dict[str, str], spins: str | None
+) -> None:
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in asked.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(environment, "_quota", lambda: quota)
+    config = run_config()
+    own = environment.worker_environment(config, environment.place(config), 0, tmp_path)
+    assert own.get("GOMP_SPINCOUNT") == spins
+
+
 @pytest.mark.parametrize("missing", [ENV_NODE_RANK, ENV_MASTER_ADDR])
 def test_several_pods_never_fall_back_to_localhost(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
     for name in (ENV_NODE_RANK, ENV_MASTER_ADDR):
