@@ -14,8 +14,8 @@ from finetune_trainer.errors import BadInput
 
 LOOPBACK = "127.0.0.1"
 _SPINS = "300"
-"""Of libgomp, instead of 300,000 (its manual, GOMP_SPINCOUNT). Two pods on two cores: a third of the time a step; one alone: 2% to
-20% more (benchmarks/RESULTS.md)."""
+"""Of libgomp, instead of 300,000 (its manual, GOMP_SPINCOUNT). Two pods on two cores: a third to a half of the time a step; one alone:
+2% to 22% more (benchmarks/RESULTS.md)."""
 
 
 @dataclass(frozen=True, slots=True)
