@@ -25,7 +25,8 @@ from finetune_cli.errors import CliError, Exit
 FIELD_MANAGER = "ftj"
 CONNECT_SECONDS = 10
 TIMEOUT_SECONDS = 30
-RETRIES = urllib3.Retry(connect=2, read=0, status=0, redirect=0, backoff_factor=0.2)
+# `other` is a TLS handshake that failed: asked again, a wrong certificate is told after minutes.
+RETRIES = urllib3.Retry(connect=2, read=0, status=0, redirect=0, other=0, backoff_factor=0.2)
 Json = dict[str, Any]
 Query = dict[str, str]
 

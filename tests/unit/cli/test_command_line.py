@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -52,13 +55,36 @@ def test_a_cluster_that_is_not_there_is_exit_code_1(
 ) -> None:
     path = tmp_path / "kubeconfig"
     if kubeconfig:
-        clusters = [{"name": "x", "cluster": kubeconfig}]
-        contexts = [{"name": "x", "context": {"cluster": "x", "user": "x"}}]
-        users = [{"name": "x", "user": {"token": "t"}}]
-        path.write_text(
-            json.dumps({"current-context": "x", "clusters": clusters, "contexts": contexts, "users": users})
-        )
-    result = ftj("watch", "bot", KUBECONFIG=str(path))
+        path.write_text(_kubeconfig(**kubeconfig))
+    _says_that_it_is_away(ftj("watch", "bot", KUBECONFIG=str(path)), complaint)
+
+
+def test_a_failed_handshake_is_told_at_once(tmp_path: Path) -> None:
+    path, calls = tmp_path / "kubeconfig", []
+
+    def hang_up() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                caller, _ = listener.accept()
+                calls.append(caller.recv(65536))
+                caller.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=hang_up, daemon=True).start()
+        server = f"https://127.0.0.1:{listener.getsockname()[1]}"
+        path.write_text(_kubeconfig(server=server))
+        _says_that_it_is_away(ftj("watch", "bot", KUBECONFIG=str(path)), f"the cluster at {server} cannot be reached: ")
+        assert len(calls) == 1
+
+
+def _kubeconfig(**cluster: str) -> str:
+    clusters = [{"name": "x", "cluster": cluster}]
+    contexts = [{"name": "x", "context": {"cluster": "x", "user": "x"}}]
+    users = [{"name": "x", "user": {"token": "t"}}]
+    return json.dumps({"current-context": "x", "clusters": clusters, "contexts": contexts, "users": users})
+
+
+def _says_that_it_is_away(result: subprocess.CompletedProcess[str], complaint: str) -> None:
     assert (result.returncode, result.stdout) == (1, "")
     assert complaint in result.stderr
     assert "Traceback" not in result.stderr
