@@ -23,9 +23,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 FULL = {"type": "full"}
-APART = 5e-3
-"""How far ends may lie apart, as a share of the way from the base. In one process it is 0; over ranks sums are taken in another
-order, and where gradients are all but zero AdamW makes of that a step of its own: single weights may differ by much."""
+APART = 2e-2
+"""How far ends may lie apart, as a share of the way from the base, tensor by tensor. In one process it is 0; over ranks sums are
+taken in another order, and where gradients are all but zero AdamW makes of that a step of its own: 2e-3 was seen. A resume with
+one tensor's moments wrong, or with a step left out, ends 0.2 to 0.9 apart."""
 
 
 class Killed(BaseException):
@@ -50,12 +51,8 @@ def assert_same_end(job: Any, undisturbed: Any, *, within: float) -> None:
 
 
 def apart(mine: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], base: dict[str, torch.Tensor]) -> float:
-    """How far two ends lie apart, as a share of the way that training went from the base."""
-    between, way = (
-        torch.cat([(one[name] - other[name]).flatten() for name in base])
-        for one, other in ((mine, theirs), (theirs, base))
-    )
-    return float(between.norm() / way.norm())
+    """How far two ends lie apart, as a share of the way that training went from the base: that of the tensor where it is largest."""
+    return max(float((mine[name] - theirs[name]).norm() / (theirs[name] - base[name]).norm()) for name in base)
 
 
 def at(moment: int, *, kill: bool) -> Callable[[Progress], bool]:
