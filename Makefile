@@ -44,20 +44,20 @@ setup: .venv/.all ## Make .venv with everything that tests need (torch too)
 # ---- the two commands
 
 quickstart: .venv/.cli ## From nothing to a published adapter on this machine (CLUSTER=current: on your cluster)
-	@$(RUN) examples/quickstart/run.py
+	@$(RUN) -m examples.quickstart.run
 
 # Side by side, each one's output in one piece: the tests with an API server and those with pods wait most of their time, the
 # others compute, and give way. What takes minutes once is built before them: no test waits for it. Five at once: the last
-# follows the first to end, when a core would else begin to idle.
+# follows the first to end, and the longest ones end side by side, so that no core idles.
 test: .venv/.all ## Everything that this machine can run: lint, types, unit, trainer, cluster, e2e
 	@$(MAKE) --no-print-directory --keep-going --jobs --output-sync=target lint types built
 	@$(MAKE) --no-print-directory --keep-going --jobs=5 --output-sync=target \
-		e2e cluster-test trainer-gangs unit-data unit-others trainer-parts
+		e2e cluster-test trainer-gangs trainer-parts unit-data unit-others
 
 # ---- parts of them
 
 quickstart-data: .venv/.cli ## Put the quickstart's base model and data on a claim: NAMESPACE=x
-	@$(RUN) examples/quickstart/run.py data --namespace $(NAMESPACE)
+	@$(RUN) -m examples.quickstart.run data --namespace $(NAMESPACE)
 
 lint: .venv/.all ## ruff, import contracts, generated files
 	ruff check .
@@ -66,7 +66,7 @@ lint: .venv/.all ## ruff, import contracts, generated files
 	for generator in crdgen valuesgen docgen; do $(RUN) -m finetune_api.$$generator --check; done
 
 types: .venv/.all ## mypy --strict
-	mypy
+	mypy --cache-dir $(CACHE)/mypy
 
 unit: .venv/.all ## Tests that need no cluster, under 60 s
 	@$(MAKE) --no-print-directory --keep-going --jobs=2 --output-sync=target unit-data unit-others
@@ -86,8 +86,8 @@ built: .venv/.cli
 trainer: .venv/.all ## Training gangs as processes on this machine
 	@$(MAKE) --no-print-directory --keep-going --jobs=2 --output-sync=target trainer-gangs trainer-parts
 
-# Two processes: whole stages and gangs, and their parts, each in a folder of its own.
-TRAINER_GANGS := $(wildcard tests/trainer/test_*.py)
+# Two processes that take about as long: whole stages and gangs; engines, and the parts that have folders of their own.
+TRAINER_GANGS := $(filter-out %/test_engines.py %/test_fast_ways.py,$(wildcard tests/trainer/test_*.py))
 
 trainer-gangs: .venv/.all
 	nice $(RUN) -m pytest $(TRAINER_GANGS)

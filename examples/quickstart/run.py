@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """From a bare machine to a published adapter: `make quickstart`.
 
 Each part is what a user would do by hand, with the same commands: start a cluster, build images, `helm install`, put a
@@ -22,6 +21,8 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+
+from examples.quickstart import kept
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
@@ -162,6 +163,7 @@ def trainer_image_in_use() -> str:
 def data(namespace: str) -> None:
     """The claim with the base model and the examples, in `namespace`."""
     manifest = string.Template((HERE / "data.yaml").read_text()).substitute(TRAINER_IMAGE=trainer_image_in_use())
+    claim, job = manifest.split("---\n")
     if namespace != "default":
         existing = run("kubectl", "create", "namespace", namespace, "--dry-run=client", "-o", "yaml", quiet=True)
         run("kubectl", "apply", "-f", "-", stdin=existing, quiet=True)
@@ -177,7 +179,11 @@ def data(namespace: str) -> None:
         "--wait",
         quiet=True,
     )
-    run("kubectl", "apply", "-n", namespace, "-f", "-", stdin=manifest, quiet=True)
+    run("kubectl", "apply", "-n", namespace, "-f", "-", stdin=claim, quiet=True)
+    folder = None if own_cluster() else claim_folder(namespace)
+    if folder:
+        kept.lend(folder)
+    run("kubectl", "apply", "-n", namespace, "-f", "-", stdin=job, quiet=True)
     wait = [
         "kubectl",
         "wait",
@@ -192,11 +198,21 @@ def data(namespace: str) -> None:
     except Stopped:
         run("kubectl", "describe", "-n", namespace, "pods", "-l", "job-name=finetune-quickstart-data")
         raise
+    if folder:
+        kept.keep(folder)
     console.print(
         run("kubectl", "logs", "-n", namespace, "job/finetune-quickstart-data", "--tail=5", quiet=True).rstrip(),
         markup=False,
         style="dim",
     )
+
+
+def claim_folder(namespace: str) -> Path:
+    """Where the claim lies on this machine."""
+    claim = ("-n", namespace, f"pvc/{CLAIM}")
+    run("kubectl", "wait", *claim, "--for=jsonpath={.status.phase}=Bound", "--timeout=60s", quiet=True)
+    volume = run("kubectl", "get", *claim, "-o", "jsonpath={.spec.volumeName}", quiet=True)
+    return Path(run("kubectl", "get", f"pv/{volume}", "-o", "jsonpath={.spec.hostPath.path}", quiet=True))
 
 
 def tune(namespace: str) -> None:

@@ -94,7 +94,7 @@ def cluster() -> Iterator[Cluster]:
         == 0
     )
     result = subprocess.run(
-        [sys.executable, "examples/quickstart/run.py"], cwd=ROOT, text=True, capture_output=True, timeout=40 * 60
+        [sys.executable, "-m", "examples.quickstart.run"], cwd=ROOT, text=True, capture_output=True, timeout=40 * 60
     )
     if result.returncode:
         pytest.fail(

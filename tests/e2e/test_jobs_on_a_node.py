@@ -111,8 +111,16 @@ def test_the_gang_was_two_unprivileged_pods_under_deepspeed(cluster: Any) -> Non
 
 def test_a_job_goes_on_through_eviction_upgrade_and_reinstall(cluster: Any, team: str, manifest: Manifest) -> None:
     name = "survivor"
-    compute = {"strategy": "zero3"}
-    cluster.apply(manifest(name, training={"epochs": 4}, checkpoint={"everySteps": 5}, compute=compute), team)
+    # Half a core each: slow enough for what happens to it meanwhile, on a fast machine too.
+    limits = {"limits": {"cpu": "500m", "memory": "4Gi"}, "requests": {"cpu": "250m", "memory": "512Mi"}}
+    body = manifest(
+        name,
+        training={"epochs": 2},
+        checkpoint={"everySteps": 5},
+        compute={"strategy": "zero3"},
+        pods={"train": {"resources": limits}},
+    )
+    cluster.apply(body, team)
     job = cluster.until(
         "a checkpoint while training",
         lambda: (lambda j: j if j["status"].get("lastCheckpoint") and j["status"]["phase"] == "Training" else None)(

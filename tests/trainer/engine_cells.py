@@ -6,6 +6,7 @@ Run as a script by test_engines.py: rank, folder of results. Each cell's largest
 from __future__ import annotations
 
 import datetime
+import functools
 import gc
 import itertools
 import json
@@ -162,7 +163,7 @@ def difference(mine: Weights, theirs: Weights) -> float:
 class Alone:
     """The undisturbed single process: what each step gives, and where it leads."""
 
-    def __init__(self, task: str, method: str, steps: int = STEPS) -> None:
+    def __init__(self, task: str, method: str, steps: int) -> None:
         engine = engine_of("ddp", setting_of(1), model_of(task, method))
         self.said: list[tuple[float, float]] = []
         self.after: list[Weights] = [exported(engine, share=False)]
@@ -171,24 +172,32 @@ class Alone:
             self.after.append(exported(engine, share=False))
 
 
-def chain(task: str, method: str) -> Iterator[tuple[str, dict[str, Any]]]:
+@functools.cache
+def alone_with(method: str) -> Alone:
+    """Of causal-lm, through all steps, once for everything that looks at some of them."""
+    return Alone("causal-lm", method, STEPS)
+
+
+def chain(method: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each strategy begins anew, then goes on from where the one before it left off; at last a single process does."""
-    alone = Alone(task, method)
+    alone = alone_with(method)
     before = alone.after[0]
     for done, strategy in enumerate((*STRATEGIES, "single")):
         share = strategy != "single"
         try:
-            engine = engine_of(strategy if share else "ddp", setting_of(2 if share else 1), model_of(task, method))
+            engine = engine_of(
+                strategy if share else "ddp", setting_of(2 if share else 1), model_of("causal-lm", method)
+            )
             report: dict[str, Any] = {"even": engine.even, "communicates": engine.module_communicates}
             if strategy == "fsdp2":
                 report["sharded"] = all(type(p).__name__ == "DTensor" for p in engine.module.parameters())
-            report["first"] = _compared(step(engine, task, 1), alone.said[0])
+            report["first"] = _compared(step(engine, "causal-lm", 1), alone.said[0])
             report["first weights"] = difference(exported(engine, share=share), alone.after[1])
             engine.restore(lambda kind, name, source=before: source[kind, name], done)
-            report["next"] = _compared(step(engine, task, done + 1), alone.said[done])
+            report["next"] = _compared(step(engine, "causal-lm", done + 1), alone.said[done])
             before = exported(engine, share=share)
             report["next weights"] = difference(before, alone.after[done + 1])
-            report |= _averages(engine, task, share)
+            report |= _averages(engine, share)
         except Exception:
             report = {"error": traceback.format_exc()}
             before = alone.after[done + 1]
@@ -212,9 +221,9 @@ def _compared(mine: tuple[float, float], theirs: tuple[float, float]) -> list[fl
 
 
 @torch.no_grad()
-def _averages(engine: Engine, task: str, share: bool) -> dict[str, Any]:
+def _averages(engine: Engine, share: bool) -> dict[str, Any]:
     """Outputs with weights, with averages, with weights again; and with whole weights on every rank."""
-    batch = batch_of(task, rows_of(99))
+    batch = batch_of("causal-lm", rows_of(99))
     engine.module.eval()
 
     def out() -> torch.Tensor:
@@ -239,7 +248,7 @@ def _averages(engine: Engine, task: str, share: bool) -> dict[str, Any]:
 
 def offloads() -> Iterator[tuple[str, dict[str, Any]]]:
     """Optimizer states and weights on the host."""
-    alone = Alone("causal-lm", "full", steps=4)
+    alone = alone_with("full")
     for strategy, offload in OFFLOADS.items():
         try:
             setting = setting_of(2, offload=offload)
@@ -256,7 +265,7 @@ def offloads() -> Iterator[tuple[str, dict[str, Any]]]:
 def half() -> Iterator[tuple[str, dict[str, Any]]]:
     """bf16 compute: the first loss is near, and what was restored is exact."""
     for method in ("full", "lora"):
-        alone = Alone("causal-lm", method, steps=4)
+        alone = alone_with(method)
         for strategy in STRATEGIES if method == "full" else ("zero2", "zero3", "fsdp2"):
             try:
                 engine = engine_of(strategy, setting_of(2, bf16=True), model_of("causal-lm", method))
@@ -289,7 +298,7 @@ def held() -> Iterator[tuple[str, dict[str, Any]]]:
     """Gradients too large to be held are reduced and sharded in each micro-batch."""
     from finetune_trainer.train.engines import fsdp2
 
-    alone = Alone("causal-lm", "full", steps=2)
+    alone = alone_with("full")
     zero._HELD_GRADIENT_BYTES = fsdp2._HELD_GRADIENT_BYTES = 0
     for strategy in STRATEGIES[1:]:
         try:
@@ -335,7 +344,7 @@ def main(rank: int, folder: Path) -> None:
     gc.freeze()  # what was imported need not be gone through when an engine is cleared away
     results: dict[str, Any] = {}
     for method in CHAINS:
-        results |= {f"causal-lm/{method}/{strategy}": report for strategy, report in chain("causal-lm", method)}
+        results |= {f"causal-lm/{method}/{strategy}": report for strategy, report in chain(method)}
     for (task, method), strategies in itertools.groupby(cells(), key=lambda cell: cell[:2]):
         alone = Alone(task, method, steps=1)
         for _, _, strategy in strategies:
