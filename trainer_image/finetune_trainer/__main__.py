@@ -5,14 +5,9 @@
 
 from __future__ import annotations
 
-import argparse
+import signal
 import sys
 from collections.abc import Sequence
-
-from finetune_api.contract import RUN_CONFIG_PATH
-from finetune_api.status import STAGES
-
-from finetune_trainer import launch
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,6 +15,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from finetune_trainer import survey  # its own road: no pod, no stage
 
         return survey.main()
+    # Before a second of imports: the kernel throws away what PID 1 has no handler for, but keeps what it blocks. A pod that is
+    # deleted as it starts would else live on until its grace period ends.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+    import argparse
+
+    from finetune_api.contract import RUN_CONFIG_PATH
+    from finetune_api.status import STAGES
+
+    from finetune_trainer import launch
+
     parser = argparse.ArgumentParser(prog="finetune_trainer", description=__doc__)
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--config", default=RUN_CONFIG_PATH, help="run config (JSON); default %(default)s")

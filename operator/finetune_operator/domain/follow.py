@@ -77,7 +77,7 @@ def _under_way(draft: Draft, stage: Stage, entry: AttemptStatus) -> None:
         _suspend(draft, stage, entry, job, pods, spent=sentence)
     elif job.suspended:
         _release(draft, stage, entry, job, pods)
-    elif not job.managed_elsewhere and _stopped(pods):
+    elif not job.managed_elsewhere and _stopped(job, pods):
         outcome.preempt(draft, entry, pods)
     else:
         _run(draft, stage, entry, job, pods)
@@ -92,9 +92,13 @@ def _any_live(pods: Sequence[PodView]) -> bool:
     return any(not pod.over for pod in pods)
 
 
-def _stopped(pods: Sequence[PodView]) -> bool:
+def _stopped(job: JobView, pods: Sequence[PodView]) -> bool:
     """Every pod has ended, with 5 or well. The Job controller would make them again, but only after 10 seconds, doubled for each
-    pod that ended: ten minutes for a gang of seven. A new attempt begins at once."""
+    pod that ended: ten minutes for a gang of seven. A new attempt begins at once. Those that a suspension stopped do not count:
+    when it is lifted they are still there, before the new ones are seen."""
+    if job.released is None:
+        return False
+    pods = [pod for pod in pods if pod.created >= job.released]
     ends = [pod.ended.exit_code if pod.ended is not None else None for pod in pods]
     return all(pod.over for pod in pods) and ExitCode.STOPPED in ends and set(ends) <= {0, ExitCode.STOPPED}
 

@@ -51,6 +51,14 @@ def _since(body: Object, kind: str) -> float | None:
     return None if condition is None else seconds_of(condition.get("lastTransitionTime")) or 0.0
 
 
+def _released(body: Object) -> float | None:
+    """By the word of the Job controller, which comes after the spec's."""
+    for condition in (body.get("status") or {}).get("conditions") or ():
+        if condition.get("type") == "Suspended":
+            return None if condition.get("status") == "True" else seconds_of(condition.get("lastTransitionTime")) or 0.0
+    return 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class JobView:
     """A batch/v1 Job of ours. Times in seconds since 1970; `complete`, `failed`, `failing` and `suspended_since` say since when."""
@@ -67,6 +75,8 @@ class JobView:
     deleting: bool = False
     suspended: bool = False
     suspended_since: float | None = None
+    released: float | None = 0.0
+    """Since when its controller makes pods for it: older ones are of before a suspension. None while it makes none."""
     held: bool = False
     managed_elsewhere: bool = False
     digest: str | None = None
@@ -98,6 +108,7 @@ class JobView:
             deleting=metadata.get("deletionTimestamp") is not None,
             suspended=bool(spec.get("suspend")),
             suspended_since=_since(body, "Suspended") if spec.get("suspend") else None,
+            released=_released(body),
             held=ANNOTATION_HELD in annotations,
             managed_elsewhere=QUEUE_LABEL in labels or spec.get("managedBy") not in (None, JOB_CONTROLLER),
             digest=annotations.get(ANNOTATION_DIGEST),

@@ -137,3 +137,13 @@ def test_since_when_a_job_is_suspended(suspend: bool, since: float | None) -> No
     told = {"type": "Suspended", "status": "True", "lastTransitionTime": "2027-01-15T08:00:00Z"}
     body = {"metadata": {"name": "j", "uid": "u"}, "spec": {"suspend": suspend}, "status": {"conditions": [told]}}
     assert JobView.of(body).suspended_since == since
+
+
+@pytest.mark.parametrize(
+    ("told", "since"), [({}, 0.0), ({"status": "True"}, None), ({"status": "False"}, 1_800_000_000.0)]
+)
+def test_since_when_a_job_is_released(told: dict[str, str], since: float | None) -> None:
+    """As the Job controller says, whatever the spec says by now."""
+    condition = {"type": "Suspended", "lastTransitionTime": "2027-01-15T08:00:00Z", **told}
+    body = {"metadata": {"name": "j", "uid": "u"}, "spec": {}, "status": {"conditions": [condition] if told else []}}
+    assert JobView.of(body).released == since

@@ -104,6 +104,29 @@ def test_a_raised_limit_asks_nobody_again(approved: Any, words: Any) -> None:
     assert world.condition("PlanAccepted") == "True"
 
 
+def test_what_a_pause_stopped_is_no_stop_of_what_goes_on(approved: Any, words: Any) -> None:
+    """The old pods are seen a while longer, the Job controller's word comes late, and the new pods later still."""
+    world = approved
+    pause(world, words)
+    world.now += 10
+    world.end("train", 5, 0, words("train", "stopped", 5, step=3), created=world.now - 60)
+    world.set("train", released=None)
+    world.edit(suspend=False)
+    world.settle()
+    job = world.job("train")
+    assert not job.suspended
+    world.set("train", released=world.now)
+    world.settle()
+    assert world.book == [("prepare", 1, "Succeeded"), ("train", 1, "Running")]
+    world.run("train")
+    world.settle()
+    assert (world.status["phase"], world.job("train").name) == ("Training", job.name)
+    world.now += 10
+    world.end("train", 5, 0, words("train", "stopped", 5, step=9))
+    world.settle()
+    assert world.book[-1] == ("train", 2, "Running")
+
+
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
 def test_a_training_is_what_it_was_made_as(make_world: Any, before: int, after: int) -> None:
     """Its time counts on, and its failure is a failure, whatever the next attempt will be."""

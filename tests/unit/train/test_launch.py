@@ -110,3 +110,32 @@ def test_a_config_that_cannot_be_used_is_one_sentence(tmp_path: Path, content: s
     assert message in said.cause.message
     assert said.cause.message in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_stop_that_comes_while_it_is_imported_is_kept(tmp_path: Path) -> None:
+    """PID 1 would lose it: the kernel throws away a signal that it neither handles nor blocks."""
+    (tmp_path / "sitecustomize.py").write_text(
+        """
+import os, signal, sys
+class Hook:
+    def find_spec(self, name, *_):
+        if name == "pydantic":
+            print("told to stop", flush=True)
+            os.kill(os.getpid(), signal.SIGTERM)
+sys.meta_path.insert(0, Hook())
+"""
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "finetune_trainer", "train", "--config", str(tmp_path / "none.json")],
+        env=os.environ
+        | {
+            "FINETUNE_TERMINATION_LOG": str(tmp_path / "termination"),
+            "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]),
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "told to stop" in done.stdout
+    assert done.returncode == 3, "it went on to where a stop is acted on"
