@@ -90,10 +90,10 @@ trainer: .venv/.all ## Training gangs as processes on this machine
 TRAINER_GANGS := $(filter-out %/test_engines.py %/test_fast_ways.py,$(wildcard tests/trainer/test_*.py))
 
 trainer-gangs: .venv/.all
-	nice $(RUN) -m pytest $(TRAINER_GANGS)
+	nice -n 5 $(RUN) -m pytest $(TRAINER_GANGS)
 
 trainer-parts: .venv/.all
-	nice $(RUN) -m pytest tests/trainer $(addprefix --ignore=,$(TRAINER_GANGS))
+	nice -n 5 $(RUN) -m pytest tests/trainer $(addprefix --ignore=,$(TRAINER_GANGS))
 
 cluster-test: .venv/.all ## The operator against a real API server and controllers
 	@$(MAKE) --no-print-directory built

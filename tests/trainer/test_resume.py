@@ -103,10 +103,10 @@ def test_stop_and_end_wait_for_the_writer(
 
 @pytest.fixture(scope="module")
 def moved(make_job: Callable[..., Any]) -> Any:
-    """Four processes of FSDP2, of which one is killed; one process, told to stop; two of ZeRO-3, to the end."""
+    """Three processes of FSDP2, of which one is killed; one process, told to stop; two of ZeRO-3, to the end."""
     draw = random.Random(7)
     job = make_job("moved", method=FULL, evaluation={"metrics": ["loss"]})
-    (first,) = job.start(processesPerNode=4, strategy="fsdp2")
+    (first,) = job.start(processesPerNode=3, strategy="fsdp2")
     first.wait_for_step(draw.randint(5, 12))
     draw.choice(first.workers()).kill()
     job.codes = [first.wait()]
@@ -121,7 +121,7 @@ def moved(make_job: Callable[..., Any]) -> Any:
 
 def test_moved_between_world_sizes_and_strategies(moved: Any, undisturbed: Any) -> None:
     assert moved.codes == [1, 5]
-    assert "FSDPModule over 4 ranks: strategy fsdp2" in moved.first.said()
+    assert "FSDPModule over 3 ranks: strategy fsdp2" in moved.first.said()
     assert "DeepSpeedEngine over 2 ranks: strategy zero3" in moved.third.said()
     assert "resumes from step" in moved.third.said()
     assert_same_end(moved, undisturbed, within=APART)

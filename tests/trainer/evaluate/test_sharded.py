@@ -9,6 +9,8 @@ import pytest
 from tests.trainer import two_ranks
 from tests.trainer.evaluate import sharded_ranks
 
+pytestmark = pytest.mark.timeout(900)  # the first test waits for the gang, which other tests may slow down
+
 PROMPTS = [[5, 9, 13, 17], [6], [20, 21, 22, 23, 24, 25, 26], [30, 31], [7, 7, 7]]
 
 
@@ -18,7 +20,7 @@ def gang(tmp_path_factory: pytest.TempPathFactory, shards_in: Any) -> list[dict[
     folder = tmp_path_factory.mktemp("sharded")
     for task, end in (("causal-lm", []), ("seq2seq-lm", [1])):
         shards_in(folder / task, task=task, validation=[([*prompt, *end], [9, 1]) for prompt in PROMPTS])
-    two_ranks.run(sharded_ranks.__file__, folder, seconds=200, DS_ACCELERATOR="cpu", LOCAL_SIZE="2")
+    two_ranks.run(sharded_ranks.__file__, folder, seconds=800, DS_ACCELERATOR="cpu", LOCAL_SIZE="2")
     return [two_ranks.found(folder, rank) for rank in range(2)]
 
 
