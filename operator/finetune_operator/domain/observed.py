@@ -38,25 +38,17 @@ def controller_uid(body: Object) -> str | None:
     return None
 
 
-def _condition(body: Object, kind: str) -> Mapping[str, Any] | None:
+def _condition(body: Object, kind: str, status: str = "True") -> Mapping[str, Any] | None:
     for condition in (body.get("status") or {}).get("conditions") or ():
-        if condition.get("type") == kind and condition.get("status") == "True":
+        if condition.get("type") == kind and condition.get("status") == status:
             found: Mapping[str, Any] = condition
             return found
     return None
 
 
-def _since(body: Object, kind: str) -> float | None:
-    condition = _condition(body, kind)
+def _since(body: Object, kind: str, status: str = "True") -> float | None:
+    condition = _condition(body, kind, status)
     return None if condition is None else seconds_of(condition.get("lastTransitionTime")) or 0.0
-
-
-def _released(body: Object) -> float | None:
-    """By the word of the Job controller, which comes after the spec's."""
-    for condition in (body.get("status") or {}).get("conditions") or ():
-        if condition.get("type") == "Suspended":
-            return None if condition.get("status") == "True" else seconds_of(condition.get("lastTransitionTime")) or 0.0
-    return 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +68,8 @@ class JobView:
     suspended: bool = False
     suspended_since: float | None = None
     released: float | None = 0.0
-    """Since when its controller makes pods for it: older ones are of before a suspension. None while it makes none."""
+    """Since when its controller makes pods for it, by its own word, which comes after the spec's: older pods are of before a
+    suspension. None while it makes none."""
     held: bool = False
     managed_elsewhere: bool = False
     digest: str | None = None
@@ -108,7 +101,7 @@ class JobView:
             deleting=metadata.get("deletionTimestamp") is not None,
             suspended=bool(spec.get("suspend")),
             suspended_since=_since(body, "Suspended") if spec.get("suspend") else None,
-            released=_released(body),
+            released=None if _condition(body, "Suspended") else _since(body, "Suspended", "False") or 0.0,
             held=ANNOTATION_HELD in annotations,
             managed_elsewhere=QUEUE_LABEL in labels or spec.get("managedBy") not in (None, JOB_CONTROLLER),
             digest=annotations.get(ANNOTATION_DIGEST),
