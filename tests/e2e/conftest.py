@@ -26,6 +26,7 @@ QUICKSTART = (
     if (ROOT / "examples" / "quickstart.yaml").exists()
     else {}
 )
+CLAIM = "finetune-quickstart"
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,15 @@ class Cluster:
 
     def pods(self, namespace: str, job: str, stage: str) -> list[dict[str, Any]]:
         return self.get("pods", namespace, "-l", f"finetune.dev/job={job},finetune.dev/stage={stage}")["items"]  # type: ignore[no-any-return]
+
+    def in_claim(self, namespace: str, code: str) -> None:
+        """Run Python in the folder of the quickstart's claim, by a pod of its own."""
+        source = self.get("job/finetune-quickstart-data", namespace)["spec"]["template"]["spec"]
+        source["containers"][0] |= {"command": ["python", "-c", code], "workingDir": f"/mnt/claims/{CLAIM}"}
+        self.apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "in-claim"}, "spec": source}, namespace)
+        done = "--for=jsonpath={.status.phase}=Succeeded"
+        self.kubectl("wait", "-n", namespace, done, "pod/in-claim", "--timeout=120s")
+        self.kubectl("delete", "-n", namespace, "pod/in-claim", "--wait")
 
     def apply(self, body: dict[str, Any], namespace: str) -> None:
         self.kubectl("apply", "-n", namespace, "-f", "-", stdin=json.dumps(body))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import json
 import subprocess
@@ -115,7 +114,7 @@ def test_a_job_goes_on_through_eviction_upgrade_and_reinstall(cluster: Any, team
     limits = {"limits": {"cpu": "500m", "memory": "4Gi"}, "requests": {"cpu": "250m", "memory": "512Mi"}}
     body = manifest(
         name,
-        training={"epochs": 2},
+        training={"epochs": 1, "globalBatchSize": 16},
         checkpoint={"everySteps": 5},
         compute={"strategy": "zero3"},
         pods={"train": {"resources": limits}},
@@ -218,24 +217,13 @@ def test_full_fine_tuning_with_two_processes_in_a_pod_is_suspended_and_goes_on(
     assert metric(job, "loss")["tuned"] < metric(job, "loss")["base"]
 
 
-def write_to_claim(cluster: Any, namespace: str, path: str, text: str) -> None:
-    """Write a file on the quickstart's claim by a pod of its own."""
-    source = cluster.get("job/finetune-quickstart-data", namespace)["spec"]["template"]["spec"]
-    container = source["containers"][0]
-    code = f"import base64, pathlib; pathlib.Path('/mnt/claims/{CLAIM}/{path}').write_bytes(base64.b64decode('{base64.b64encode(text.encode()).decode()}'))"
-    container |= {"command": ["python", "-c", code]}
-    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "write"}, "spec": source}
-    cluster.apply(pod, namespace)
-    cluster.kubectl("wait", "-n", namespace, "--for=jsonpath={.status.phase}=Succeeded", "pod/write", "--timeout=120s")
-    cluster.kubectl("delete", "-n", namespace, "pod/write", "--wait")
-
-
 def test_bad_data_fails_at_once_with_file_and_line_and_trains_nothing(
     cluster: Any, team: str, manifest: Manifest, tmp_path: Path
 ) -> None:
     rows = [{"prompt": f"question {i}", "completion": f"answer {i}"} for i in range(20)]
     del rows[6]["completion"]
-    write_to_claim(cluster, team, "data/bad.jsonl", "\n".join(json.dumps(row) for row in rows))
+    text = "\n".join(json.dumps(row) for row in rows)
+    cluster.in_claim(team, f"import pathlib; pathlib.Path('data/bad.jsonl').write_text({text!r})")
     file = tmp_path / "bad.yaml"
     file.write_text(json.dumps(manifest("bad-data", data={"train": [{"uri": f"pvc://{CLAIM}/data/bad.jsonl"}]})))
     result = cluster.run("ftj", "run", str(file), "-n", team, check=False)

@@ -33,7 +33,10 @@ def test_a_plan_is_made_approved_stopped_by_its_budget_and_ends_well(
     """One job with every hyperparameter left out, through all that stands between data and result: mode Plan, a manual
     approval, a budget that is used up in the middle, and a report that says why each value is what it is."""
     name = "left-out"
-    body = manifest(name, mode="Plan", budget={"approval": "Manual", "gpuHourPrice": 2})
+    some = "import pathlib; rows = pathlib.Path('data/train.jsonl').read_text().splitlines(True); pathlib.Path('data/some.jsonl').write_text(''.join(rows[:1000]))"
+    cluster.in_claim(team, some)
+    train = [{"uri": "pvc://finetune-quickstart/data/some.jsonl"}]
+    body = manifest(name, mode="Plan", budget={"approval": "Manual", "gpuHourPrice": 2}, data={"train": train})
     body["spec"]["method"] = {"type": "lora"}
     del body["spec"]["training"]
     cluster.apply(body, team)

@@ -1,4 +1,4 @@
-"""bitsandbytes is spared where nothing needs it, and never where something does."""
+"""bitsandbytes is spared where nothing needs it, and never where something does; transformers reads its models once."""
 
 from __future__ import annotations
 
@@ -48,3 +48,19 @@ def test_who_needs_it(
     monkeypatch.setitem(sys.modules, "bitsandbytes", sys)  # put back afterwards
     lean.spare_bitsandbytes(config)
     assert (sys.modules["bitsandbytes"] is None) is spared
+
+
+def test_models_are_listed_once_and_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.utils import import_utils
+
+    package = str(Path(import_utils.__file__).parents[1] / "models" / "__init__.py")
+    theirs = import_utils.define_import_structure(package)
+    monkeypatch.setattr(
+        import_utils, "define_import_structure", import_utils.define_import_structure
+    )  # put back afterwards
+    monkeypatch.delitem(sys.modules, "transformers.models", raising=False)
+    lean.list_models_once()
+    monkeypatch.setattr(
+        import_utils, "create_import_structure_from_path", lambda path: pytest.fail(f"{path} is read again")
+    )
+    assert import_utils.define_import_structure(package) == theirs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from finetune_trainer import lean
 from finetune_trainer.stage import StageContext
 from finetune_trainer.train import fence
 from finetune_trainer.train.identity import config_hash
@@ -15,6 +16,7 @@ def run(context: StageContext) -> None:
         print("this run was trained and measured before; its result stands", flush=True)
         return
     fence.refuse_superseded(layout.fence, context.config.attempt)
+    lean.list_models_once()
     from finetune_trainer.train.training import run_training  # torch and its friends take seconds to import
 
     run_training(context)
