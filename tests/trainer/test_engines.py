@@ -20,7 +20,7 @@ BF16 = 0.02
 def gang(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """All cells, as rank 0 of two processes saw them."""
     folder = tmp_path_factory.mktemp("engines")
-    two_ranks.run(engine_cells.__file__, folder, seconds=800)
+    two_ranks.run(engine_cells.__file__, folder, seconds=800, quantises=True)
     return two_ranks.found(folder)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,11 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def run(script: str, folder: Path, *, seconds: float, **environment: str) -> None:
-    """`script RANK FOLDER` as ranks 0 and 1, which must both end well within `seconds`; what they said is in the error."""
+def run(script: str, folder: Path, *, seconds: float, quantises: bool = False, **environment: str) -> None:
+    """`script RANK FOLDER` as ranks 0 and 1, which must both end well within `seconds`; what they said is in the error.
+
+    As in training, ranks that quantise nothing do not import bitsandbytes.
+    """
     common = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *sys.path]),
         "OMP_NUM_THREADS": "1",
@@ -24,7 +28,16 @@ def run(script: str, folder: Path, *, seconds: float, **environment: str) -> Non
     outputs = [folder / f"output-{rank}" for rank in range(2)]
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-W", "ignore", script, str(rank), str(folder)],
+            [
+                sys.executable,
+                "-W",
+                "ignore",
+                __file__,
+                "quantises" if quantises else "",
+                script,
+                str(rank),
+                str(folder),
+            ],
             env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"},
             stdout=output.open("w"),
             stderr=subprocess.STDOUT,
@@ -42,3 +55,13 @@ def run(script: str, folder: Path, *, seconds: float, **environment: str) -> Non
 def found(folder: Path, rank: int = 0) -> Any:
     """What a rank wrote into rank-RANK.json."""
     return json.loads((folder / f"rank-{rank}.json").read_text())
+
+
+if __name__ == "__main__":
+    from finetune_trainer import lean
+
+    sys.argv.pop(0)
+    if not sys.argv.pop(0):
+        sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
+    lean.list_models_once()
+    runpy.run_path(sys.argv[0], run_name="__main__")

@@ -84,7 +84,7 @@ class Kubelet:
     _stop: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> None:
-        while not self._stop.wait(0.05):
+        while not self._stop.wait(0.1):
             with contextlib.suppress(Exception):
                 for pod in self.api.items(f"/api/v1/namespaces/{self.namespace}/pods"):
                     self._play(pod)
