@@ -87,7 +87,7 @@ trainer: .venv/.all ## Training gangs as processes on this machine
 	@$(MAKE) --no-print-directory --keep-going --jobs=2 --output-sync=target trainer-gangs trainer-parts
 
 # Two processes that take about as long: whole stages and gangs; engines, and the parts that have folders of their own.
-TRAINER_GANGS := $(filter-out %/test_engines.py,$(wildcard tests/trainer/test_*.py))
+TRAINER_GANGS := $(filter-out %/test_engines.py,$(wildcard tests/trainer/test_*.py)) tests/trainer/evaluate/test_sharded.py
 
 trainer-gangs: .venv/.all
 	nice -n 5 $(RUN) -m pytest $(TRAINER_GANGS)

@@ -7,31 +7,30 @@ import sys
 from pathlib import Path
 
 from finetune_api.contract import RunConfig
+from finetune_api.spec import FineTuneJobSpec
 
 from finetune_trainer import sources
 from finetune_trainer.errors import StageError
 
 
 def spare_bitsandbytes(config: RunConfig) -> None:
-    """Before anything imports peft: to this process bitsandbytes is not installed, unless the training needs it.
-
-    peft imports it wherever it is installed, and it imports torch's compiler.
+    """Before a training imports peft, which imports bitsandbytes wherever it is installed, which imports torch's compiler: to
+    this process it is not installed, unless the optimizer, the method or the model needs it.
     """
-    if not _needed(config):
-        sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
+    optimizer = config.spec.training.optimizer
+    if optimizer is None or "8bit" in optimizer or "paged" in optimizer:
+        return
+    with contextlib.suppress(StageError):  # whoever loads the model says what is wrong with it
+        spare_unless_quantised(config.spec, sources.local(config.spec.model, config, field="spec.model.uri"))
 
 
-def _needed(config: RunConfig) -> bool:
-    spec = config.spec
+def spare_unless_quantised(spec: FineTuneJobSpec, model: Path) -> None:
+    """The same where nothing is trained. `model` is the folder of its files."""
     if spec.method.type == "qlora" or spec.method.quantization is not None:
-        return True
-    if spec.training.optimizer is None or "8bit" in spec.training.optimizer or "paged" in spec.training.optimizer:
-        return True
-    try:
-        written = (sources.local(spec.model, config, field="spec.model.uri") / "config.json").read_bytes()
-    except (StageError, OSError):
-        return True  # whoever loads the model says what is wrong with it
-    return b'"quantization_config"' in written
+        return
+    with contextlib.suppress(OSError):
+        if b'"quantization_config"' not in (model / "config.json").read_bytes():
+            sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
 
 
 def list_models_once() -> None:

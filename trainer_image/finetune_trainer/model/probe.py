@@ -1,15 +1,11 @@
 """Whether a model can be loaded and adapted as the spec says, found out without its weights.
 
-`prepare` runs this as a process of its own, since it does without torch. Only the files' headers are read, so that it
-takes seconds for a model of any size, and what would be refused in training is refused before a GPU is held.
-
-    python -m finetune_trainer.model.probe < {"folder", "spec", "purpose", "adapter"}  > {} or {"code", "message", "remedy"}
+Only the files' headers are read, so that it takes seconds for a model of any size, and what would be refused in training
+is refused before a GPU is held.
 """
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -58,19 +54,3 @@ def _without_weights(folder: Path, spec: FineTuneJobSpec, purpose: Purpose) -> t
         output_loading_info=True,
         ignore_mismatched_sizes=True,
     )
-
-
-def main() -> None:
-    asked = json.load(sys.stdin)
-    spec = FineTuneJobSpec.model_validate(asked["spec"])
-    purpose = Purpose(**asked["purpose"])
-    try:
-        probe(Path(asked["folder"]), spec, purpose, Path(asked["adapter"]) if asked["adapter"] else None)
-        answer = {}
-    except BadInput as bad:
-        answer = {"code": bad.cause.code, "message": bad.cause.message, "remedy": bad.cause.remedy}
-    print(json.dumps(answer))
-
-
-if __name__ == "__main__":
-    main()

@@ -153,7 +153,7 @@ def _plain(facts: ModelFacts, spec: FineTuneJobSpec, adapter: Path | None) -> bo
 
 
 def _probe(folder: Path, spec: FineTuneJobSpec, purpose: Purpose, adapter: Path | None) -> None:
-    """See model.probe, which this runs."""
+    """See model.__main__, which this runs."""
     question = {
         "folder": str(folder),
         "spec": spec.wire(),
@@ -161,7 +161,7 @@ def _probe(folder: Path, spec: FineTuneJobSpec, purpose: Purpose, adapter: Path 
         "adapter": str(adapter) if adapter else None,
     }
     done = subprocess.run(
-        [sys.executable, "-m", "finetune_trainer.model.probe"],
+        [sys.executable, "-m", "finetune_trainer.model"],
         input=json.dumps(question),
         capture_output=True,
         text=True,
