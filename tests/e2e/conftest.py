@@ -26,7 +26,6 @@ QUICKSTART = (
     if (ROOT / "examples" / "quickstart.yaml").exists()
     else {}
 )
-CLAIM = "finetune-quickstart"
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,8 @@ class Cluster:
     def in_claim(self, namespace: str, code: str) -> None:
         """Run Python in the folder of the quickstart's claim, by a pod of its own."""
         source = self.get("job/finetune-quickstart-data", namespace)["spec"]["template"]["spec"]
-        source["containers"][0] |= {"command": ["python", "-c", code], "workingDir": f"/mnt/claims/{CLAIM}"}
+        container = source["containers"][0]
+        container |= {"command": ["python", "-c", code], "workingDir": container["volumeMounts"][0]["mountPath"]}
         self.apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "in-claim"}, "spec": source}, namespace)
         done = "--for=jsonpath={.status.phase}=Succeeded"
         self.kubectl("wait", "-n", namespace, done, "pod/in-claim", "--timeout=120s")

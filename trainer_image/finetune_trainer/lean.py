@@ -20,7 +20,7 @@ def spare_bitsandbytes(config: RunConfig) -> None:
     optimizer = config.spec.training.optimizer
     if optimizer is None or "8bit" in optimizer or "paged" in optimizer:
         return
-    with contextlib.suppress(StageError):  # whoever loads the model says what is wrong with it
+    with contextlib.suppress(StageError, OSError):  # whoever loads the model says what is wrong with it
         spare_unless_quantised(config.spec, sources.local(config.spec.model, config, field="spec.model.uri"))
 
 

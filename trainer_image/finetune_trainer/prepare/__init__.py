@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from finetune_api.contract import RunConfig
 from finetune_api.status import DataStatus
 
-from finetune_trainer import lean, sealed, sources
+from finetune_trainer import sealed, sources
 from finetune_trainer.compiler import check_compiler
 from finetune_trainer.data import digests, stepplan
 from finetune_trainer.data.chat import load_tokenizer, template_of
@@ -42,7 +42,6 @@ def run(context: StageContext) -> None:
     # transformers imports torch wherever it finds it, which takes longer than preparing a small data set; tokenizers
     # need none, and this process does nothing else.
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
-    lean.list_models_once()
     context.progress.update(stage="prepare", force=True)
     done = prepare(
         context.config,

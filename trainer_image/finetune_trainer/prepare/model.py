@@ -15,6 +15,7 @@ from finetune_api.data import DataFormat
 from finetune_api.method import LOW_RANK, Task
 from finetune_api.spec import FineTuneJobSpec
 
+from finetune_trainer import lean
 from finetune_trainer.errors import BadInput, StageError, first_line
 from finetune_trainer.model import architecture
 from finetune_trainer.model.purpose import Purpose
@@ -180,6 +181,7 @@ def _probe(folder: Path, spec: FineTuneJobSpec, purpose: Purpose, adapter: Path 
 
 def _config(folder: Path, raw: dict[str, Any], model_type: str, uri: str, trust_remote_code: bool) -> Any:
     """transformers' configuration, which knows the defaults of its type."""
+    lean.list_models_once()
     from transformers import AutoConfig, __version__
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
