@@ -11,6 +11,8 @@ PYTHON ?= python3
 UV := $(or $(shell command -v uv),$(CACHE)/uv/bin/uv)
 RUN := .venv/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(PATH):$(CACHE)/uv/bin
+# Thousands of processes start from the same sources: the first of them compiles for all, also where the user's shell says no.
+unexport PYTHONDONTWRITEBYTECODE
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  \033[1m%-16s\033[0m %s\n", $$1, $$2}'
@@ -71,8 +73,8 @@ types: .venv/.all ## mypy --strict
 unit: .venv/.all ## Tests that need no cluster, under 60 s
 	@$(MAKE) --no-print-directory --keep-going --jobs=2 --output-sync=target unit-data unit-others
 
-# Two processes: what reads and checks data, and the rest.
-UNIT_DATA := $(addprefix tests/unit/,checks data fixes formats proof readers sources)
+# Two processes that take about as long: what needs torch and what reads files of data; the rest.
+UNIT_DATA := $(addprefix tests/unit/,data fixes formats proof readers train)
 
 unit-data: .venv/.all
 	nice $(RUN) -m pytest $(UNIT_DATA)

@@ -62,6 +62,6 @@ if __name__ == "__main__":
 
     sys.argv.pop(0)
     if not sys.argv.pop(0):
-        sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
+        lean.hide_bitsandbytes()
     lean.list_models_once()
     runpy.run_path(sys.argv[0], run_name="__main__")

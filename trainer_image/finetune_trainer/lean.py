@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 from pathlib import Path
 
@@ -30,7 +31,12 @@ def spare_unless_quantised(spec: FineTuneJobSpec, model: Path) -> None:
         return
     with contextlib.suppress(OSError):
         if b'"quantization_config"' not in (model / "config.json").read_bytes():
-            sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
+            hide_bitsandbytes()
+
+
+def hide_bitsandbytes() -> None:
+    """To this process it is not installed from here on."""
+    sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
 
 
 def list_models_once() -> None:
@@ -44,6 +50,7 @@ def list_models_once() -> None:
         return
     models = Path(import_utils.__file__).parents[1] / "models"
 
+    @functools.wraps(listed)
     def define_import_structure(module_path: str, prefix: str | None = None) -> object:
         if prefix is None and Path(module_path).parent == models:
             with contextlib.suppress(AttributeError, TypeError):  # another version's list
