@@ -61,8 +61,7 @@ def _under_way(draft: Draft, stage: Stage, entry: AttemptStatus) -> None:
         if outcome.all_seen(draft, stage, job, pods):
             outcome.record(draft, entry, judge(job, pods, stage, draft.now), pods)
     elif job.failing is not None:
-        phase, _ = RUNNING[stage]
-        draft.situation = Situation(phase, Reason.RETRYING, f"Stage {stage} failed; its other pods are ending")
+        draft.situation = _failing(stage, job)
         draft.look_again(_NODE_CHECK_S)
     elif job.deleting:
         draft.situation = Situation(
@@ -215,11 +214,7 @@ def _run(draft: Draft, stage: Stage, entry: AttemptStatus, job: JobView, pods: S
         draft.look_again(diagnosis.look_again)
     problem = diagnosis.problem
     if problem is None:
-        stopped = any(pod.over and pod.phase == "Failed" for pod in pods)
-        text = f"Waiting for the pods of stage {stage} to start"
-        if stopped:
-            text = f"Pods of stage {stage} were stopped; it resumes{outcome.from_step(draft)}"
-        draft.situation = Situation(begin.PHASES[stage], Reason.RESUMING if stopped else Reason.STARTING, text)
+        draft.situation = _too_few(draft, stage, job, pods)
         return
     if problem.reason == Reason.MISSING_CONFIG_MAP and entry.job in problem.message:
         begin.ensure(draft, stage, entry, again=True)
@@ -227,6 +222,28 @@ def _run(draft: Draft, stage: Stage, entry: AttemptStatus, job: JobView, pods: S
         outcome.stop(draft, entry, Reason.REPLACED, "Its settings changed before its pods ran")
         return
     draft.situation = Situation(begin.PHASES[stage], problem.reason, problem.text, problem=True)
+
+
+def _too_few(draft: Draft, stage: Stage, job: JobView, pods: Sequence[PodView]) -> Situation:
+    """Fewer pods run than should: one has failed, and its Job will at any moment; some were stopped; or they start."""
+    ended = [pod for pod in pods if pod.phase == "Failed" or (pod.ended is not None and pod.ended.exit_code != 0)]
+    if any(_fails(pod) for pod in ended if job.released is not None and pod.created >= job.released):
+        return _failing(stage, job)
+    if ended:
+        text = f"Pods of stage {stage} were stopped; it resumes{outcome.from_step(draft)}"
+        return Situation(begin.PHASES[stage], Reason.RESUMING, text)
+    return Situation(begin.PHASES[stage], Reason.STARTING, f"Waiting for the pods of stage {stage} to start")
+
+
+def _fails(pod: PodView) -> bool:
+    """Whether the end of a pod fails its Job, by the Job's podFailurePolicy and backoffLimit."""
+    return pod.ended is None or pod.ended.exit_code != ExitCode.STOPPED
+
+
+def _failing(stage: Stage, job: JobView) -> Situation:
+    phase, _ = RUNNING[stage]
+    others = "; its other pods are ending" if job.pods > 1 else ""
+    return Situation(phase, Reason.RETRYING, f"Stage {stage} failed{others}")
 
 
 def _running_message(job: JobView, stage: Stage) -> str:

@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from finetune_operator.domain.observed import ClaimView, Refusal
+from finetune_operator.domain.follow import RUNNING
+from finetune_operator.domain.observed import ClaimView, Ended, Refusal
 
 
 @pytest.mark.parametrize("stage", ["prepare", "train", "publish"])
@@ -58,6 +59,30 @@ def test_the_trainers_sentence_is_the_failure(make_world: Any, words: Any) -> No
     assert (failure["rank"], failure["node"], failure["exitCode"]) == (0, "node-0", 3)
     assert world.condition("DataValid") == "False"
     assert world.status["message"] == "train.jsonl line 7: no answer. Add one"
+
+
+@pytest.mark.parametrize(("stage", "nodes"), [("prepare", 1), ("train", 2)])
+def test_a_failure_is_never_told_as_a_start_or_a_stop(make_world: Any, stage: str, nodes: int) -> None:
+    """From the container's end on, which is seen before the pod's, which is seen before the Job's."""
+    world = make_world(compute={"device": "cpu", "nodes": nodes})
+    world.share("scratch")
+    world.through(*{"train": ["prepare"]}.get(stage, []))
+    world.settle()
+    world.run(stage, nodes)
+    world.settle()
+    texts = []
+    for seen in (
+        lambda: world.pod(
+            stage, phase="Running", running_since=None, ended=Ended(3, "Error", "", world.now, world.now)
+        ),
+        lambda: world.end(stage, 3),
+        lambda: world.set(stage, failing=world.now),
+    ):
+        seen()
+        world.settle()
+        assert (world.status["phase"], world.status["reason"]) == (RUNNING[stage][0], "Retrying")
+        texts.append(world.status["message"])
+    assert set(texts) == {f"Stage {stage} failed" + ("; its other pods are ending" if nodes > 1 else "")}
 
 
 def test_the_budget_for_unknown_failures(make_world: Any) -> None:
