@@ -214,7 +214,7 @@ def _run(draft: Draft, stage: Stage, entry: AttemptStatus, job: JobView, pods: S
         draft.look_again(diagnosis.look_again)
     problem = diagnosis.problem
     if problem is None:
-        draft.situation = _too_few(draft, stage, job, pods)
+        draft.situation = _too_few(draft, stage, entry, job, pods)
         return
     if problem.reason == Reason.MISSING_CONFIG_MAP and entry.job in problem.message:
         begin.ensure(draft, stage, entry, again=True)
@@ -224,12 +224,14 @@ def _run(draft: Draft, stage: Stage, entry: AttemptStatus, job: JobView, pods: S
     draft.situation = Situation(begin.PHASES[stage], problem.reason, problem.text, problem=True)
 
 
-def _too_few(draft: Draft, stage: Stage, job: JobView, pods: Sequence[PodView]) -> Situation:
+def _too_few(draft: Draft, stage: Stage, entry: AttemptStatus, job: JobView, pods: Sequence[PodView]) -> Situation:
     """Fewer pods run than should: one has failed, and its Job will at any moment; some were stopped; or they start."""
     ended = [pod for pod in pods if pod.phase == "Failed" or (pod.ended is not None and pod.ended.exit_code != 0)]
     if any(_fails(pod) for pod in ended if job.released is not None and pod.created >= job.released):
         return _failing(stage, job)
-    if ended:
+    # A pod that was deleted is soon gone: what was said of it holds until all run again.
+    said = entry.started is not None and draft.before.reason == Reason.RESUMING
+    if ended or said or any(pod.deletion_asked is not None for pod in pods):
         text = f"Pods of stage {stage} were stopped; it resumes{outcome.from_step(draft)}"
         return Situation(begin.PHASES[stage], Reason.RESUMING, text)
     return Situation(begin.PHASES[stage], Reason.STARTING, f"Waiting for the pods of stage {stage} to start")

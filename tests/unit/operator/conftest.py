@@ -202,6 +202,11 @@ class World:
     ) -> None:
         self.pod(stage, index, node=f"node-{index}", **self.ended(exit_code, text, reason), **change)
 
+    def gone(self, stage: str, index: int) -> None:
+        """The pods of a rank are there no more."""
+        uid = self.job(stage).uid
+        self.pods[uid] = {name: pod for name, pod in self.pods[uid].items() if pod.index != index}
+
     def finish(self, stage: str, nodes: int = 1, **more: Any) -> None:
         """The stage's pods succeed, and its Job with them."""
         for index in range(nodes):

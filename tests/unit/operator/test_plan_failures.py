@@ -140,8 +140,7 @@ def node_lost(world: Any) -> None:
 
 
 def vanished(world: Any) -> None:
-    job = world.job("train")
-    world.pods[job.uid] = {name: pod for name, pod in world.pods[job.uid].items() if pod.index == 0}
+    world.gone("train", 1)
 
 
 @pytest.mark.parametrize("happens", [disrupted, evicted, deleted, node_lost, vanished])
@@ -222,9 +221,15 @@ def test_a_stop_with_a_checkpoint_goes_on_at_once(make_world: Any, words: Any, q
     world.run("train", 2)
     world.settle()
     stop = words("train", "stopped", 5, step=7, lastCheckpoint={"step": 7})
-    world.end("train", 5, 0, stop, deletion_asked=world.now)
-    world.settle()
-    assert world.book[-1] == ("train", 1, "Running"), "the other rank is still stopping"
+    for happens in (
+        lambda: world.pod("train", 0, deletion_asked=world.now),
+        lambda: world.end("train", 5, 0, stop),
+        lambda: world.gone("train", 0),
+    ):
+        happens()
+        world.settle()
+        assert world.book[-1] == ("train", 1, "Running"), "the other rank is still stopping"
+        assert world.status["message"].startswith("Pods of stage train were stopped; it resumes")
     world.end("train", 5, 1, stop)
     world.settle()
     assert world.status["lastCheckpoint"]["step"] == 7
