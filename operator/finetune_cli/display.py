@@ -58,7 +58,7 @@ class Lines:
             self._print(sentence)
         for _, sentence in view.findings(self.before, job):
             self._print(sentence)
-        self.before = job
+        self.before = view.last_told(self.before, job)
         for stage in stages(job):
             if stage.state == "running" and stage.percent is not None and stage.detail:
                 self._progress(f"{stage.name} {stage.percent:.0f}%  {stage.detail}")
@@ -87,6 +87,7 @@ class Bars:
         self.console, self.soft_wrap = console, console.soft_wrap
         self.console.soft_wrap = False  # a picture has the terminal's width
         self.job: FineTuneJob | None = None
+        self.before: FineTuneJob | None = None
         self.spinners = {name: Spinner("dots", style="cyan") for name in STAGES}
         self.live = Live(get_renderable=self._picture, console=console, refresh_per_second=8, transient=False)
         self.live.start()
@@ -95,12 +96,12 @@ class Bars:
         if self.job is None:
             self.console.print(Text(view.headline(job), style="bold"))
         standing = {view.waiting(job), view.data_sentence(job), None if view.awaits(job) else view.plan_sentence(job)}
-        for sentence in view.news(self.job, job):
+        for sentence in view.news(self.before, job):
             if sentence not in standing:  # those stand beside or below the bars for as long as they are true
                 self.console.print(Text(sentence, style="dim"))
-        for severity, sentence in view.findings(self.job, job):
+        for severity, sentence in view.findings(self.before, job):
             self.console.print(Text(sentence, style=SEVERITIES[severity]))
-        self.job = job
+        self.job, self.before = job, view.last_told(self.before, job)
 
     def say(self, sentence: str, *, warning: bool = False) -> None:
         self.console.print(Text(sentence, style="yellow" if warning else "dim"))

@@ -128,12 +128,23 @@ def needs_attention(job: FineTuneJob) -> bool:
     return waiting(job) is not None and job.status.reason not in ORDINARY
 
 
+def last_told(before: FineTuneJob | None, now: FineTuneJob) -> FineTuneJob:
+    """What the next news are compared with: while the operator has not looked at an edited spec, nothing new is known."""
+    return now if before is None or observed(now) else before
+
+
+def _known(before: FineTuneJob | None, now: FineTuneJob) -> FineTuneJobStatus:
+    """What was said already: nothing of another run."""
+    if before is None or not observed(before) or before.status.run not in (None, now.status.run):
+        return FineTuneJobStatus()
+    return before.status
+
+
 def news(before: FineTuneJob | None, now: FineTuneJob) -> list[str]:
     """Sentences about what has changed since `before`: each thing is said once."""
     if not observed(now):
         return []
-    old = before.status if before is not None and observed(before) else FineTuneJobStatus()
-    new, said = now.status, []
+    old, new, said = _known(before, now), now.status, []
     if new.data and new.data.rows is not None and (old.data is None or old.data.rows is None):
         said.append(data_sentence(now))
     if new.plan and new.plan.steps is not None and (old.plan is None or old.plan.steps is None):
@@ -147,9 +158,8 @@ def news(before: FineTuneJob | None, now: FineTuneJob) -> list[str]:
 
 def findings(before: FineTuneJob | None, now: FineTuneJob) -> list[tuple[Severity, str]]:
     """What the checks of the data found, said once: how much each matters, and a line."""
-    old = before.status.data.findings if before is not None and observed(before) and before.status.data else None
-    new = now.status.data.findings if observed(now) and now.status.data else None
-    return [] if old or not new else [(one.severity, _finding(one)) for one in new]
+    old, new = (status.data.findings if status.data else None for status in (_known(before, now), now.status))
+    return [] if old or not new or not observed(now) else [(one.severity, _finding(one)) for one in new]
 
 
 def _finding(one: FindingStatus) -> str:
