@@ -30,7 +30,7 @@ $(CACHE)/uv/bin/uv:
 
 # Twenty thousand files take a minute to compile: made once for a lock file and a Python, then linked into every checkout.
 .venv/.all: pyproject.toml uv.lock | $(UV)
-	@made=$(CACHE)/environment/$$({ $(PYTHON) -VV; command -v $(PYTHON); cat uv.lock; } | sha256sum | cut -c-16); new=$$made.$$$$; \
+	@made=$(CACHE)/environment/$$({ $(PYTHON) -c 'import sys; print(sys.version, sys.base_prefix)'; cat uv.lock; } | sha256sum | cut -c-16); new=$$made.$$$$; \
 	if [ ! -e $$made ]; then \
 		rm -rf $(CACHE)/environment; \
 		$(UV) venv --quiet --relocatable --python $(PYTHON) $$new; \
