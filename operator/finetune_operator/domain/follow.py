@@ -95,11 +95,14 @@ def _stopped(job: JobView, pods: Sequence[PodView]) -> bool:
     """Every pod has ended, with 5 or well. The Job controller would make them again, but only after 10 seconds, doubled for each
     pod that ended: ten minutes for a gang of seven. A new attempt begins at once. Those that a suspension stopped do not count:
     when it is lifted they are still there, before the new ones are seen."""
-    if job.released is None:
-        return False
-    pods = [pod for pod in pods if pod.created >= job.released]
+    pods = _released(job, pods)
     ends = [pod.ended.exit_code if pod.ended is not None else None for pod in pods]
     return all(pod.over for pod in pods) and ExitCode.STOPPED in ends and set(ends) <= {0, ExitCode.STOPPED}
+
+
+def _released(job: JobView, pods: Sequence[PodView]) -> list[PodView]:
+    """The pods that were made since the Job was let run: none where it was not."""
+    return [pod for pod in pods if job.released is not None and pod.created >= job.released]
 
 
 def _without_job(draft: Draft, stage: Stage, entry: AttemptStatus) -> None:
@@ -227,12 +230,14 @@ def _run(draft: Draft, stage: Stage, entry: AttemptStatus, job: JobView, pods: S
 def _too_few(draft: Draft, stage: Stage, entry: AttemptStatus, job: JobView, pods: Sequence[PodView]) -> Situation:
     """Fewer pods run than should: one has failed, and its Job will at any moment; some were stopped; or they start."""
     ended = [pod for pod in pods if pod.phase == "Failed" or (pod.ended is not None and pod.ended.exit_code != 0)]
-    if any(_fails(pod) for pod in ended if job.released is not None and pod.created >= job.released):
+    if any(_fails(pod) for pod in _released(job, ended)):
         return _failing(stage, job)
     # A pod that was deleted is soon gone: what was said of it holds until all run again.
     said = entry.started is not None and draft.before.reason == Reason.RESUMING
     if ended or said or any(pod.deletion_asked is not None for pod in pods):
-        text = f"Pods of stage {stage} were stopped; it resumes{outcome.from_step(draft)}"
+        # No step: those that still end save a later checkpoint than the last that was told of.
+        checkpoint = " from its last checkpoint" if draft.status.last_checkpoint is not None else ""
+        text = f"Pods of stage {stage} were stopped; it resumes{checkpoint}"
         return Situation(begin.PHASES[stage], Reason.RESUMING, text)
     return Situation(begin.PHASES[stage], Reason.STARTING, f"Waiting for the pods of stage {stage} to start")
 

@@ -221,15 +221,15 @@ def test_a_stop_with_a_checkpoint_goes_on_at_once(make_world: Any, words: Any, q
     world.run("train", 2)
     world.settle()
     stop = words("train", "stopped", 5, step=7, lastCheckpoint={"step": 7})
-    for happens in (
-        lambda: world.pod("train", 0, deletion_asked=world.now),
-        lambda: world.end("train", 5, 0, stop),
-        lambda: world.gone("train", 0),
+    for happens, checkpoint in (
+        (lambda: world.pod("train", 0, deletion_asked=world.now), ""),
+        (lambda: world.end("train", 5, 0, stop), " from its last checkpoint"),
+        (lambda: world.gone("train", 0), " from its last checkpoint"),
     ):
         happens()
         world.settle()
         assert world.book[-1] == ("train", 1, "Running"), "the other rank is still stopping"
-        assert world.status["message"].startswith("Pods of stage train were stopped; it resumes")
+        assert world.status["message"] == f"Pods of stage train were stopped; it resumes{checkpoint}"
     world.end("train", 5, 1, stop)
     world.settle()
     assert world.status["lastCheckpoint"]["step"] == 7
