@@ -155,7 +155,7 @@ def _suspend(
     if job.suspended and not live and spent:
         begin.spent(draft, spent)
     elif job.suspended and not live:
-        step = draft.status.last_checkpoint.step if draft.status.last_checkpoint is not None else None
+        step = outcome.sealed_step(draft, stage)
         begin.suspended(
             draft,
             stage,
@@ -236,7 +236,7 @@ def _too_few(draft: Draft, stage: Stage, entry: AttemptStatus, job: JobView, pod
     said = entry.started is not None and draft.before.reason == Reason.RESUMING
     if ended or said or any(pod.deletion_asked is not None for pod in pods):
         # No step: those that still end save a later checkpoint than the last that was told of.
-        checkpoint = " from its last checkpoint" if draft.status.last_checkpoint is not None else ""
+        checkpoint = " from its last checkpoint" if outcome.sealed_step(draft, stage) is not None else ""
         text = f"Pods of stage {stage} were stopped; it resumes{checkpoint}"
         return Situation(begin.PHASES[stage], Reason.RESUMING, text)
     return Situation(begin.PHASES[stage], Reason.STARTING, f"Waiting for the pods of stage {stage} to start")

@@ -52,10 +52,15 @@ def take_steps(
     status.last_checkpoint = status.checkpoints[-1]
 
 
-def from_step(draft: Draft) -> str:
-    """' from step 40', when there is a checkpoint."""
-    checkpoint = draft.status.last_checkpoint
-    return f" from step {checkpoint.step}" if checkpoint is not None else ""
+def sealed_step(draft: Draft, stage: Stage) -> int | None:
+    """The step that a training would go on from: the checkpoint is not the other stages'."""
+    checkpoint = draft.status.last_checkpoint if stage == "train" else None
+    return checkpoint.step if checkpoint is not None else None
+
+
+def _goes_on(draft: Draft, stage: Stage) -> str:
+    step = sealed_step(draft, stage)
+    return f"Stage {stage} goes on" + (f" from step {step}" if step is not None else "")
 
 
 def all_seen(draft: Draft, stage: Stage, job: JobView, pods: Sequence[PodView]) -> bool:
@@ -171,9 +176,7 @@ def record(draft: Draft, entry: AttemptStatus, verdict: Verdict, pods: Sequence[
         fail(draft, failure)
         return
     if verdict.kind == "evicted":
-        draft.say(
-            "Warning", Reason.EVICTED, "Resume", f"{failure.message}. Stage {entry.stage} goes on{from_step(draft)}"
-        )
+        draft.say("Warning", Reason.EVICTED, "Resume", f"{failure.message}. {_goes_on(draft, entry.stage)}")
         return
     failures = (draft.status.infra_failures or 0) + 1
     draft.status.infra_failures = failures
@@ -203,7 +206,7 @@ def preempt(draft: Draft, entry: AttemptStatus, pods: Sequence[PodView]) -> None
     step = f" at step {entry.last_step}" if entry.last_step is not None else ""
     entry.reason, entry.message = Reason.PREEMPTED, f"The pods of stage {entry.stage} stopped{step}. {why}"
     _close(draft, entry, "Stopped")
-    draft.say("Warning", Reason.PREEMPTED, "Resume", f"{entry.message}. Stage {entry.stage} goes on{from_step(draft)}")
+    draft.say("Warning", Reason.PREEMPTED, "Resume", f"{entry.message}. {_goes_on(draft, entry.stage)}")
 
 
 def stop(draft: Draft, entry: AttemptStatus, reason: Reason, message: str) -> None:

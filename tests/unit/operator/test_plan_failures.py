@@ -247,6 +247,25 @@ def test_a_stop_with_a_checkpoint_goes_on_at_once(make_world: Any, words: Any, q
     assert world.status.get("infraFailures") is None
 
 
+def test_a_training_alone_goes_on_from_the_step_of_its_checkpoint(make_world: Any, words: Any) -> None:
+    """A publication that is stopped does not: that step was the training's."""
+    world = make_world()
+    world.through("prepare")
+    world.run("train")
+    world.settle()
+    world.finish("train", lastCheckpoint={"step": 9})
+    world.settle()
+    assert world.status["lastCheckpoint"]["step"] == 9
+    world.run("publish")
+    world.settle()
+    world.pod("publish", deletion_asked=world.now)
+    world.settle()
+    assert world.status["message"] == "Pods of stage publish were stopped; it resumes"
+    world.end("publish", 5, text=words("publish", "stopped", 5))
+    world.settle()
+    assert world.notes[-2].text.endswith("was deleted. Stage publish goes on")
+
+
 def test_the_book_forgets_disruptions_before_successes(make_world: Any) -> None:
     world = make_world()
     world.through("prepare")
