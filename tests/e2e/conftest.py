@@ -6,6 +6,7 @@ is used and left running; one that these tests started is stopped.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import os
@@ -19,6 +20,7 @@ from typing import Any
 
 import pytest
 import yaml
+from finetune_api.contract import PROGRESS_PATH, PROGRESS_PORT
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = (
@@ -26,6 +28,25 @@ QUICKSTART = (
     if (ROOT / "examples" / "quickstart.yaml").exists()
     else {}
 )
+
+
+# Run in a training pod: wait until rank 0 tells of something; send a signal to the ranks.
+UNTIL_TOLD = f"""
+import json, time, urllib.request
+told = dict()
+while told.get("stage") != "train" or not told.get("{{field}}"):
+    time.sleep(0.1)
+    try:
+        told = json.load(urllib.request.urlopen("http://127.0.0.1:{PROGRESS_PORT}{PROGRESS_PATH}", timeout=1))
+    except OSError:
+        pass
+"""
+SIGNAL = """
+import os, pathlib, signal
+for process in pathlib.Path("/proc").glob("[0-9]*"):
+    if process.name != str(os.getpid()) and b"finetune_trainer.worker" in (process / "cmdline").read_bytes():
+        os.kill(int(process.name), signal.{signal})
+"""
 
 
 @dataclass(frozen=True)
@@ -58,6 +79,35 @@ class Cluster:
 
     def pods(self, namespace: str, job: str, stage: str) -> list[dict[str, Any]]:
         return self.get("pods", namespace, "-l", f"finetune.dev/job={job},finetune.dev/stage={stage}")["items"]  # type: ignore[no-any-return]
+
+    def in_training(self, namespace: str, job: str, field: str, then: str = "") -> str:
+        """Wait for what rank 0 tells in its progress, without the operator's pause between two readings; then run Python in
+        its pod, which is returned."""
+
+        def rank0() -> str | None:
+            for pod in self.pods(namespace, job, "train"):
+                index = pod["metadata"]["labels"]["batch.kubernetes.io/job-completion-index"]
+                if index == "0" and pod["status"]["phase"] == "Running":
+                    return pod["metadata"]["name"]  # type: ignore[no-any-return]
+            return None
+
+        pod: str = self.until(f"{job} trains", rank0)
+        self.in_pod(namespace, pod, UNTIL_TOLD.format(field=field) + then)
+        return pod
+
+    def in_pod(self, namespace: str, pod: str, code: str) -> None:
+        self.kubectl("exec", "-n", namespace, pod, "--", "python", "-c", code, timeout=240)
+
+    @contextlib.contextmanager
+    def frozen(self, namespace: str, job: str) -> Iterator[None]:
+        """A training that stands still in its middle until it is asked to stop: on a machine of any speed."""
+        pod = self.in_training(namespace, job, "step", SIGNAL.format(signal="SIGSTOP"))
+        try:
+            yield
+            asked = lambda: self.get(f"pod/{pod}", namespace)["metadata"].get("deletionTimestamp")  # noqa: E731
+            self.until(f"{pod} is asked to stop", asked)
+        finally:
+            self.in_pod(namespace, pod, SIGNAL.format(signal="SIGCONT"))
 
     def in_claim(self, namespace: str, code: str) -> None:
         """Run Python in the folder of the quickstart's claim, by a pod of its own."""

@@ -120,12 +120,7 @@ def test_a_job_goes_on_through_eviction_upgrade_and_reinstall(cluster: Any, team
         pods={"train": {"resources": limits}},
     )
     cluster.apply(body, team)
-    job = cluster.until(
-        "a checkpoint while training",
-        lambda: (lambda j: j if j["status"].get("lastCheckpoint") and j["status"]["phase"] == "Training" else None)(
-            cluster.job(name, team)
-        ),
-    )
+    cluster.in_training(team, name, "lastCheckpoint")
     before = {pod["metadata"]["uid"] for pod in cluster.pods(team, name, "train")}
 
     chart = str(ROOT / "charts" / "finetune-operator")
@@ -202,8 +197,8 @@ def test_full_fine_tuning_with_two_processes_in_a_pod_is_suspended_and_goes_on(
     body["spec"]["method"] = {"type": "full"}
     body["spec"]["training"].pop("epochs", None)
     cluster.apply(body, team)
-    cluster.until("it trains", lambda: (cluster.job(name, team)["status"].get("progress") or {}).get("step", 0) > 0)
-    cluster.kubectl("patch", "-n", team, f"ftj/{name}", "--type=merge", "-p", '{"spec": {"suspend": true}}')
+    with cluster.frozen(team, name):
+        cluster.kubectl("patch", "-n", team, f"ftj/{name}", "--type=merge", "-p", '{"spec": {"suspend": true}}')
     job = cluster.until_phase(name, team, "Suspended", seconds=300)
     cluster.until(
         "its pods are gone",

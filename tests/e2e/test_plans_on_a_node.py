@@ -62,14 +62,9 @@ def test_a_plan_is_made_approved_stopped_by_its_budget_and_ends_well(
     approved = cluster.run("ftj", "approve", name, "-n", team, "--plan", plan["digest"], "--yes")
     assert plan["digest"] in approved.stdout + approved.stderr
 
-    def training() -> dict[str, Any] | None:
-        job = cluster.job(name, team)
-        assert job["status"].get("phase") not in ("Failed", "Completed"), job["status"]
-        return job if (job["status"].get("progress") or {}).get("stage") == "train" and job["status"]["progress"].get("step") else None  # fmt: skip
-
-    cluster.until("it trains", training)
-    assert len(cluster.pods(team, name, "prepare")) == 1, "going on from the plan prepared the data again"
-    patch(cluster, team, name, budget={"maxDuration": "5s"})
+    with cluster.frozen(team, name):
+        assert len(cluster.pods(team, name, "prepare")) == 1, "going on from the plan prepared the data again"
+        patch(cluster, team, name, budget={"maxDuration": "5s"})
     job = cluster.until_phase(name, team, "Suspended", seconds=300)
     assert job["status"]["reason"] == "BudgetExhausted"
     assert conditions(job) | {"Stalled": "True", "Suspended": "True"} == conditions(job)
