@@ -200,11 +200,11 @@ def _exhausted(failure: FailureStatus, failures: int, allowed: int) -> FailureSt
 def preempt(draft: Draft, entry: AttemptStatus, pods: Sequence[PodView]) -> None:
     """The pods were told to stop and did, with a checkpoint: nobody's error."""
     told = next((pod for pod in pods if pod.disrupted is not None or pod.deletion_asked is not None), None)
-    why = "They were stopped"
+    why = ""
     if told is not None:
-        why = f"Pod {told.name} was {f'disrupted ({told.disrupted})' if told.disrupted is not None else 'deleted'}"
+        why = f". Pod {told.name} was {f'disrupted ({told.disrupted})' if told.disrupted is not None else 'deleted'}"
     step = f" at step {entry.last_step}" if entry.last_step is not None else ""
-    entry.reason, entry.message = Reason.PREEMPTED, f"The pods of stage {entry.stage} stopped{step}. {why}"
+    entry.reason, entry.message = Reason.PREEMPTED, f"The pods of stage {entry.stage} were stopped{step}{why}"
     _close(draft, entry, "Stopped")
     draft.say("Warning", Reason.PREEMPTED, "Resume", f"{entry.message}. {_goes_on(draft, entry.stage)}")
 

@@ -23,6 +23,7 @@ _ANSWER_S = 2.0
 _AT_ONCE = 64
 _UNCHANGED_S = 60.0
 _FAILURES_TOLD = 3
+_SOON, _LOADING = 0.2, 4.0
 _WRITES_A_SECOND = 20.0
 
 
@@ -45,6 +46,12 @@ class WriteBudget:
             return False
         self._tokens -= 1
         return True
+
+
+def pause(interval: float, watched: float, moves: bool) -> float:
+    """Seconds to the next reading of a pod that has been watched for so many. Short until it moves, for as long as loading
+    may take: a training may be over in one interval, and its first step is what people wait to see."""
+    return interval if moves or watched >= _LOADING * interval else _SOON * interval
 
 
 class Poller:
@@ -79,7 +86,9 @@ class Poller:
 
     async def _poll(self, key: Key, pod: PodView) -> None:
         loop = asyncio.get_running_loop()
-        told_at, told_percent, failures = float("-inf"), -1, 0
+        since, told_at, told, failures = loop.time(), float("-inf"), (-1, False), 0
+        first: float | None = None
+        moves = False
         await asyncio.sleep(random.uniform(0.1, 0.2) * self._interval)
         while True:
             progress, problem = await self._read(pod)
@@ -90,13 +99,15 @@ class Poller:
                 if failures == _FAILURES_TOLD:
                     self._tell(key, ProgressReading(pod.uid, None, problem))
             else:
-                percent = int(progress.percent)
-                due = percent != told_percent or now - told_at >= _UNCHANGED_S or failures >= _FAILURES_TOLD
+                first = progress.percent if first is None else first
+                moves = moves or progress.percent > first
+                news = (int(progress.percent), moves)
+                due = news != told or now - told_at >= _UNCHANGED_S or failures >= _FAILURES_TOLD
                 if due and self._budget.take(now):
                     self._tell(key, ProgressReading(pod.uid, progress))
-                    told_at, told_percent = now, percent
+                    told_at, told = now, news
                 failures = 0
-            await asyncio.sleep(self._interval)
+            await asyncio.sleep(pause(self._interval, now - since, moves))
 
     async def _read(self, pod: PodView) -> tuple[Progress | None, str | None]:
         if self._session is None:

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from finetune_operator.domain.observed import PodView, ProgressReading
 from finetune_operator.domain.writing import can_wait
 from finetune_operator.runtime.cache import Cache, read_status
 from finetune_operator.runtime.connection import Credentials
 from finetune_operator.runtime.mergepatch import difference
-from finetune_operator.runtime.poller import WriteBudget
+from finetune_operator.runtime.poller import Poller, WriteBudget, pause
 from finetune_operator.runtime.queue import WorkQueue
 from finetune_operator.telemetry.logs import JsonFormatter, key_in_work
 from hypothesis import given
@@ -244,6 +247,38 @@ def test_the_budget_of_progress_writes() -> None:
     assert [budget.take(10.0) for _ in range(3)] == [True, True, False]
     assert budget.take(10.6)
     assert not budget.take(10.6)
+
+
+@pytest.mark.parametrize(
+    ("watched", "moves", "seconds"),
+    [(2.0, False, 3.0), (59.0, False, 3.0), (60.0, False, 15.0), (2.0, True, 15.0), (600.0, True, 15.0)],
+)
+def test_a_pod_is_read_often_until_it_moves(watched: float, moves: bool, seconds: float) -> None:
+    assert pause(15.0, watched, moves) == pytest.approx(seconds)
+
+
+async def test_what_a_pod_tells_is_told_on_when_it_begins_to_move_and_with_each_percent() -> None:
+    percents = iter([0.0, 0.0, 0.3, 0.6, 0.9, 1.2, 1.4, 2.0])
+    told: list[float] = []
+    end = asyncio.Event()
+
+    async def answer(_: web.Request) -> web.Response:
+        return web.json_response({"contract": 1, "stage": "train", "percent": next(percents, 2.0)})
+
+    def tell(_: Any, reading: ProgressReading) -> None:
+        assert reading.progress is not None
+        told.append(reading.progress.percent)
+        if reading.progress.percent >= 2:
+            end.set()
+
+    app = web.Application()
+    app.router.add_get("/progress", answer)
+    async with TestServer(app, host="127.0.0.1") as server:
+        poller = Poller(0.05, tell, port=server.port or 0)
+        poller.follow(A, PodView("train-0", "u", "j", 0, "Running", 0.0, ip="127.0.0.1"))
+        await asyncio.wait_for(end.wait(), 30)
+        await poller.close()
+    assert told == [0.0, 0.3, 1.2, 2.0]
 
 
 # Credentials and logs.
