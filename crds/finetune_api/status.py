@@ -98,7 +98,7 @@ class PlanStatus(ApiModel):
 
 
 class ProgressStatus(ApiModel):
-    """How far the running stage is; once it moves, every 15 seconds."""
+    """How far the running stage is; at most every 15 seconds once it moves."""
 
     stage: str | None = Field(
         default=None,

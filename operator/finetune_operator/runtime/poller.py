@@ -22,8 +22,8 @@ from finetune_operator.telemetry import metrics
 _ANSWER_S = 2.0
 _AT_ONCE = 64
 _UNCHANGED_S = 60.0
-_FAILURES_TOLD = 3
-_SOON, _LOADING = 0.2, 4.0
+# In intervals between two readings.
+_SOON, _LOADING, _SILENT = 0.2, 4.0, 2.0
 _WRITES_A_SECOND = 20.0
 
 
@@ -48,10 +48,44 @@ class WriteBudget:
         return True
 
 
-def pause(interval: float, watched: float, moves: bool) -> float:
-    """Seconds to the next reading of a pod that has been watched for so many. Short until it moves, for as long as loading
-    may take: a training may be over in one interval, and its first step is what people wait to see."""
-    return interval if moves or watched >= _LOADING * interval else _SOON * interval
+@dataclass(slots=True)
+class Watch:
+    """What one pod has told: when to read it again, and what of it is news. Times in seconds of one clock."""
+
+    interval: float
+    since: float
+    first: float | None = None
+    moves: bool = False
+    told: tuple[int, bool] | None = None
+    told_at: float = 0.0
+    silent_since: float | None = None
+    silence_told: bool = False
+
+    def pause(self, now: float) -> float:
+        """Until the next reading. Short until it moves, for as long as loading may take: a training may be over in one
+        interval, and its first step is what people wait to see."""
+        loads = not self.moves and now - self.since < _LOADING * self.interval
+        return self.interval * (_SOON if loads else 1)
+
+    def silent(self, now: float) -> bool:
+        """It did not answer: whether that is to be told, which is once, and not of one that has just begun."""
+        if self.silent_since is None:
+            self.silent_since = now
+        due = not self.silence_told and now - self.silent_since >= _SILENT * self.interval
+        self.silence_told |= due
+        return due
+
+    def answered(self, percent: float, now: float, budget: WriteBudget) -> bool:
+        """Whether that is to be told, as far as there is budget for it."""
+        self.first = percent if self.first is None else self.first
+        self.moves |= percent > self.first
+        news = (int(percent), self.moves)
+        due = news != self.told or now - self.told_at >= _UNCHANGED_S or self.silence_told
+        self.silent_since = None
+        if not (due and budget.take(now)):
+            return False
+        self.told, self.told_at, self.silence_told = news, now, False
+        return True
 
 
 class Poller:
@@ -86,28 +120,15 @@ class Poller:
 
     async def _poll(self, key: Key, pod: PodView) -> None:
         loop = asyncio.get_running_loop()
-        since, told_at, told, failures = loop.time(), float("-inf"), (-1, False), 0
-        first: float | None = None
-        moves = False
+        watch = Watch(self._interval, loop.time())
         await asyncio.sleep(random.uniform(0.1, 0.2) * self._interval)
         while True:
             progress, problem = await self._read(pod)
             metrics.progress_polls.labels("ok" if progress is not None else "failed").inc()
             now = loop.time()
-            if progress is None:
-                failures += 1
-                if failures == _FAILURES_TOLD:
-                    self._tell(key, ProgressReading(pod.uid, None, problem))
-            else:
-                first = progress.percent if first is None else first
-                moves = moves or progress.percent > first
-                news = (int(progress.percent), moves)
-                due = news != told or now - told_at >= _UNCHANGED_S or failures >= _FAILURES_TOLD
-                if due and self._budget.take(now):
-                    self._tell(key, ProgressReading(pod.uid, progress))
-                    told_at, told = now, news
-                failures = 0
-            await asyncio.sleep(pause(self._interval, now - since, moves))
+            if watch.silent(now) if progress is None else watch.answered(progress.percent, now, self._budget):
+                self._tell(key, ProgressReading(pod.uid, progress, problem))
+            await asyncio.sleep(watch.pause(now))
 
     async def _read(self, pod: PodView) -> tuple[Progress | None, str | None]:
         if self._session is None:

@@ -17,7 +17,7 @@ from finetune_operator.domain.writing import can_wait
 from finetune_operator.runtime.cache import Cache, read_status
 from finetune_operator.runtime.connection import Credentials
 from finetune_operator.runtime.mergepatch import difference
-from finetune_operator.runtime.poller import Poller, WriteBudget, pause
+from finetune_operator.runtime.poller import Poller, Watch, WriteBudget
 from finetune_operator.runtime.queue import WorkQueue
 from finetune_operator.telemetry.logs import JsonFormatter, key_in_work
 from hypothesis import given
@@ -249,12 +249,24 @@ def test_the_budget_of_progress_writes() -> None:
     assert not budget.take(10.6)
 
 
-@pytest.mark.parametrize(
-    ("watched", "moves", "seconds"),
-    [(2.0, False, 3.0), (59.0, False, 3.0), (60.0, False, 15.0), (2.0, True, 15.0), (600.0, True, 15.0)],
-)
-def test_a_pod_is_read_often_until_it_moves(watched: float, moves: bool, seconds: float) -> None:
-    assert pause(15.0, watched, moves) == pytest.approx(seconds)
+def test_a_pod_is_read_often_until_it_moves() -> None:
+    loading, resumed = (Watch(15.0, since=100.0) for _ in range(2))
+    budget = WriteBudget()
+    for percent, now, pause in ((0.0, 102.0, 3.0), (0.0, 105.0, 3.0), (0.2, 108.0, 15.0), (0.2, 123.0, 15.0)):
+        loading.answered(percent, now, budget)
+        assert loading.pause(now) == pytest.approx(pause)
+    for now, pause in ((102.0, 3.0), (159.0, 3.0), (160.0, 15.0)):
+        resumed.answered(27.0, now, budget)  # where it stood before: it still loads
+        assert resumed.pause(now) == pytest.approx(pause)
+
+
+def test_silence_is_told_once_after_two_intervals_and_that_it_ended() -> None:
+    watch, budget = Watch(15.0, since=100.0), WriteBudget()
+    assert [watch.silent(now) for now in (102.0, 105.0, 108.0, 111.0)] == [False] * 4, "it has just begun"
+    assert watch.answered(0.0, 114.0, budget)
+    assert [watch.silent(now) for now in (117.0, 132.0, 146.9, 147.0, 162.0)] == [False, False, False, True, False]
+    assert watch.answered(0.0, 165.0, budget), "the same as before, but it answers again"
+    assert not watch.answered(0.0, 168.0, budget)
 
 
 async def test_what_a_pod_tells_is_told_on_when_it_begins_to_move_and_with_each_percent() -> None:
