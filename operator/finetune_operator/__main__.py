@@ -12,7 +12,7 @@ from typing import Literal, cast
 import finetune_api
 import uvloop
 
-from finetune_operator.domain.draft import Config
+from finetune_operator.domain.plan_builder import Config
 from finetune_operator.handlers import http, kopf_app
 from finetune_operator.runtime.connection import Connection
 from finetune_operator.runtime.controller import Controller

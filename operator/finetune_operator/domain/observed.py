@@ -19,9 +19,9 @@ from finetune_api.contract import (
 )
 from finetune_api.finetunejob import FineTuneJob
 
+from finetune_operator.domain.diagnosis.termination_message import last_words
 from finetune_operator.domain.names import ANNOTATION_DIGEST, ANNOTATION_HELD
 from finetune_operator.domain.times import seconds_of
-from finetune_operator.domain.untrusted import last_words
 
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
@@ -267,7 +267,7 @@ class Read:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class ObservedState:
     """One job with everything around it, at one moment. `invalid` says why `job.spec` could not be read."""
 
     job: FineTuneJob

@@ -9,36 +9,38 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from finetune_operator.domain import accept, conditions, finish, follow, preflight, progress
-from finetune_operator.domain.draft import Config, Draft, Plan
-from finetune_operator.domain.observed import Seen
+from finetune_operator.domain.admission import acceptance, workspace
+from finetune_operator.domain.attempts import completion, reconcile
+from finetune_operator.domain.observed import ObservedState
+from finetune_operator.domain.plan_builder import Config, Plan, PlanBuilder
+from finetune_operator.domain.status import conditions, progress
 
 MANAGED_HERE = "finetune.dev/operator"
 
-POLICIES: tuple[Callable[[Draft], None], ...] = (
-    finish.start_again,  # a finished job with a new runToken begins a fresh run
-    finish.go_on_from_the_plan,
-    finish.stay_finished,  # terminal is terminal
-    accept.refuse_unreadable,  # what the schema could not know
-    accept.accept,  # name the run, freeze the platform's defaults, decide absent fields
-    accept.refuse_impossible,  # combinations of fields that cannot work
-    accept.refuse_without_image,
-    preflight.check_workspace,  # several nodes need a claim that several nodes can mount
-    follow.follow,  # the stages: watch the attempt under way, judge it, begin the next
+POLICIES: tuple[Callable[[PlanBuilder], None], ...] = (
+    completion.start_again,  # a finished job with a new runToken begins a fresh run
+    completion.go_on_from_the_plan,
+    completion.stay_finished,  # terminal is terminal
+    acceptance.refuse_unreadable,  # what the schema could not know
+    acceptance.accept,  # name the run, freeze the platform's defaults, decide absent fields
+    acceptance.refuse_impossible,  # combinations of fields that cannot work
+    acceptance.refuse_without_image,
+    workspace.check_workspace,  # several nodes need a claim that several nodes can mount
+    reconcile.follow,  # the stages: watch the attempt under way, judge it, begin the next
 )
-CLOSING: tuple[Callable[[Draft], None], ...] = (
+CLOSING: tuple[Callable[[PlanBuilder], None], ...] = (
     progress.show,
-    finish.clean_up,
+    completion.clean_up,
     conditions.show,
 )
 
 
-def plan(seen: Seen, now: float, config: Config) -> Plan:
+def plan(seen: ObservedState, now: float, config: Config) -> Plan:
     """`now` in seconds since 1970."""
     job = seen.job
     if job.metadata.deletion_timestamp is not None or job.spec.managed_by != MANAGED_HERE:
         return Plan()
-    draft = Draft.open(seen, now, config)
+    draft = PlanBuilder.open(seen, now, config)
     for policy in POLICIES:
         policy(draft)
         if draft.situation is not None:

@@ -19,8 +19,8 @@ from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
 from pydantic import ValidationError
 
-from finetune_operator.domain.observed import JobView, PodView, Seen
-from finetune_operator.runtime.facts import Facts
+from finetune_operator.domain.observed import JobView, ObservedState, PodView
+from finetune_operator.runtime.job_cache import JobCache
 from finetune_operator.runtime.queue import Key
 
 Object = dict[str, Any]
@@ -45,7 +45,7 @@ class HeldJob:
 
     body: Object
     version: int
-    facts: Facts = field(default_factory=Facts)
+    facts: JobCache = field(default_factory=JobCache)
     spec: FineTuneJobSpec | None = None
     invalid: str | None = None
     generation: int = -1
@@ -125,7 +125,7 @@ class Cache:
     def finetunejob(self, key: Key) -> HeldJob | None:
         return self._finetunejobs.get(key)
 
-    def look(self, key: Key) -> Seen | None:
+    def snapshot(self, key: Key) -> ObservedState | None:
         """The job and everything around it; None when there is no such job."""
         held = self._finetunejobs.get(key)
         if held is None:
@@ -137,7 +137,7 @@ class Cache:
         )
         jobs = self._jobs.get(held.uid, {})
         facts = held.facts
-        return Seen(
+        return ObservedState(
             job=job,
             invalid=held.invalid,
             jobs=dict(jobs),
@@ -150,7 +150,7 @@ class Cache:
             progress=facts.progress,
         )
 
-    def looked_at(self, seen: Seen) -> None:
+    def looked_at(self, seen: ObservedState) -> None:
         """What pods that are gone had said stands in the status now."""
         for job_uid, pods in seen.departed.items():
             left = [pod for pod in self._departed.get(job_uid, ()) if pod not in pods]

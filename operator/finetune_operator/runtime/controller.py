@@ -11,8 +11,8 @@ from typing import Any, get_args
 from finetune_api.contract import PROGRESS_PORT
 from finetune_api.status import Phase
 
-from finetune_operator.domain.draft import Config
 from finetune_operator.domain.observed import ProgressReading
+from finetune_operator.domain.plan_builder import Config
 from finetune_operator.runtime.cache import Cache
 from finetune_operator.runtime.client import Client
 from finetune_operator.runtime.connection import Connection
@@ -22,7 +22,7 @@ from finetune_operator.runtime.queue import Key, WorkQueue
 from finetune_operator.runtime.reconciler import Reconciler
 from finetune_operator.runtime.recorder import Recorder
 from finetune_operator.runtime.resources import FINETUNEJOB
-from finetune_operator.runtime.sweep import Sweeper
+from finetune_operator.runtime.resync import Resync
 from finetune_operator.telemetry import metrics
 from finetune_operator.telemetry.logs import key_in_work
 
@@ -56,7 +56,7 @@ class Controller:
         self._workers, self._sweep_seconds = workers, sweep_seconds
         self._recorder = Recorder(self.client)
         self._poller = Poller(poll_seconds, self._progress, progress_port)
-        self._sweeper = Sweeper(self.client, self.cache, namespaces, self.queue.add)
+        self._sweeper = Resync(self.client, self.cache, namespaces, self.queue.add)
         self._reconciler = Reconciler(self.client, self.cache, self._recorder, self._poller, config)
         self._worker_tasks: list[asyncio.Task[None]] = []
         self._background: list[asyncio.Task[None]] = []

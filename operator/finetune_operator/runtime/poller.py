@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import aiohttp
 from finetune_api.contract import PROGRESS_MAX_BYTES, PROGRESS_PATH, PROGRESS_PORT, Progress
 
-from finetune_operator.domain import untrusted
+from finetune_operator.domain.diagnosis import termination_message
 from finetune_operator.domain.observed import PodView, ProgressReading
 from finetune_operator.runtime.queue import Key
 from finetune_operator.telemetry import metrics
@@ -155,5 +155,5 @@ class Poller:
             return None, f"{where} cannot be read: {str(error) or type(error).__name__}"
         if len(content) > PROGRESS_MAX_BYTES:
             return None, f"{where} answers with more than {PROGRESS_MAX_BYTES} bytes"
-        progress = untrusted.progress(content)
+        progress = termination_message.progress(content)
         return progress, None if progress is not None else f"{where} does not answer with a progress record"

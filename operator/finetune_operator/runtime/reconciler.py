@@ -9,16 +9,16 @@ import logging
 import time
 from collections.abc import Callable
 
-from finetune_operator.domain.draft import Config, Plan
-from finetune_operator.domain.finish import finished
+from finetune_operator.domain.attempts.completion import finished
 from finetune_operator.domain.plan import plan as draw_up
-from finetune_operator.domain.writing import can_wait
-from finetune_operator.runtime.actions import Actions, Done
+from finetune_operator.domain.plan_builder import Config, Plan
+from finetune_operator.domain.status.write_policy import can_wait
+from finetune_operator.runtime.applier import Applier, Done
 from finetune_operator.runtime.cache import Cache, HeldJob
 from finetune_operator.runtime.client import Client
 from finetune_operator.runtime.errors import ApiError, Conflict
+from finetune_operator.runtime.job_metrics import measure
 from finetune_operator.runtime.mergepatch import difference
-from finetune_operator.runtime.outcomes import measure
 from finetune_operator.runtime.poller import Poller
 from finetune_operator.runtime.queue import Key
 from finetune_operator.runtime.recorder import Recorder
@@ -44,7 +44,7 @@ class Reconciler:
     ) -> None:
         self._client, self._cache, self._recorder, self._poller = client, cache, recorder, poller
         self._config, self._clock = config, clock
-        self._actions = Actions(client, cache)
+        self._actions = Applier(client, cache)
 
     async def reconcile(self, key: Key) -> float | None:
         """Bring one job where it should be. Returns the seconds until time alone may change something.
@@ -54,7 +54,7 @@ class Reconciler:
         done: Done = set()
         for _ in range(_ROUNDS):
             held = self._cache.finetunejob(key)
-            seen = self._cache.look(key)
+            seen = self._cache.snapshot(key)
             if held is None or seen is None:
                 self._poller.follow(key, None)
                 return None
@@ -78,7 +78,7 @@ class Reconciler:
                 continue  # what follows an end is decided only when the end is on record
             self._cache.looked_at(seen)
             self._poller.follow(key, plan.poll)
-            return plan.look_again
+            return plan.requeue_after
         logger.warning("a look did not settle", extra={"rounds": _ROUNDS})
         return 1.0
 
@@ -107,7 +107,7 @@ class Reconciler:
             "status",
             extra={"phase": plan.status.phase, "reason": plan.status.reason, "changed": sorted(change)},
         )
-        for note in plan.notes:
+        for note in plan.events:
             self._recorder.say(metadata, note, now)
         return True
 

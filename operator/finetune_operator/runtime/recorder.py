@@ -12,7 +12,7 @@ from typing import Any
 
 from finetune_api import API_VERSION, KIND
 
-from finetune_operator.domain.draft import Note
+from finetune_operator.domain.plan_builder import Event
 from finetune_operator.domain.times import micro_stamp
 from finetune_operator.runtime.client import Client
 from finetune_operator.runtime.errors import ApiError, Unreachable
@@ -49,13 +49,13 @@ class Recorder:
 
     def __init__(self, client: Client) -> None:
         self._client = client
-        self._queue: asyncio.Queue[tuple[dict[str, Any], Note, float]] = asyncio.Queue(_WAITING)
+        self._queue: asyncio.Queue[tuple[dict[str, Any], Event, float]] = asyncio.Queue(_WAITING)
         self._buckets: dict[str, _Bucket] = {}
         self._said: dict[str, float] = {}
         self._latest = 0.0
         self._instance = socket.gethostname()[:128]
 
-    def say(self, metadata: dict[str, Any], note: Note, now: float) -> None:
+    def say(self, metadata: dict[str, Any], note: Event, now: float) -> None:
         """Tell of a job. `now` in seconds since 1970."""
         same = hashlib.sha256(f"{metadata['uid']}\0{note.reason}\0{note.text}".encode()).hexdigest()[:16]
         if now - self._said.get(same, float("-inf")) < _SAME_S:
@@ -93,7 +93,7 @@ class Recorder:
         except TimeoutError:
             pass
 
-    def _body(self, metadata: dict[str, Any], note: Note, now: float) -> dict[str, Any]:
+    def _body(self, metadata: dict[str, Any], note: Event, now: float) -> dict[str, Any]:
         return {
             "apiVersion": "events.k8s.io/v1",
             "kind": "Event",

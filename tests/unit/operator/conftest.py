@@ -10,18 +10,18 @@ from typing import Any
 import pytest
 from finetune_api.effective import PlatformDefaults
 from finetune_api.finetunejob import FineTuneJob
-from finetune_operator.domain.draft import Config, Plan
 from finetune_operator.domain.observed import (
     ClaimView,
     Ended,
     JobView,
+    ObservedState,
     PodView,
     ProgressReading,
     Read,
     Refusal,
-    Seen,
 )
 from finetune_operator.domain.plan import plan
+from finetune_operator.domain.plan_builder import Config, Plan
 from finetune_operator.runtime.mergepatch import difference
 
 START = 1_800_000_000.0
@@ -79,7 +79,7 @@ class World:
     warnings: dict[str, tuple[str, ...] | None] = field(default_factory=dict)
     refusals: dict[tuple[str, str], Refusal] = field(default_factory=dict)
     progress: ProgressReading | None = None
-    notes: list[Any] = field(default_factory=list)
+    events: list[Any] = field(default_factory=list)
     queued_elsewhere: bool = False
     reads: list[Read] = field(default_factory=list)
     deleted: list[str] = field(default_factory=list)
@@ -87,8 +87,8 @@ class World:
 
     # Looking and acting.
 
-    def seen(self) -> Seen:
-        return Seen(
+    def seen(self) -> ObservedState:
+        return ObservedState(
             job=FineTuneJob.parse(self.body),
             jobs=dict(self.jobs),
             pods={uid: tuple(pods.values()) for uid, pods in self.pods.items()},
@@ -132,7 +132,7 @@ class World:
         assert drawn.status is not None
         wire = json.loads(json.dumps(drawn.status.wire()))
         if difference(self.body.get("status") or {}, wire):
-            self.notes += drawn.notes
+            self.events += drawn.events
         self.body["status"] = wire
 
     def _create(self, body: dict[str, Any]) -> None:

@@ -29,7 +29,7 @@ def test_a_plan_beyond_the_budget_is_refused(make_world: Any, prepared: Any, bud
     sentence = status["failure"]["message"]
     assert sentence.startswith(field)
     assert status["message"].startswith(sentence)
-    assert sum(sentence in note.text for note in world.notes) == 1
+    assert sum(sentence in note.text for note in world.events) == 1
     told = world.truths
     assert (told["PlanAccepted"], told["DataValid"], told["Ready"], told["Stalled"]) == (
         "False", "True", "False", "True",
@@ -58,12 +58,12 @@ def test_an_approval_names_the_plan(make_world: Any, prepared: Any, suspended: b
     world.settle()
     assert (world.status["phase"], world.status["reason"]) == ("AwaitingApproval", "AwaitingApproval")
     assert digest in world.status["message"]
-    before = len(world.notes)
+    before = len(world.events)
     for _ in range(5):  # nothing new is told, and the plan stays what it is
         world.now += 100
         world.known.clear()
         world.settle()
-    assert (len(world.notes), world.status["plan"]["digest"]) == (before, digest)
+    assert (len(world.events), world.status["plan"]["digest"]) == (before, digest)
     world.edit(budget={"approval": "Manual", "approvedPlan": "sha256:other"})
     world.settle()
     assert "sha256:other" in world.status["message"]
@@ -144,11 +144,11 @@ def test_a_training_that_has_spent_its_budget(
     world.run("train")
     drawn = world.settle()
     assert world.status["phase"] == "Training", world.status["message"]
-    assert drawn.look_again is not None
-    assert drawn.look_again <= spent, "time alone brings the stop"
+    assert drawn.requeue_after is not None
+    assert drawn.requeue_after <= spent, "time alone brings the stop"
     world.known.clear()  # an operator that has just begun
     for _ in range(3):  # by a clock of floats
-        world.now += drawn.look_again or 0
+        world.now += drawn.requeue_after or 0
         drawn = world.settle()
     assert world.job("train").suspended, drawn
     assert (world.status["reason"], world.status["trainSeconds"]) == ("Suspending", spent)
@@ -165,7 +165,7 @@ def test_a_training_that_has_spent_its_budget(
     assert "Reconciling" not in told
     assert "failure" not in status
     assert status.get("infraFailures", 0) == 0
-    assert [n.reason for n in world.notes].count("BudgetExhausted") == 1
+    assert [n.reason for n in world.events].count("BudgetExhausted") == 1
     for _ in range(5):
         world.now += 500
         world.settle()
@@ -195,7 +195,7 @@ def test_what_was_spent_counts_over_attempts(make_world: Any, prepared: Any, wor
     world.now += 60
     world.settle()
     world.run("train")
-    assert world.settle().look_again == pytest.approx(50, abs=1)
+    assert world.settle().requeue_after == pytest.approx(50, abs=1)
     world.now += 51
     world.end("train", 137)
     world.fail("train")

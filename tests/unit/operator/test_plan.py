@@ -30,7 +30,7 @@ def test_first_look_creates_prepare_and_tells_where_the_job_stands(make_world: A
         "True",
         "False",
     )
-    assert [(n.type, n.reason) for n in world.notes] == [("Normal", "StageStarted")]
+    assert [(n.type, n.reason) for n in world.events] == [("Normal", "StageStarted")]
     config = world.manifests["ConfigMap", world.job("prepare").name]["data"]["run.json"]
     run = RunConfig.model_validate_json(config)
     assert (run.stage, run.attempt, run.job.run, run.spec.pods) == ("prepare", 1, status["run"], None)
@@ -72,7 +72,7 @@ def test_the_whole_way(make_world: Any) -> None:
         "Ready": "True", "Complete": "True", "Published": "True", "DataValid": "True", "Running": "False",
     }  # fmt: skip
     assert world.book == [("prepare", 1, "Succeeded"), ("train", 1, "Succeeded"), ("publish", 1, "Succeeded")]
-    assert [n.reason for n in world.notes] == ["StageStarted", "StageDone"] * 3 + ["Completed"]
+    assert [n.reason for n in world.events] == ["StageStarted", "StageDone"] * 3 + ["Completed"]
 
 
 @pytest.mark.parametrize("stage", ["prepare", "train", "publish"])
@@ -225,7 +225,7 @@ def test_time_to_live_takes_the_children_and_nothing_else(make_world: Any) -> No
     world = make_world(ttlSecondsAfterFinished=60)
     world.through("prepare", "train", "publish")
     drawn = world.settle()
-    assert 0 < drawn.look_again <= 60
+    assert 0 < drawn.requeue_after <= 60
     assert len(world.jobs) == 3
     world.now += 61
     world.settle()
@@ -242,7 +242,7 @@ def test_no_child_is_deleted_before_the_end_is_on_record(make_world: Any) -> Non
     drawn = world.plan()
     assert drawn.status.phase == "Completed"
     assert drawn.delete == ()
-    assert drawn.look_again == 0
+    assert drawn.requeue_after == 0
 
 
 @pytest.mark.parametrize("gone", [{"managed_by": "other.example/x"}, {"deleting": True}])

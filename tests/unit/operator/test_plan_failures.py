@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from finetune_operator.domain.follow import RUNNING
+from finetune_operator.domain.attempts.reconcile import RUNNING
 from finetune_operator.domain.observed import ClaimView, Ended, Refusal
 
 
@@ -98,9 +98,9 @@ def test_the_budget_for_unknown_failures(make_world: Any) -> None:
         drawn = world.settle()
         assert world.book[-1] == ("prepare", attempt, "Failed")
         if attempt < 3:
-            waits.append(drawn.look_again)
+            waits.append(drawn.requeue_after)
             assert world.status["reason"] == "Retrying"
-            world.now += drawn.look_again
+            world.now += drawn.requeue_after
             world.settle()
     assert waits == [10, 20]
     failure = world.status["failure"]
@@ -161,12 +161,12 @@ def test_disruption_is_nobodys_error(make_world: Any, words: Any, happens: Any) 
     assert world.book[-1] == ("train", 1, "Evicted")
     assert world.status.get("infraFailures") is None
     assert (world.status["phase"], world.status["reason"], world.condition("Ready")) == ("Queued", "Resuming", "True")
-    world.now += drawn.look_again
+    world.now += drawn.requeue_after
     world.settle()
     assert world.book[-1] == ("train", 2, "Running")
     assert world.status["lastCheckpoint"]["step"] == 8
-    assert world.notes[-2].type == "Warning"
-    assert "goes on from step 8" in world.notes[-2].text
+    assert world.events[-2].type == "Warning"
+    assert "goes on from step 8" in world.events[-2].text
 
 
 def test_a_gang_that_the_job_controller_ended_is_not_taken_for_evicted(make_world: Any) -> None:
@@ -204,7 +204,7 @@ def test_a_job_that_ran_and_is_gone_counts_as_evicted_and_one_that_never_ran_is_
     del world.jobs[world.job("prepare").name]
     drawn = world.settle()
     assert world.book == [("prepare", 1, "Evicted")]
-    world.now += drawn.look_again
+    world.now += drawn.requeue_after
     world.settle()
     assert world.book == [("prepare", 1, "Evicted"), ("prepare", 2, "Running")]
 
@@ -243,7 +243,7 @@ def test_a_stop_with_a_checkpoint_goes_on_at_once(make_world: Any, words: Any, q
         world.settle()
         world.end("train", 5, 0, stop)
         world.end("train", 5, 1, stop)
-        assert world.settle().look_again == 5
+        assert world.settle().requeue_after == 5
     assert world.status.get("infraFailures") is None
 
 
@@ -263,7 +263,7 @@ def test_a_training_alone_goes_on_from_the_step_of_its_checkpoint(make_world: An
     assert world.status["message"] == "Pods of stage publish were stopped; it resumes"
     world.end("publish", 5, text=words("publish", "stopped", 5))
     world.settle()
-    assert world.notes[-2].text.endswith("was deleted. Stage publish goes on")
+    assert world.events[-2].text.endswith("was deleted. Stage publish goes on")
 
 
 def test_the_book_forgets_disruptions_before_successes(make_world: Any) -> None:
@@ -300,7 +300,7 @@ def test_a_child_that_the_api_server_refuses(make_world: Any, code: int, message
     world.step()
     assert (world.status["phase"], world.status["reason"]) == (phase, reason)
     if phase != "Failed":
-        assert world.notes[-1].type == "Warning"
+        assert world.events[-1].type == "Warning"
         world.refusals.clear()
         world.settle()
         assert world.status["reason"] == "Starting"
@@ -313,8 +313,8 @@ def test_the_end_of_a_job_is_not_judged_before_the_ends_of_its_pods_are_known(ma
     world.settle()
     world.set("prepare", complete=world.now)
     drawn = world.settle()
-    assert drawn.look_again is not None
-    assert drawn.look_again <= 1
+    assert drawn.requeue_after is not None
+    assert drawn.requeue_after <= 1
     assert world.book == [("prepare", 1, "Running")]
     world.end(
         "prepare", 0, text='{"contract":1,"stage":"prepare","outcome":"succeeded","exitCode":0,"data":{"rows":3}}'

@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from finetune_operator.domain.observed import PodView, ProgressReading
-from finetune_operator.domain.writing import can_wait
+from finetune_operator.domain.status.write_policy import can_wait
 from finetune_operator.runtime.cache import Cache, read_status
 from finetune_operator.runtime.connection import Credentials
 from finetune_operator.runtime.mergepatch import difference
@@ -117,7 +117,7 @@ def test_an_object_only_moves_forward() -> None:
     assert cache.forget("FineTuneJob", *A, "other") is None
     assert cache.forget("FineTuneJob", *A, "u") == A
     assert cache.observe("FineTuneJob", ftj(9)) is None, "a list from before its deletion"
-    assert cache.look(A) is None
+    assert cache.snapshot(A) is None
     assert cache.observe("FineTuneJob", ftj(3, uid="new")) == A, "another object of the same name is another object"
 
 
@@ -132,12 +132,12 @@ def test_what_changes_nothing_wakes_nobody() -> None:
     noise["metadata"]["resourceVersion"] = "5"
     noise["status"]["conditions"] = [{"type": "Initialized", "status": "True"}]
     assert cache.observe("Pod", noise) is None
-    seen = cache.look(A)
+    seen = cache.snapshot(A)
     assert seen is not None
     assert [pod.name for pod in seen.pods["j"]] == ["Pod-p"]
     assert cache.forget("Pod", "team", "Pod-p", "p") == A
     assert cache.forget("Job", "team", "Job-j", "j") == A
-    seen = cache.look(A)
+    seen = cache.snapshot(A)
     assert seen is not None
     assert (seen.jobs, seen.pods) == ({}, {})
 
@@ -157,12 +157,12 @@ def test_the_last_words_of_a_pod_outlive_it_until_they_were_seen() -> None:
         state = {"containerStatuses": [{"name": "trainer", "state": words}]}
         cache.observe("Pod", child("Pod", number, owner="j", uid=f"p{number}", status=state))
         cache.forget("Pod", "team", f"Pod-p{number}", f"p{number}")
-    seen = cache.look(A)
+    seen = cache.snapshot(A)
     assert seen is not None
     assert not seen.pods
     assert [pod.ended.message.step for pod in seen.departed["j"] if pod.ended and pod.ended.message] == [7]
     cache.looked_at(seen)
-    seen = cache.look(A)
+    seen = cache.snapshot(A)
     assert seen is not None
     assert not seen.departed
 
@@ -174,7 +174,7 @@ def test_children_of_others_are_not_ours() -> None:
     orphan = child("Pod", 3, uid="p")
     orphan["metadata"]["ownerReferences"] = []
     assert cache.observe("Pod", orphan) is None
-    seen = cache.look(A)
+    seen = cache.snapshot(A)
     assert seen is not None
     assert not seen.jobs
 
@@ -185,7 +185,7 @@ def test_a_spec_that_cannot_be_read_is_said_in_sentences() -> None:
     body["spec"]["training"] = {"learningRat": 1}
     body["spec"]["managedBy"] = "other.example/x"
     cache.observe("FineTuneJob", body)
-    seen = cache.look(A)
+    seen = cache.snapshot(A)
     assert seen is not None
     assert seen.invalid == "spec.training.learningRat: unknown field; did you mean learningRate?"
     assert seen.job.spec.managed_by == "other.example/x"

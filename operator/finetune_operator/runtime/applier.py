@@ -7,8 +7,8 @@ import logging
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
-from finetune_operator.domain.draft import Delete, Patch, Plan
 from finetune_operator.domain.observed import ClaimView, Read, Refusal, controller_uid
+from finetune_operator.domain.plan_builder import Delete, Patch, Plan
 from finetune_operator.domain.times import seconds_of
 from finetune_operator.runtime.cache import Cache, HeldJob
 from finetune_operator.runtime.client import Client
@@ -26,7 +26,7 @@ Done = set[tuple[str, str, str]]
 _RECENT_WARNINGS = 5
 
 
-class Actions:
+class Applier:
     """What the API server answers goes into the cache at once, so that the next look knows it."""
 
     def __init__(self, client: Client, cache: Cache) -> None:

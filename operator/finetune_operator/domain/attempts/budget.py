@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from finetune_api.planner.draw import spoken
 
-from finetune_operator.domain.draft import Draft
-from finetune_operator.domain.meter import spent
+from finetune_operator.domain.attempts.usage import spent
+from finetune_operator.domain.plan_builder import PlanBuilder
 
 _NOTHING_S = 1e-3
 """Less than this is nothing: a clock of floats may wake us a little early."""
@@ -21,7 +21,7 @@ class Limit:
     sentence: str
 
 
-def tightest(draft: Draft) -> Limit | None:
+def tightest(draft: PlanBuilder) -> Limit | None:
     """The limit that is reached first."""
     budget, used = draft.spec.budget, spent(draft)
     gpus = draft.before.gpus or draft.status.gpus or 0
@@ -54,14 +54,14 @@ def tightest(draft: Draft) -> Limit | None:
     return min(limits, key=lambda limit: limit.left, default=None)
 
 
-def exhausted(draft: Draft) -> str | None:
+def exhausted(draft: PlanBuilder) -> str | None:
     """One sentence when a training may spend no more."""
     limit = tightest(draft)
     return limit.sentence if limit is not None and limit.left < _NOTHING_S else None
 
 
-def look_when_spent(draft: Draft) -> None:
+def look_when_spent(draft: PlanBuilder) -> None:
     """Every pod runs, from this very look on or since long: look when that has used up what is left."""
     limit = tightest(draft)
     if limit is not None:
-        draft.look_again(limit.left)
+        draft.requeue_after(limit.left)

@@ -5,16 +5,16 @@ from __future__ import annotations
 from finetune_api.combinations import refused
 from finetune_api.status import STAGES, FailureStatus
 
-from finetune_operator.domain.attempts import latest, running
+from finetune_operator.domain.attempts.completion import fail
+from finetune_operator.domain.attempts.history import latest, running
 from finetune_operator.domain.builders.job import pod_settings
-from finetune_operator.domain.draft import Draft, Situation
-from finetune_operator.domain.finish import fail
 from finetune_operator.domain.names import run_of
+from finetune_operator.domain.plan_builder import JobState, PlanBuilder
 from finetune_operator.domain.reasons import Code, Reason
 from finetune_operator.domain.times import stamp
 
 
-def refuse_unreadable(draft: Draft) -> None:
+def refuse_unreadable(draft: PlanBuilder) -> None:
     """A spec that the schema let through and the models do not."""
     if draft.seen.invalid is None:
         return
@@ -25,7 +25,7 @@ def refuse_unreadable(draft: Draft) -> None:
     fail(draft, failure)
 
 
-def accept(draft: Draft) -> None:
+def accept(draft: PlanBuilder) -> None:
     """Nothing of this is done twice, so an upgrade of the operator changes no running job."""
     status = draft.status
     if status.run is None:
@@ -37,7 +37,7 @@ def accept(draft: Draft) -> None:
         status.gpus = draft.spec.compute.nodes * (draft.spec.compute.gpus_per_node or 0)
 
 
-def refuse_impossible(draft: Draft) -> None:
+def refuse_impossible(draft: PlanBuilder) -> None:
     """What only shows once absent fields are decided, or was changed after acceptance. Changes count from the next attempt: they
     do not end pods that run."""
     entry = running(draft.attempts)
@@ -49,11 +49,11 @@ def refuse_impossible(draft: Draft) -> None:
         fail(draft, FailureStatus(code=Code.INVALID_SPEC, message=f"spec: {combination.message}", remedy=remedy))
 
 
-def refuse_without_image(draft: Draft) -> None:
+def refuse_without_image(draft: PlanBuilder) -> None:
     """Every stage needs an image, from the job or from the platform."""
     for stage in STAGES:
         if not pod_settings(draft.spec, stage).image:
-            draft.situation = Situation(
+            draft.situation = JobState(
                 "Pending",
                 Reason.NO_TRAINER_IMAGE,
                 f"No image is named for stage {stage}. Set spec.pods.common.image, or trainer.image in the operator's chart",

@@ -25,7 +25,7 @@ _DEAD_AFTER = 2
 """Sweeps in a row that find something newer than the watch told of."""
 
 
-class Sweeper:
+class Resync:
     """`namespaces` empty: all of them. `wake` is told of jobs whose plan may change."""
 
     def __init__(self, client: Client, cache: Cache, namespaces: tuple[str, ...], wake: Callable[[Key], None]) -> None:

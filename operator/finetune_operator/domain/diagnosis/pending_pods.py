@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from finetune_operator.domain.observed import JobView, PodView, Read, Seen
+from finetune_operator.domain.observed import JobView, ObservedState, PodView, Read
 from finetune_operator.domain.reasons import Reason
 
 NO_PODS_S = 4.0
@@ -37,14 +37,14 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """`reads`: what would tell more. `look_again`: seconds until another look could tell more."""
+    """`reads`: what would tell more. `requeue_after`: seconds until another look could tell more."""
 
     problem: Problem | None = None
     reads: frozenset[Read] = frozenset()
-    look_again: float | None = None
+    requeue_after: float | None = None
 
 
-def diagnose(seen: Seen, job: JobView, pods: Sequence[PodView], missing: bool, now: float) -> Diagnosis:
+def diagnose(seen: ObservedState, job: JobView, pods: Sequence[PodView], missing: bool, now: float) -> Diagnosis:
     """Why not every pod of `job` runs. `pods` are those that should run now; `missing`: some were not even created."""
     for pod in pods:
         for known in _OF_A_POD:
@@ -55,7 +55,7 @@ def diagnose(seen: Seen, job: JobView, pods: Sequence[PodView], missing: bool, n
     if unplaced:
         since = min(pod.unschedulable_since or pod.created for pod in unplaced)
         if 0 <= now - since < UNPLACED_S:
-            return Diagnosis(look_again=UNPLACED_S)
+            return Diagnosis(requeue_after=UNPLACED_S)
         return Diagnosis(_unschedulable(unplaced[0]))
     if missing:
         return _by_warnings(seen, job.name, now - job.created, NO_PODS_S, _no_pods)
@@ -67,14 +67,14 @@ def diagnose(seen: Seen, job: JobView, pods: Sequence[PodView], missing: bool, n
 
 
 def _by_warnings(
-    seen: Seen, name: str, age: float, patience: float, judge: Callable[[Sequence[str] | None], Problem | None]
+    seen: ObservedState, name: str, age: float, patience: float, judge: Callable[[Sequence[str] | None], Problem | None]
 ) -> Diagnosis:
     """A negative age is a clock that differs, not an object from the future: then nobody waits."""
     if 0 <= age < patience:
-        return Diagnosis(look_again=patience - age + 0.5)
+        return Diagnosis(requeue_after=patience - age + 0.5)
     if name not in seen.warnings:
-        return Diagnosis(reads=frozenset({Read("warnings", name)}), look_again=LOOK_AGAIN_S)
-    return Diagnosis(judge(seen.warnings[name]), look_again=LOOK_AGAIN_S)
+        return Diagnosis(reads=frozenset({Read("warnings", name)}), requeue_after=LOOK_AGAIN_S)
+    return Diagnosis(judge(seen.warnings[name]), requeue_after=LOOK_AGAIN_S)
 
 
 def _image(pod: PodView) -> Problem | None:

@@ -10,7 +10,7 @@ from finetune_api.finetunejob import Metadata
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import AttemptStatus, FineTuneJobStatus, Phase
 
-from finetune_operator.domain.observed import PodView, Read, Seen
+from finetune_operator.domain.observed import ObservedState, PodView, Read
 from finetune_operator.domain.reasons import Reason
 
 
@@ -41,7 +41,7 @@ class Delete:
 
 
 @dataclass(frozen=True, slots=True)
-class Note:
+class Event:
     """An event for people."""
 
     type: Literal["Normal", "Warning"]
@@ -62,16 +62,16 @@ class Plan:
     create: tuple[dict[str, Any], ...] = ()
     patch: tuple[Patch, ...] = ()
     delete: tuple[Delete, ...] = ()
-    notes: tuple[Note, ...] = ()
+    events: tuple[Event, ...] = ()
     reads: frozenset[Read] = frozenset()
-    look_again: float | None = None
+    requeue_after: float | None = None
     """Seconds until time alone may change the plan."""
     poll: PodView | None = None
     """The pod whose progress should be read."""
 
 
 @dataclass(frozen=True, slots=True)
-class Situation:
+class JobState:
     """Where a job stands, in the words that conditions, phase and columns share."""
 
     phase: Phase
@@ -86,27 +86,27 @@ class Situation:
 
 
 @dataclass(slots=True)
-class Draft:
+class PlanBuilder:
     """Policies fill it in one after the other. `status` is a copy; `before` is what the API server holds."""
 
-    seen: Seen
+    seen: ObservedState
     now: float
     config: Config
     status: FineTuneJobStatus
     before: FineTuneJobStatus
     spec: FineTuneJobSpec
-    situation: Situation | None = None
+    situation: JobState | None = None
     status_first: bool = False
     create: list[dict[str, Any]] = field(default_factory=list)
     patch: list[Patch] = field(default_factory=list)
     delete: list[Delete] = field(default_factory=list)
-    notes: list[Note] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
     reads: set[Read] = field(default_factory=set)
     poll: PodView | None = None
-    _look_again: float | None = None
+    _requeue_after: float | None = None
 
     @classmethod
-    def open(cls, seen: Seen, now: float, config: Config) -> Draft:
+    def open(cls, seen: ObservedState, now: float, config: Config) -> PlanBuilder:
         before = seen.job.status
         status = before.model_copy()
         # The parts that policies write into; everything else they replace.
@@ -145,12 +145,12 @@ class Draft:
         self.resolve()
         self.status.effective = shown(self.spec)
 
-    def look_again(self, seconds: float) -> None:
+    def requeue_after(self, seconds: float) -> None:
         seconds = max(0.0, seconds)
-        self._look_again = seconds if self._look_again is None else min(self._look_again, seconds)
+        self._requeue_after = seconds if self._requeue_after is None else min(self._requeue_after, seconds)
 
-    def say(self, type: Literal["Normal", "Warning"], reason: Reason, action: str, text: str) -> None:
-        self.notes.append(Note(type, reason, action, text))
+    def emit_event(self, type: Literal["Normal", "Warning"], reason: Reason, action: str, text: str) -> None:
+        self.events.append(Event(type, reason, action, text))
 
     def close(self) -> Plan:
         return Plan(
@@ -159,8 +159,8 @@ class Draft:
             create=tuple(self.create),
             patch=tuple(self.patch),
             delete=tuple(self.delete),
-            notes=tuple(self.notes),
+            events=tuple(self.events),
             reads=frozenset(self.reads),
-            look_again=self._look_again,
+            requeue_after=self._requeue_after,
             poll=self.poll,
         )

@@ -12,7 +12,7 @@ FRESH_S = 4.0
 
 
 @dataclass(slots=True)
-class Facts:
+class JobCache:
     """Of one job."""
 
     known: set[tuple[str, str]] = field(default_factory=set)

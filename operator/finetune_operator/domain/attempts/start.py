@@ -6,15 +6,16 @@ from typing import Any
 
 from finetune_api.status import AttemptStatus, FailureStatus, Phase, Stage
 
-from finetune_operator.domain import budget, gate
-from finetune_operator.domain.attempts import delay, trimmed
+from finetune_operator.domain.admission import plan_admission
+from finetune_operator.domain.attempts import budget
+from finetune_operator.domain.attempts.completion import fail
+from finetune_operator.domain.attempts.history import delay, trimmed
 from finetune_operator.domain.builders.configmap import config_map
 from finetune_operator.domain.builders.job import job as build_job
 from finetune_operator.domain.builders.service import service
-from finetune_operator.domain.draft import Draft, Situation
-from finetune_operator.domain.finish import fail
 from finetune_operator.domain.names import child_name
 from finetune_operator.domain.observed import Refusal
+from finetune_operator.domain.plan_builder import JobState, PlanBuilder
 from finetune_operator.domain.reasons import Code, Reason
 from finetune_operator.domain.times import human, seconds_of
 
@@ -24,29 +25,29 @@ _REFUSED_LOOK_AGAIN_S = 5.0
 _GONE_LOOK_AGAIN_S = 5.0
 
 
-def suspended(draft: Draft, stage: Stage, message: str) -> None:
-    draft.situation = Situation(
-        "Suspended", Reason.SUSPENDED, f"{message}; spec.suspend: false goes on", suspended=True
-    )
+def suspended(draft: PlanBuilder, stage: Stage, message: str) -> None:
+    draft.situation = JobState("Suspended", Reason.SUSPENDED, f"{message}; spec.suspend: false goes on", suspended=True)
 
 
-def spent(draft: Draft, sentence: str) -> None:
+def spent(draft: PlanBuilder, sentence: str) -> None:
     """The budget is used up, and no pod runs any more."""
     kept = draft.status.last_checkpoint
     checkpoint = f"The checkpoint of step {kept.step} is kept" if kept is not None else "There is no checkpoint yet"
     message = f"{sentence}. {checkpoint}; once spec.budget allows more, the job goes on from there"
-    draft.situation = Situation("Suspended", Reason.BUDGET_EXHAUSTED, message, problem=True, suspended=True)
+    draft.situation = JobState("Suspended", Reason.BUDGET_EXHAUSTED, message, problem=True, suspended=True)
 
 
-def enter(draft: Draft, stage: Stage, last: AttemptStatus | None) -> None:
+def enter(draft: PlanBuilder, stage: Stage, last: AttemptStatus | None) -> None:
     """Write the next attempt into the book, unless it is too early or the job is suspended."""
     if stage == "train":
-        gate.make_plan(draft)  # of a suspended job too: whoever changes compute meanwhile wants to see what comes of it
+        plan_admission.make_plan(
+            draft
+        )  # of a suspended job too: whoever changes compute meanwhile wants to see what comes of it
     if draft.wanted.suspend:
         suspended(draft, stage, f"Suspended before stage {stage}")
         return
     if stage == "train":
-        gate.hold(draft)
+        plan_admission.hold(draft)
         if draft.situation is None and (sentence := budget.exhausted(draft)) is not None:
             spent(draft, sentence)
         if draft.situation is not None:
@@ -58,26 +59,26 @@ def enter(draft: Draft, stage: Stage, last: AttemptStatus | None) -> None:
         pause = delay(draft.attempts, last, draft.status.infra_failures or 0, draft.config.retry_delay)
         left = ended + pause - draft.now
         if 0 < left <= pause:  # a longer wait than the pause itself is a clock that was set back
-            draft.look_again(left)
+            draft.requeue_after(left)
             reason = Reason.RETRYING if last.outcome == "Failed" else Reason.RESUMING
             message = f"Stage {stage} begins again in {human(left + 1)}. Before: {last.message or last.reason}"
-            draft.situation = Situation(PHASES[stage], reason, message)
+            draft.situation = JobState(PHASES[stage], reason, message)
             return
     name = child_name(draft.metadata.name, draft.run, stage, number)
     draft.attempts.append(AttemptStatus(stage=stage, number=number, job=name))
     draft.status.attempts = trimmed(draft.attempts)
-    draft.say("Normal", Reason.STAGE_STARTED, "Start", f"Stage {stage} begins: Job {name}")
+    draft.emit_event("Normal", Reason.STAGE_STARTED, "Start", f"Stage {stage} begins: Job {name}")
 
 
-def create(draft: Draft, stage: Stage, entry: AttemptStatus) -> None:
+def create(draft: PlanBuilder, stage: Stage, entry: AttemptStatus) -> None:
     """Ask for the attempt's objects. What was refused before is asked for again, and told."""
     waiting = f"Waiting for the pods of stage {stage} to start"
-    draft.situation = Situation(PHASES[stage], Reason.STARTING, waiting)
+    draft.situation = JobState(PHASES[stage], Reason.STARTING, waiting)
     if stage == "train":
         draft.status.gpus = draft.spec.compute.nodes * (draft.spec.compute.gpus_per_node or 0)
     if any(job.alive for job in draft.seen.jobs.values()):
         # Given up, and deleted in this look: two gangs of one job never stand side by side, whatever crashes in between.
-        draft.look_again(_GONE_LOOK_AGAIN_S)
+        draft.requeue_after(_GONE_LOOK_AGAIN_S)
         return
     if not _told_refusal(draft, stage, entry):
         ensure(draft, stage, entry, again=True)  # the settings may have changed since a refusal
@@ -86,7 +87,7 @@ def create(draft: Draft, stage: Stage, entry: AttemptStatus) -> None:
         )
 
 
-def ensure(draft: Draft, stage: Stage, entry: AttemptStatus, *, again: bool = False) -> bool:
+def ensure(draft: PlanBuilder, stage: Stage, entry: AttemptStatus, *, again: bool = False) -> bool:
     """Ask for the attempt's ConfigMap and Service, unless they are known to exist. `again`: whatever is known.
     Returns whether nothing is missing. A refusal is told, and then settles where the job stands."""
     known, before = draft.seen.known, len(draft.create)
@@ -100,13 +101,13 @@ def ensure(draft: Draft, stage: Stage, entry: AttemptStatus, *, again: bool = Fa
     return not missing
 
 
-def _told_refusal(draft: Draft, stage: Stage, entry: AttemptStatus) -> bool:
+def _told_refusal(draft: PlanBuilder, stage: Stage, entry: AttemptStatus) -> bool:
     """Tell of a refusal, if there was one; what was refused is asked for again. True when the job ends by it."""
     refusal = next((r for (_, name), r in draft.seen.refusals.items() if name == entry.job), None)
     return refusal is not None and _refused(draft, stage, entry, refusal)
 
 
-def _previous(draft: Draft, entry: AttemptStatus) -> dict[str, Any] | None:
+def _previous(draft: PlanBuilder, entry: AttemptStatus) -> dict[str, Any] | None:
     before = [a for a in draft.attempts if a.stage == entry.stage and a.number < entry.number]
     if not before:
         return None
@@ -120,7 +121,7 @@ def _previous(draft: Draft, entry: AttemptStatus) -> dict[str, Any] | None:
     }
 
 
-def _refused(draft: Draft, stage: Stage, entry: AttemptStatus, refusal: Refusal) -> bool:
+def _refused(draft: PlanBuilder, stage: Stage, entry: AttemptStatus, refusal: Refusal) -> bool:
     """Tell of a refusal; True when the job ends by it."""
     if refusal.code in (400, 422):
         fail(
@@ -140,6 +141,6 @@ def _refused(draft: Draft, stage: Stage, entry: AttemptStatus, refusal: Refusal)
     else:
         message = f"The API server does not allow the {refusal.kind} of stage {stage}: {refusal.message}"
         reason = Reason.QUOTA_EXCEEDED if "exceeded quota" in refusal.message else Reason.NOT_ALLOWED
-    draft.situation = Situation(PHASES[stage], reason, message, problem=True)
-    draft.look_again(_REFUSED_LOOK_AGAIN_S)
+    draft.situation = JobState(PHASES[stage], reason, message, problem=True)
+    draft.requeue_after(_REFUSED_LOOK_AGAIN_S)
     return False

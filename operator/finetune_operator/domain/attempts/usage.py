@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from finetune_api.status import Condition, FineTuneJobStatus
 
-from finetune_operator.domain.attempts import latest
-from finetune_operator.domain.draft import Draft
+from finetune_operator.domain.attempts.history import latest
 from finetune_operator.domain.observed import JobView, PodView
+from finetune_operator.domain.plan_builder import PlanBuilder
 from finetune_operator.domain.times import seconds_of, stamp
 
 
@@ -39,7 +39,7 @@ class Stretch:
         return max(0.0, self.until - self.since)
 
 
-def spent(draft: Draft) -> Spent:
+def spent(draft: PlanBuilder) -> Spent:
     status = draft.status
     now = sum(stretch.seconds for stretch in (told(draft), found(draft)) if stretch is not None)
     return Spent(
@@ -48,7 +48,7 @@ def spent(draft: Draft) -> Spent:
     )
 
 
-def told(draft: Draft) -> Stretch | None:
+def told(draft: PlanBuilder) -> Stretch | None:
     """The stretch that the status says is under way. It ended when the first of its pods did."""
     running = _running(draft.before)
     since = None if running is None else seconds_of(running.last_transition_time)
@@ -59,7 +59,7 @@ def told(draft: Draft) -> Stretch | None:
     return Stretch(since, min([draft.now, *ends]), over=bool(ends))
 
 
-def found(draft: Draft) -> Stretch | None:
+def found(draft: PlanBuilder) -> Stretch | None:
     """A stretch that the status does not know yet: the newest pods of all ranks run, or did."""
     job, before = _job(draft), told(draft)
     if job is None or job.suspended or job.deleting or (before is not None and not before.over):
@@ -76,7 +76,7 @@ def found(draft: Draft) -> Stretch | None:
     return Stretch(since, until, over=bool(ends)) if since < until else None
 
 
-def count(draft: Draft) -> None:
+def count(draft: PlanBuilder) -> None:
     """Add what has ended to the book, and let the condition Running say since when the rest runs: nothing is counted twice.
 
     Called when phase and conditions are what they will be."""
@@ -100,7 +100,7 @@ def _running(status: FineTuneJobStatus) -> Condition | None:
     return next((c for c in status.conditions or [] if c.type == "Running"), None)
 
 
-def _job(draft: Draft) -> JobView | None:
+def _job(draft: PlanBuilder) -> JobView | None:
     """Of the attempt at the training that is under way: what is left of earlier ones may end at any time."""
     entry = latest(draft.before.attempts or [], "train")
     return draft.seen.jobs.get(entry.job) if entry is not None and entry.outcome == "Running" else None

@@ -58,7 +58,7 @@ def test_a_training_that_began_while_nobody_looked(world: Any, seconds: int) -> 
     world.now += seconds
     drawn = world.settle()
     if seconds < 3600:
-        assert drawn.look_again == pytest.approx(3600 - seconds)
+        assert drawn.requeue_after == pytest.approx(3600 - seconds)
         world.now += 3600 - seconds
         world.settle()
     assert world.job("train").suspended
@@ -92,7 +92,7 @@ def test_pods_that_were_replaced_while_nobody_looked(world: Any, words: Any) -> 
     world.now += 500
     drawn = world.settle()
     assert (world.status["phase"], counted(world)) == ("Training", (100, 400))
-    assert drawn.look_again == pytest.approx(3000)
+    assert drawn.requeue_after == pytest.approx(3000)
     world.now += 3000
     world.settle()
     assert counted(world) == (3600, 14_400)

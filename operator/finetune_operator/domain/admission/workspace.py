@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from finetune_api.status import FailureStatus
 
-from finetune_operator.domain.draft import Draft, Situation
-from finetune_operator.domain.finish import fail
+from finetune_operator.domain.attempts.completion import fail
+from finetune_operator.domain.diagnosis.pending_pods import missing_claim
 from finetune_operator.domain.observed import Read
+from finetune_operator.domain.plan_builder import JobState, PlanBuilder
 from finetune_operator.domain.reasons import Code
-from finetune_operator.domain.waiting import missing_claim
 
 _LOOK_AGAIN_S = 5.0
 
 
-def check_workspace(draft: Draft) -> None:
+def check_workspace(draft: PlanBuilder) -> None:
     """Pods on several nodes write to the workspace. Asked once, before the first attempt."""
     name = draft.spec.workspace.parsed.claim
     if draft.spec.compute.nodes < 2 or draft.attempts or not name:
@@ -21,11 +21,11 @@ def check_workspace(draft: Draft) -> None:
     claim = draft.seen.claims.get(name)
     if claim is None:
         draft.reads.add(Read("claim", name))
-        draft.situation = Situation("Pending", "Starting", "Looking at the workspace")
+        draft.situation = JobState("Pending", "Starting", "Looking at the workspace")
     elif claim.found is False:
         problem = missing_claim(name)
-        draft.situation = Situation("Pending", problem.reason, problem.text, problem=True)
-        draft.look_again(_LOOK_AGAIN_S)
+        draft.situation = JobState("Pending", problem.reason, problem.text, problem=True)
+        draft.requeue_after(_LOOK_AGAIN_S)
     elif claim.found and "ReadWriteMany" not in claim.access_modes:
         modes = ", ".join(claim.access_modes) or "none"
         fail(

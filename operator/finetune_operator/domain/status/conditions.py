@@ -12,9 +12,10 @@ from typing import Literal
 from finetune_api.checks import CHECKS
 from finetune_api.status import Condition, DataStatus
 
-from finetune_operator.domain import gate, meter
-from finetune_operator.domain.attempts import latest
-from finetune_operator.domain.draft import Draft, Situation
+from finetune_operator.domain.admission import plan_admission
+from finetune_operator.domain.attempts import usage
+from finetune_operator.domain.attempts.history import latest
+from finetune_operator.domain.plan_builder import JobState, PlanBuilder
 from finetune_operator.domain.reasons import Reason
 from finetune_operator.domain.times import stamp
 
@@ -25,7 +26,7 @@ Said = tuple[Truth, str, str]
 _LONGEST = 4096
 
 
-def show(draft: Draft) -> None:
+def show(draft: PlanBuilder) -> None:
     """Phase, reason, message and every condition, from where the job stands."""
     situation, status = draft.situation, draft.status
     assert situation is not None, "a plan must settle where the job stands"
@@ -37,10 +38,10 @@ def show(draft: Draft) -> None:
     before = {condition.type: condition for condition in status.conditions or []}
     status.conditions = [_condition(kind, word, before.get(kind), generation, draft.now) for kind, word in said.items()]
     _tell_problem(draft, situation)
-    meter.count(draft)
+    usage.count(draft)
 
 
-def _said(draft: Draft, situation: Situation) -> dict[str, Said]:
+def _said(draft: PlanBuilder, situation: JobState) -> dict[str, Said]:
     reason, message = str(situation.reason), situation.message
     complete, failed = situation.phase == "Completed", situation.phase == "Failed"
     said: dict[str, Said] = {}
@@ -68,7 +69,7 @@ def _said(draft: Draft, situation: Situation) -> dict[str, Said]:
     return said
 
 
-def _data_and_plan(draft: Draft, said: dict[str, Said]) -> bool:
+def _data_and_plan(draft: PlanBuilder, said: dict[str, Said]) -> bool:
     """DataValid, PlanAccepted and Published, from the stages that are done. Returns whether the plan is accepted."""
     status = draft.status
     prepared, published = latest(draft.attempts, "prepare"), latest(draft.attempts, "publish")
@@ -93,16 +94,16 @@ def _checked(data: DataStatus | None) -> str:
     return f"{data.rows} rows were read" + (f"; to look at: {', '.join(found)}" if found else "")
 
 
-def _accepted(draft: Draft) -> Said:
+def _accepted(draft: PlanBuilder) -> Said:
     """Whether the plan may be trained. Before it is, nothing is asked of a GPU."""
     status = draft.status
-    if (objection := gate.objection(draft)) is not None:
+    if (objection := plan_admission.objection(draft)) is not None:
         return "False", *objection
     how = "Approved" if draft.wanted.budget.approval == "Manual" else "Automatic"
-    return "True", how, gate.headline(status.plan) if status.plan is not None else "The plan is accepted"
+    return "True", how, plan_admission.headline(status.plan) if status.plan is not None else "The plan is accepted"
 
 
-def _progress(draft: Draft, said: dict[str, Said]) -> None:
+def _progress(draft: PlanBuilder, said: dict[str, Said]) -> None:
     """ProgressUnknown stands while the endpoint cannot be read, and until it was read again: a new operator knows nothing yet."""
     reading = draft.seen.progress
     if draft.poll is None:
@@ -131,11 +132,11 @@ def _condition(kind: str, said: Said, before: Condition | None, generation: int,
     )
 
 
-def _tell_problem(draft: Draft, situation: Situation) -> None:
+def _tell_problem(draft: PlanBuilder, situation: JobState) -> None:
     """One Warning when a problem appears; its end is told by what happens next."""
     if situation.problem and (draft.before.reason, draft.before.message) != (situation.reason, draft.status.message):
-        draft.say("Warning", Reason(situation.reason), "Wait", situation.message)
+        draft.emit_event("Warning", Reason(situation.reason), "Wait", situation.message)
     if situation.suspended and not situation.problem and draft.before.phase not in ("Suspended", None):
-        draft.say("Normal", Reason.SUSPENDED, "Suspend", situation.message)
+        draft.emit_event("Normal", Reason.SUSPENDED, "Suspend", situation.message)
     if draft.before.phase == "Suspended" and not situation.suspended and situation.phase not in ("Completed", "Failed"):
-        draft.say("Normal", Reason.RESUMED, "Resume", "The job goes on")
+        draft.emit_event("Normal", Reason.RESUMED, "Resume", "The job goes on")

@@ -16,13 +16,14 @@ from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FailureStatus, PlanStatus
 from pydantic import ValidationError
 
-from finetune_operator.domain import finish, numbers
-from finetune_operator.domain.attempts import latest
-from finetune_operator.domain.draft import Draft, Situation
+from finetune_operator.domain import numbers
+from finetune_operator.domain.attempts import completion
+from finetune_operator.domain.attempts.history import latest
+from finetune_operator.domain.plan_builder import JobState, PlanBuilder
 from finetune_operator.domain.reasons import Code, Reason
 
 
-def hold(draft: Draft) -> None:
+def hold(draft: PlanBuilder) -> None:
     """Before each attempt at the training, and until its pods run. Settles where the job stands unless it may go on."""
     for policy in _POLICIES:
         policy(draft)
@@ -33,12 +34,12 @@ def hold(draft: Draft) -> None:
     draft.status_first = draft.status_first or not accepted
 
 
-def begun(draft: Draft) -> bool:
+def begun(draft: PlanBuilder) -> bool:
     """Whether a training pod of this run ever ran. Then what was spent decides, no more what was planned."""
     return bool(draft.status.train_seconds) or any(a.stage == "train" and a.started for a in draft.attempts)
 
 
-def objection(draft: Draft) -> tuple[str, str] | None:
+def objection(draft: PlanBuilder) -> tuple[str, str] | None:
     """Why the plan may not be trained, as a reason and a sentence; None when it may, or when it is too late to ask."""
     entry, failure = latest(draft.attempts, "train"), draft.status.failure
     if failure is not None and failure.code == Code.OVER_BUDGET and failure.stage is None:  # no pod's word
@@ -57,7 +58,7 @@ def objection(draft: Draft) -> tuple[str, str] | None:
     return None
 
 
-def make_plan(draft: Draft) -> None:
+def make_plan(draft: PlanBuilder) -> None:
     """From the facts that prepare left, and the spec as it is now: compute, prices and budgets may have changed."""
     status = draft.status
     if status.facts is None or status.decided is None:  # prepared by an image that tells no facts
@@ -106,7 +107,7 @@ def _drawn(wanted: str, defaults: str, facts: _Frozen, decided: _Frozen, counted
     return plan if numbers.fit(dict(plan).values()) else None
 
 
-def beyond_budget(draft: Draft) -> str | None:
+def beyond_budget(draft: PlanBuilder) -> str | None:
     """One sentence when the plan is more than its budget allows."""
     plan = draft.status.plan
     if plan is None or begun(draft):
@@ -114,31 +115,31 @@ def beyond_budget(draft: Draft) -> str | None:
     return over_budget(plan, draft.spec.budget) or unknown_cost(plan, draft.spec.budget)
 
 
-def refuse_over_budget(draft: Draft) -> None:
+def refuse_over_budget(draft: PlanBuilder) -> None:
     """Before the queue."""
     sentence = beyond_budget(draft)
     if sentence is None:
         return
     remedy = "Raise the limit, or choose a cheaper plan (ftj plan --compare), and set a new spec.runToken to run again"
-    finish.fail(draft, FailureStatus(code=Code.OVER_BUDGET, message=sentence, remedy=remedy))
+    completion.fail(draft, FailureStatus(code=Code.OVER_BUDGET, message=sentence, remedy=remedy))
 
 
-def end_with_the_plan(draft: Draft) -> None:
+def end_with_the_plan(draft: PlanBuilder) -> None:
     """`mode: Plan`."""
     if draft.wanted.mode == "Plan" and not begun(draft):
-        finish.planned(draft, headline(draft.status.plan))
+        completion.planned(draft, headline(draft.status.plan))
 
 
-def wait_for_approval(draft: Draft) -> None:
+def wait_for_approval(draft: PlanBuilder) -> None:
     message = unapproved(draft)
     if message is None:
         return
-    draft.situation = Situation("AwaitingApproval", Reason.AWAITING_APPROVAL, message)
+    draft.situation = JobState("AwaitingApproval", Reason.AWAITING_APPROVAL, message)
     if draft.before.reason != Reason.AWAITING_APPROVAL or draft.before.message != message:
-        draft.say("Normal", Reason.AWAITING_APPROVAL, "Wait", message)
+        draft.emit_event("Normal", Reason.AWAITING_APPROVAL, "Wait", message)
 
 
-def unapproved(draft: Draft) -> str | None:
+def unapproved(draft: PlanBuilder) -> str | None:
     """What is to be done so that the plan is approved; None when nothing is."""
     budget, plan = draft.wanted.budget, draft.status.plan
     if budget.approval != "Manual":
@@ -176,7 +177,7 @@ def headline(plan: PlanStatus | None) -> str:
     return f"{said}. {plan.warning}" if plan.warning else said
 
 
-_POLICIES: tuple[Callable[[Draft], None], ...] = (
+_POLICIES: tuple[Callable[[PlanBuilder], None], ...] = (
     refuse_over_budget,
     end_with_the_plan,
     wait_for_approval,

@@ -7,17 +7,18 @@ from collections.abc import Sequence
 from finetune_api.contract import ExitCode
 from finetune_api.status import AttemptStatus, Phase, Stage
 
-from finetune_operator.domain import begin, budget, gate, outcome
-from finetune_operator.domain.attempts import latest, stage_to_do
+from finetune_operator.domain.admission import plan_admission
+from finetune_operator.domain.attempts import budget, end, start
+from finetune_operator.domain.attempts.completion import complete
+from finetune_operator.domain.attempts.history import latest, stage_to_do
 from finetune_operator.domain.builders.job import digest
-from finetune_operator.domain.draft import Draft, Patch, Situation
-from finetune_operator.domain.finish import complete
+from finetune_operator.domain.diagnosis.failures import judge, node_lost, vanished
+from finetune_operator.domain.diagnosis.pending_pods import diagnose
 from finetune_operator.domain.names import ANNOTATION_HELD
 from finetune_operator.domain.observed import JobView, PodView
+from finetune_operator.domain.plan_builder import JobState, Patch, PlanBuilder
 from finetune_operator.domain.reasons import Reason
 from finetune_operator.domain.times import stamp
-from finetune_operator.domain.verdict import judge, node_lost, vanished
-from finetune_operator.domain.waiting import diagnose
 
 RUNNING: dict[Stage, tuple[Phase, Reason]] = {
     "prepare": ("Preparing", Reason.PREPARING),
@@ -28,7 +29,7 @@ _NODE_CHECK_S = 30.0
 _DELETING_LOOK_AGAIN_S = 5.0
 
 
-def follow(draft: Draft) -> None:
+def follow(draft: PlanBuilder) -> None:
     """Go through the stages until it is settled where the job stands."""
     while draft.situation is None:
         stage = stage_to_do(draft.attempts)
@@ -37,12 +38,12 @@ def follow(draft: Draft) -> None:
             return
         entry = latest(draft.attempts, stage)
         if entry is None or entry.outcome != "Running":
-            begin.enter(draft, stage, entry)
+            start.enter(draft, stage, entry)
         else:
             _under_way(draft, stage, entry)
 
 
-def _under_way(draft: Draft, stage: Stage, entry: AttemptStatus) -> None:
+def _under_way(draft: PlanBuilder, stage: Stage, entry: AttemptStatus) -> None:
     job = draft.seen.jobs.get(entry.job)
     if job is None:
         _without_job(draft, stage, entry)
@@ -53,21 +54,21 @@ def _under_way(draft: Draft, stage: Stage, entry: AttemptStatus) -> None:
         entry.started = stamp(min(began)) if began else None
     waits = stage == "train" and (entry.started is None or (job.suspended and not _any_live(pods)))
     if waits and (job.digest in (None, digest(draft.spec, stage)) or (job.suspended and _ours(job))):
-        gate.make_plan(draft)  # other settings count only where the Job is made anew before it is released
-    outcome.read_stops(draft, entry, (*pods, *draft.seen.departed.get(job.uid, ())))
+        plan_admission.make_plan(draft)  # other settings count only where the Job is made anew before it is released
+    end.read_stops(draft, entry, (*pods, *draft.seen.departed.get(job.uid, ())))
     if job.complete is not None:
-        outcome.succeed(draft, stage, entry, job, pods)
+        end.succeed(draft, stage, entry, job, pods)
     elif job.failed is not None or (job.failing is not None and node_lost(pods, draft.now)):
-        if outcome.all_seen(draft, stage, job, pods):
-            outcome.record(draft, entry, judge(job, pods, stage, draft.now), pods)
+        if end.all_seen(draft, stage, job, pods):
+            end.record(draft, entry, judge(job, pods, stage, draft.now), pods)
     elif job.failing is not None:
         draft.situation = _failing(stage, job)
-        draft.look_again(_NODE_CHECK_S)
+        draft.requeue_after(_NODE_CHECK_S)
     elif job.deleting:
-        draft.situation = Situation(
-            begin.PHASES[stage], Reason.RESUMING, f"Job {job.name} was deleted; waiting until it is gone"
+        draft.situation = JobState(
+            start.PHASES[stage], Reason.RESUMING, f"Job {job.name} was deleted; waiting until it is gone"
         )
-        draft.look_again(_DELETING_LOOK_AGAIN_S)
+        draft.requeue_after(_DELETING_LOOK_AGAIN_S)
     elif draft.wanted.suspend:
         _suspend(draft, stage, entry, job, pods)
     elif waits and _held_back(draft, entry):
@@ -77,7 +78,7 @@ def _under_way(draft: Draft, stage: Stage, entry: AttemptStatus) -> None:
     elif job.suspended:
         _release(draft, stage, entry, job, pods)
     elif not job.managed_elsewhere and _stopped(job, pods):
-        outcome.preempt(draft, entry, pods)
+        end.preempt(draft, entry, pods)
     else:
         _run(draft, stage, entry, job, pods)
 
@@ -105,34 +106,34 @@ def _released(job: JobView, pods: Sequence[PodView]) -> list[PodView]:
     return [pod for pod in pods if job.released is not None and pod.created >= job.released]
 
 
-def _without_job(draft: Draft, stage: Stage, entry: AttemptStatus) -> None:
+def _without_job(draft: PlanBuilder, stage: Stage, entry: AttemptStatus) -> None:
     if entry.started is not None:
-        outcome.record(draft, entry, vanished(stage, f"Job {entry.job}"))
+        end.record(draft, entry, vanished(stage, f"Job {entry.job}"))
         return
     if stage == "train":
-        gate.make_plan(draft)
+        plan_admission.make_plan(draft)
     if draft.wanted.suspend:
-        begin.suspended(draft, stage, f"Suspended before stage {stage}")
+        start.suspended(draft, stage, f"Suspended before stage {stage}")
     elif stage == "train" and _held_back(draft, entry):
         pass
     elif stage == "train" and (sentence := budget.exhausted(draft)) is not None:
-        begin.spent(draft, sentence)
+        start.spent(draft, sentence)
     else:
-        begin.create(draft, stage, entry)
+        start.create(draft, stage, entry)
 
 
-def _held_back(draft: Draft, entry: AttemptStatus) -> bool:
+def _held_back(draft: PlanBuilder, entry: AttemptStatus) -> bool:
     """As long as no pod of a training ran, its budget, mode and approval are asked again; its approval while it is suspended too.
     One that may not go on is given up, and whatever it queues with is deleted."""
-    gate.hold(draft)
+    plan_admission.hold(draft)
     if draft.situation is None:
         return False
-    outcome.stop(draft, entry, Reason.REPLACED, "Its plan was no longer accepted before its pods ran")
+    end.stop(draft, entry, Reason.REPLACED, "Its plan was no longer accepted before its pods ran")
     return True
 
 
 def _suspend(
-    draft: Draft,
+    draft: PlanBuilder,
     stage: Stage,
     entry: AttemptStatus,
     job: JobView,
@@ -146,17 +147,17 @@ def _suspend(
     if job.managed_elsewhere:
         why = "its budget is spent" if spent else "the job is suspended"
         reason = Reason.BUDGET_EXHAUSTED if spent else Reason.SUSPENDED
-        outcome.stop(draft, entry, reason, f"Given back to its queue, since {why}")
+        end.stop(draft, entry, reason, f"Given back to its queue, since {why}")
         return
     if not job.suspended:
         draft.patch.append(
             Patch(job.name, {"metadata": {"annotations": {ANNOTATION_HELD: "true"}}, "spec": {"suspend": True}})
         )
     if job.suspended and not live and spent:
-        begin.spent(draft, spent)
+        start.spent(draft, spent)
     elif job.suspended and not live:
-        step = outcome.sealed_step(draft, stage)
-        begin.suspended(
+        step = end.sealed_step(draft, stage)
+        start.suspended(
             draft,
             stage,
             f"Suspended in stage {stage}" + (f" with a checkpoint of step {step}" if step is not None else ""),
@@ -164,26 +165,26 @@ def _suspend(
     else:
         phase, _ = RUNNING[stage]
         why = f"{spent}. " if spent else ""
-        draft.situation = Situation(
+        draft.situation = JobState(
             phase,
             Reason.SUSPENDING,
             f"{why}The pods of stage {stage} are stopping; a training saves a checkpoint first",
         )
 
 
-def _release(draft: Draft, stage: Stage, entry: AttemptStatus, job: JobView, pods: Sequence[PodView]) -> None:
+def _release(draft: PlanBuilder, stage: Stage, entry: AttemptStatus, job: JobView, pods: Sequence[PodView]) -> None:
     """Let a suspended Job run, if it is ours to release: never fight a queue or a person over it."""
-    phase = begin.PHASES[stage]
+    phase = start.PHASES[stage]
     if _ours(job) and not _any_live(pods) and job.digest not in (None, digest(draft.spec, stage)):
-        outcome.stop(draft, entry, Reason.REPLACED, "Its settings changed before its pods ran")
+        end.stop(draft, entry, Reason.REPLACED, "Its settings changed before its pods ran")
         return
     # Ranks look for each other as soon as they run, so what they need is there before.
-    complete = begin.ensure(draft, stage, entry)
+    complete = start.ensure(draft, stage, entry)
     if draft.situation is not None:
         return
     if job.managed_elsewhere or not job.held:
         who = "its queue" if job.managed_elsewhere else "whoever suspended it"
-        draft.situation = Situation(
+        draft.situation = JobState(
             phase, Reason.HELD_ELSEWHERE, f"Job {job.name} is suspended; it goes on when {who} releases it"
         )
         return
@@ -191,10 +192,10 @@ def _release(draft: Draft, stage: Stage, entry: AttemptStatus, job: JobView, pod
         draft.patch.append(
             Patch(job.name, {"metadata": {"annotations": {ANNOTATION_HELD: None}}, "spec": {"suspend": False}})
         )
-    draft.situation = Situation(phase, Reason.STARTING, f"Waiting for the pods of stage {stage} to start")
+    draft.situation = JobState(phase, Reason.STARTING, f"Waiting for the pods of stage {stage} to start")
 
 
-def _run(draft: Draft, stage: Stage, entry: AttemptStatus, job: JobView, pods: Sequence[PodView]) -> None:
+def _run(draft: PlanBuilder, stage: Stage, entry: AttemptStatus, job: JobView, pods: Sequence[PodView]) -> None:
     live = [pod for pod in pods if not pod.over and pod.deletion_asked is None]
     # A container that ended well is done, though its pod's phase is written a moment later.
     done = {
@@ -204,30 +205,30 @@ def _run(draft: Draft, stage: Stage, entry: AttemptStatus, job: JobView, pods: S
     draft.poll = next((pod for pod in live if pod.index == 0 and pod.running), None)
     phase, reason = RUNNING[stage]
     if len(running) >= job.pods:
-        draft.situation = Situation(phase, reason, _running_message(job, stage), running=True)
+        draft.situation = JobState(phase, reason, _running_message(job, stage), running=True)
         if stage == "train":
             budget.look_when_spent(draft)
         return
-    begin.ensure(draft, stage, entry)
+    start.ensure(draft, stage, entry)
     if draft.situation is not None:
         return
     diagnosis = diagnose(draft.seen, job, live, len({pod.index for pod in live} | done) < job.pods, draft.now)
     draft.reads |= diagnosis.reads
-    if diagnosis.look_again is not None:
-        draft.look_again(diagnosis.look_again)
+    if diagnosis.requeue_after is not None:
+        draft.requeue_after(diagnosis.requeue_after)
     problem = diagnosis.problem
     if problem is None:
         draft.situation = _too_few(draft, stage, entry, job, pods)
         return
     if problem.reason == Reason.MISSING_CONFIG_MAP and entry.job in problem.message:
-        begin.ensure(draft, stage, entry, again=True)
+        start.ensure(draft, stage, entry, again=True)
     if entry.started is None and job.digest not in (None, digest(draft.spec, stage)):
-        outcome.stop(draft, entry, Reason.REPLACED, "Its settings changed before its pods ran")
+        end.stop(draft, entry, Reason.REPLACED, "Its settings changed before its pods ran")
         return
-    draft.situation = Situation(begin.PHASES[stage], problem.reason, problem.text, problem=True)
+    draft.situation = JobState(start.PHASES[stage], problem.reason, problem.text, problem=True)
 
 
-def _too_few(draft: Draft, stage: Stage, entry: AttemptStatus, job: JobView, pods: Sequence[PodView]) -> Situation:
+def _too_few(draft: PlanBuilder, stage: Stage, entry: AttemptStatus, job: JobView, pods: Sequence[PodView]) -> JobState:
     """Fewer pods run than should: one has failed, and its Job will at any moment; some were stopped; or they start."""
     ended = [pod for pod in pods if pod.phase == "Failed" or (pod.ended is not None and pod.ended.exit_code != 0)]
     if any(_fails(pod) for pod in _released(job, ended)):
@@ -236,10 +237,10 @@ def _too_few(draft: Draft, stage: Stage, entry: AttemptStatus, job: JobView, pod
     said = entry.started is not None and draft.before.reason == Reason.RESUMING
     if ended or said or any(pod.deletion_asked is not None for pod in pods):
         # No step: those that still end save a later checkpoint than the last that was told of.
-        checkpoint = " from its last checkpoint" if outcome.sealed_step(draft, stage) is not None else ""
+        checkpoint = " from its last checkpoint" if end.sealed_step(draft, stage) is not None else ""
         text = f"Pods of stage {stage} were stopped; it resumes{checkpoint}"
-        return Situation(begin.PHASES[stage], Reason.RESUMING, text)
-    return Situation(begin.PHASES[stage], Reason.STARTING, f"Waiting for the pods of stage {stage} to start")
+        return JobState(start.PHASES[stage], Reason.RESUMING, text)
+    return JobState(start.PHASES[stage], Reason.STARTING, f"Waiting for the pods of stage {stage} to start")
 
 
 def _fails(pod: PodView) -> bool:
@@ -247,10 +248,10 @@ def _fails(pod: PodView) -> bool:
     return pod.ended is None or pod.ended.exit_code != ExitCode.STOPPED
 
 
-def _failing(stage: Stage, job: JobView) -> Situation:
+def _failing(stage: Stage, job: JobView) -> JobState:
     phase, _ = RUNNING[stage]
     others = "; its other pods are ending" if job.pods > 1 else ""
-    return Situation(phase, Reason.RETRYING, f"Stage {stage} failed{others}")
+    return JobState(phase, Reason.RETRYING, f"Stage {stage} failed{others}")
 
 
 def _running_message(job: JobView, stage: Stage) -> str:

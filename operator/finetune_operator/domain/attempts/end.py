@@ -10,20 +10,21 @@ from finetune_api.effective import holding
 from finetune_api.planner.decide import FIELDS
 from finetune_api.status import AttemptStatus, CheckpointStatus, FailureStatus, FineTuneJobStatus, Stage
 
-from finetune_operator.domain import gate, numbers
-from finetune_operator.domain.draft import Draft, Situation
-from finetune_operator.domain.finish import fail
+from finetune_operator.domain import numbers
+from finetune_operator.domain.admission import plan_admission
+from finetune_operator.domain.attempts.completion import fail
+from finetune_operator.domain.diagnosis.failures import FailureClass
 from finetune_operator.domain.observed import JobView, PodView
+from finetune_operator.domain.plan_builder import JobState, PlanBuilder
 from finetune_operator.domain.reasons import Reason
 from finetune_operator.domain.times import human, seconds_of, stamp
-from finetune_operator.domain.verdict import Verdict
 
 SETTLE_S = 5.0
 """A Job's end may be seen before the ends of its pods. How long they are waited for."""
 CHECKPOINTS_SHOWN = 10
 
 
-def read_stops(draft: Draft, entry: AttemptStatus, pods: Sequence[PodView]) -> None:
+def read_stops(draft: PlanBuilder, entry: AttemptStatus, pods: Sequence[PodView]) -> None:
     """What pods that ended have said of steps and checkpoints."""
     for pod in pods:
         message = pod.ended.message if pod.ended is not None else None
@@ -32,7 +33,7 @@ def read_stops(draft: Draft, entry: AttemptStatus, pods: Sequence[PodView]) -> N
 
 
 def take_steps(
-    draft: Draft,
+    draft: PlanBuilder,
     entry: AttemptStatus,
     step: int | None,
     resumed_from: int | None,
@@ -52,18 +53,18 @@ def take_steps(
     status.last_checkpoint = status.checkpoints[-1]
 
 
-def sealed_step(draft: Draft, stage: Stage) -> int | None:
+def sealed_step(draft: PlanBuilder, stage: Stage) -> int | None:
     """The step that a training would go on from: the checkpoint is not the other stages'."""
     checkpoint = draft.status.last_checkpoint if stage == "train" else None
     return checkpoint.step if checkpoint is not None else None
 
 
-def _goes_on(draft: Draft, stage: Stage) -> str:
+def _goes_on(draft: PlanBuilder, stage: Stage) -> str:
     step = sealed_step(draft, stage)
     return f"Stage {stage} goes on" + (f" from step {step}" if step is not None else "")
 
 
-def all_seen(draft: Draft, stage: Stage, job: JobView, pods: Sequence[PodView]) -> bool:
+def all_seen(draft: PlanBuilder, stage: Stage, job: JobView, pods: Sequence[PodView]) -> bool:
     """Whether the ends of the pods are known too; if not, another look follows soon."""
     since = job.failed or job.failing or 0.0
     if any(pod.ended is not None or pod.phase == "Failed" for pod in pods) and all(pod.over for pod in pods):
@@ -74,18 +75,18 @@ def all_seen(draft: Draft, stage: Stage, job: JobView, pods: Sequence[PodView]) 
     return True
 
 
-def _wait(draft: Draft, stage: Stage) -> None:
+def _wait(draft: PlanBuilder, stage: Stage) -> None:
     before = draft.before
-    draft.situation = Situation(
+    draft.situation = JobState(
         before.phase or "Pending",
         before.reason or Reason.STARTING,
         before.message or f"Stage {stage} ends",
         running=any(c.type == "Running" and c.status == "True" for c in before.conditions or []),
     )
-    draft.look_again(1.0)
+    draft.requeue_after(1.0)
 
 
-def succeed(draft: Draft, stage: Stage, entry: AttemptStatus, job: JobView, pods: Sequence[PodView]) -> None:
+def succeed(draft: PlanBuilder, stage: Stage, entry: AttemptStatus, job: JobView, pods: Sequence[PodView]) -> None:
     """The stage is done and never runs again."""
     messages = {p.index: p.ended.message for p in pods if p.ended is not None and p.ended.exit_code == 0}
     message = messages.get(0)
@@ -97,18 +98,18 @@ def succeed(draft: Draft, stage: Stage, entry: AttemptStatus, job: JobView, pods
         _take_results(draft, stage, message)
     if stage == "prepare":
         draft.settle()
-        gate.make_plan(draft)
+        plan_admission.make_plan(draft)
     took = _took(entry)
-    draft.say("Normal", Reason.STAGE_DONE, "Finish", f"Stage {stage} is done{took}{_result(draft, stage)}")
+    draft.emit_event("Normal", Reason.STAGE_DONE, "Finish", f"Stage {stage} is done{took}{_result(draft, stage)}")
 
 
-def _take_results(draft: Draft, stage: Stage, message: TerminationMessage) -> None:
+def _take_results(draft: PlanBuilder, stage: Stage, message: TerminationMessage) -> None:
     """Each stage's own results, and nothing else that its pod may say."""
     status = draft.status
     match stage:
         case "prepare":
             status.data = message.data or status.data
-            status.plan = status.plan if message.plan is None else gate.counted(message.plan)
+            status.plan = status.plan if message.plan is None else plan_admission.counted(message.plan)
             if message.facts is not None:
                 status.facts = message.facts.wire()
                 status.decided = _usable(draft, message.decided or {})
@@ -129,7 +130,7 @@ def _take_last_figures(status: FineTuneJobStatus, message: TerminationMessage) -
     progress.total_steps = progress.total_steps or (None if status.plan is None else status.plan.steps)
 
 
-def _usable(draft: Draft, decided: dict[str, Any]) -> dict[str, Any]:
+def _usable(draft: PlanBuilder, decided: dict[str, Any]) -> dict[str, Any]:
     """What a pod may decide: hyperparameters and how memory is shared, never GPUs, pods, locations or budgets."""
     allowed: dict[str, Any] = {}
     for path in FIELDS:
@@ -149,7 +150,7 @@ def _usable(draft: Draft, decided: dict[str, Any]) -> dict[str, Any]:
     return allowed
 
 
-def _result(draft: Draft, stage: Stage) -> str:
+def _result(draft: PlanBuilder, stage: Stage) -> str:
     status = draft.status
     if stage == "prepare" and status.data is not None and status.data.train_rows is not None:
         steps = f", {status.plan.steps} steps" if status.plan is not None and status.plan.steps is not None else ""
@@ -162,7 +163,7 @@ def _took(entry: AttemptStatus) -> str:
     return f" after {human(end - start)}" if start is not None and end is not None else ""
 
 
-def record(draft: Draft, entry: AttemptStatus, verdict: Verdict, pods: Sequence[PodView] = ()) -> None:
+def record(draft: PlanBuilder, entry: AttemptStatus, verdict: FailureClass, pods: Sequence[PodView] = ()) -> None:
     """Write the verdict down. An attempt that may be repeated is, within its budget."""
     if entry.stage == "prepare":
         found = [p.ended.message.data for p in pods if p.ended is not None and p.ended.message is not None]
@@ -176,7 +177,7 @@ def record(draft: Draft, entry: AttemptStatus, verdict: Verdict, pods: Sequence[
         fail(draft, failure)
         return
     if verdict.kind == "evicted":
-        draft.say("Warning", Reason.EVICTED, "Resume", f"{failure.message}. {_goes_on(draft, entry.stage)}")
+        draft.emit_event("Warning", Reason.EVICTED, "Resume", f"{failure.message}. {_goes_on(draft, entry.stage)}")
         return
     failures = (draft.status.infra_failures or 0) + 1
     draft.status.infra_failures = failures
@@ -184,7 +185,7 @@ def record(draft: Draft, entry: AttemptStatus, verdict: Verdict, pods: Sequence[
     if failures > allowed:
         fail(draft, _exhausted(failure, failures, allowed))
         return
-    draft.say(
+    draft.emit_event(
         "Warning",
         Reason.ATTEMPT_FAILED,
         "Retry",
@@ -197,7 +198,7 @@ def _exhausted(failure: FailureStatus, failures: int, allowed: int) -> FailureSt
     return failure.model_copy(update={"message": f"{failure.message} (failure {failures}; {tried})", "retriable": True})
 
 
-def preempt(draft: Draft, entry: AttemptStatus, pods: Sequence[PodView]) -> None:
+def preempt(draft: PlanBuilder, entry: AttemptStatus, pods: Sequence[PodView]) -> None:
     """The pods were told to stop and did, with a checkpoint: nobody's error."""
     told = next((pod for pod in pods if pod.disrupted is not None or pod.deletion_asked is not None), None)
     why = ""
@@ -206,16 +207,16 @@ def preempt(draft: Draft, entry: AttemptStatus, pods: Sequence[PodView]) -> None
     step = f" at step {entry.last_step}" if entry.last_step is not None else ""
     entry.reason, entry.message = Reason.PREEMPTED, f"The pods of stage {entry.stage} were stopped{step}{why}"
     _close(draft, entry, "Stopped")
-    draft.say("Warning", Reason.PREEMPTED, "Resume", f"{entry.message}. {_goes_on(draft, entry.stage)}")
+    draft.emit_event("Warning", Reason.PREEMPTED, "Resume", f"{entry.message}. {_goes_on(draft, entry.stage)}")
 
 
-def stop(draft: Draft, entry: AttemptStatus, reason: Reason, message: str) -> None:
+def stop(draft: PlanBuilder, entry: AttemptStatus, reason: Reason, message: str) -> None:
     """Given up by this operator: its children are cleaned up, and the next attempt has nothing to wait for."""
     entry.reason, entry.message = reason, message
     _close(draft, entry, "Stopped")
 
 
-def _close(draft: Draft, entry: AttemptStatus, how: str) -> None:
+def _close(draft: PlanBuilder, entry: AttemptStatus, how: str) -> None:
     entry.outcome = how  # type: ignore[assignment]
     entry.finished = stamp(draft.now)
     draft.status_first = True

@@ -8,13 +8,13 @@ from finetune_api.contract import Progress
 from finetune_api.status import ProgressStatus
 
 from finetune_operator.domain import numbers
-from finetune_operator.domain.attempts import running
-from finetune_operator.domain.draft import Draft
-from finetune_operator.domain.outcome import take_steps
+from finetune_operator.domain.attempts.end import take_steps
+from finetune_operator.domain.attempts.history import running
+from finetune_operator.domain.plan_builder import PlanBuilder
 from finetune_operator.domain.times import human
 
 
-def show(draft: Draft) -> None:
+def show(draft: PlanBuilder) -> None:
     """Fill status.progress. A new stage begins at nothing, but keeps the losses of the training.
 
     While the training pods evaluate, the stage shown is `evaluate`; step and totalSteps stay those of the training, and

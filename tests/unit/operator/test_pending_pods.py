@@ -36,10 +36,10 @@ def test_what_a_pod_says(make_world: Any, state: dict[str, Any], reason: str, wo
     assert world.status["reason"] == reason
     assert all(word in world.status["message"] for word in words), world.status["message"]
     assert (world.condition("Running"), world.condition("Stalled")) == ("False", None)
-    assert [(n.type, n.reason) for n in world.notes][-1] == ("Warning", reason)
-    told = len(world.notes)
+    assert [(n.type, n.reason) for n in world.events][-1] == ("Warning", reason)
+    told = len(world.events)
     world.settle()
-    assert len(world.notes) == told, "told once"
+    assert len(world.events) == told, "told once"
     world.pod("prepare", phase="Running", waiting=None, unschedulable=None, node="n1", running_since=world.now)
     world.settle()
     assert world.status["reason"] == "Preparing"
@@ -51,7 +51,7 @@ def test_a_pod_may_be_without_a_node_for_a_moment(make_world: Any) -> None:
     world.pod("prepare", unschedulable="0/1 nodes", unschedulable_since=world.now)
     drawn = world.settle()
     assert world.status["reason"] == "Starting"
-    assert 0 < drawn.look_again <= 3
+    assert 0 < drawn.requeue_after <= 3
 
 
 JOB_WARNINGS = [
@@ -70,7 +70,7 @@ def test_a_job_without_pods_is_asked_for_its_warnings(
 ) -> None:
     world = make_world()
     drawn = world.settle()
-    assert 0 < drawn.look_again <= 5
+    assert 0 < drawn.requeue_after <= 5
     assert not world.reads
     world.now += 5
     world.step()

@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 import pytest
-from finetune_operator.domain.untrusted import last_words, progress
+from finetune_operator.domain.diagnosis.termination_message import last_words, progress
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -100,7 +100,7 @@ def test_a_plan_that_can_no_longer_be_made_is_not_the_approved_one(
     def none(*_: Any, **__: Any) -> None:
         raise OverflowError
 
-    monkeypatch.setattr("finetune_operator.domain.gate.draw", none)
+    monkeypatch.setattr("finetune_operator.domain.admission.plan_admission.draw", none)
     world.edit(
         compute={"device": "cpu", "processesPerNode": 2},
         budget={"approval": "Manual", "approvedPlan": world.status["plan"]["digest"]},

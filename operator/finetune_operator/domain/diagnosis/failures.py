@@ -52,7 +52,7 @@ _SECRET = re.compile(r"\b(hf_|sk-|ghp_|AKIA)[A-Za-z0-9_-]{6,}|(?i:bearer|passwor
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class FailureClass:
     """`fatal`: never retried. `infra`: counts against retry.infra. `evicted`: goes on without limit."""
 
     kind: Literal["fatal", "infra", "evicted"]
@@ -65,32 +65,34 @@ def node_lost(pods: Sequence[PodView], now: float) -> bool:
     return any(not p.over and p.deletion_due is not None and now > p.deletion_due + LOST_NODE_S for p in pods)
 
 
-def judge(job: JobView, pods: Sequence[PodView], stage: Stage, now: float) -> Verdict:
+def judge(job: JobView, pods: Sequence[PodView], stage: Stage, now: float) -> FailureClass:
     """The verdict on a Job that failed. `pods` are all that are known of it, those of earlier resumes too."""
     failing = sorted((pod for pod in pods if _failed(pod)), key=_when)
     step = max((m.step for pod in pods if (m := _message(pod)) is not None and m.step is not None), default=None)
     for pod in failing:
         code = _known_cause(pod)
         if code is not None:
-            return Verdict("fatal", _failure(pod, stage, code, retriable=False), step)
+            return FailureClass("fatal", _failure(pod, stage, code, retriable=False), step)
     first = failing[0] if failing else None
     disrupted = _disruption(job, pods, first, now)
     if disrupted is not None:
-        return Verdict("evicted", disrupted.model_copy(update={"stage": stage, "retriable": True}), step)
+        return FailureClass("evicted", disrupted.model_copy(update={"stage": stage, "retriable": True}), step)
     if first is None:
         message = f"The {stage} Job failed without a failing pod: {job.failure or 'no reason given'}"
-        return Verdict("infra", FailureStatus(code=Code.UNKNOWN, stage=stage, message=message, retriable=True), step)
+        return FailureClass(
+            "infra", FailureStatus(code=Code.UNKNOWN, stage=stage, message=message, retriable=True), step
+        )
     exit_code = _exit_code(first)
     code = Code.PEER_LOST if exit_code == ExitCode.PEER_LOST else Code.UNKNOWN
     if _too_much_disk(first):
         code = Code.STORAGE_FULL
-    return Verdict("infra", _failure(first, stage, code, retriable=True), step)
+    return FailureClass("infra", _failure(first, stage, code, retriable=True), step)
 
 
-def vanished(stage: Stage, what: str) -> Verdict:
+def vanished(stage: Stage, what: str) -> FailureClass:
     """The attempt's Job or pods are gone, and nobody saw how they ended."""
     message = f"{what} vanished while it ran; an attempt that nobody saw end counts as evicted"
-    return Verdict("evicted", FailureStatus(code="Evicted", stage=stage, message=message, retriable=True))
+    return FailureClass("evicted", FailureStatus(code="Evicted", stage=stage, message=message, retriable=True))
 
 
 def _message(pod: PodView) -> TerminationMessage | None:

@@ -1,0 +1,1 @@
+"""Whether a job may run: acceptance, plan, budget and workspace."""

@@ -1,0 +1,1 @@
+"""Why pods wait and why attempts failed, in sentences with a remedy."""
