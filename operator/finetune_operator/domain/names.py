@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 from finetune_api import API_VERSION, GROUP, KIND
@@ -43,6 +44,12 @@ def child_name(job: str, run: str, stage: Stage, attempt: int) -> str:
     """Name of a stage's Job, ConfigMap and Service. At most 58 characters for jobs of the longest name and 99 attempts:
     an Indexed Job's pods need DNS labels, with their index behind it."""
     return f"{job}-{run}-{stage}-{attempt}"
+
+
+def attempt_name(labels: Mapping[str, str]) -> str:
+    """Name of the Job that the labels of a child or a pod belong to; empty where they are not ours."""
+    parts = [labels.get(label, "") for label in (LABEL_JOB, LABEL_RUN, LABEL_STAGE, LABEL_ATTEMPT)]
+    return "-".join(parts) if all(parts) else ""
 
 
 def labels(metadata: Metadata, run: str, stage: Stage, attempt: int) -> dict[str, str]:

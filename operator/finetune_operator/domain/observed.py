@@ -14,13 +14,14 @@ from finetune_api.contract import (
     LABEL_ATTEMPT,
     LABEL_RUN,
     LABEL_STAGE,
+    LABEL_UID,
     Progress,
     TerminationMessage,
 )
 from finetune_api.finetunejob import FineTuneJob
 
 from finetune_operator.domain.diagnosis.termination_message import last_words
-from finetune_operator.domain.names import ANNOTATION_DIGEST, ANNOTATION_HELD
+from finetune_operator.domain.names import ANNOTATION_DIGEST, ANNOTATION_HELD, attempt_name
 from finetune_operator.domain.times import seconds_of
 
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
@@ -129,11 +130,12 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class PodView:
-    """A pod of one of our Jobs. Times in seconds since 1970."""
+    """A pod of an attempt, by its labels: the Job that created it may be gone. Times in seconds since 1970."""
 
     name: str
     uid: str
-    job_uid: str | None
+    attempt: str
+    """Name of the attempt's Job."""
     index: int
     phase: str
     created: float
@@ -155,6 +157,8 @@ class PodView:
     running_since: float | None = None
     ended: Ended | None = None
     disrupted: str | None = None
+    owner: str = ""
+    """uid of the FineTuneJob."""
 
     @property
     def over(self) -> bool:
@@ -181,7 +185,8 @@ class PodView:
         return cls(
             name=metadata["name"],
             uid=metadata["uid"],
-            job_uid=controller_uid(body),
+            attempt=attempt_name(metadata.get("labels") or {}),
+            owner=(metadata.get("labels") or {}).get(LABEL_UID, ""),
             index=int(index) if index.isdigit() else 0,
             phase=status.get("phase") or "Pending",
             created=seconds_of(metadata.get("creationTimestamp")) or 0.0,
@@ -275,9 +280,9 @@ class ObservedState:
     jobs: Mapping[str, JobView] = field(default_factory=dict)
     """Its Jobs by name."""
     pods: Mapping[str, tuple[PodView, ...]] = field(default_factory=dict)
-    """Their pods by the Job's uid."""
+    """Pods by the name of their attempt's Job, also where that Job is gone."""
     departed: Mapping[str, tuple[PodView, ...]] = field(default_factory=dict)
-    """Pods that ended and are gone since the last look, likewise."""
+    """Pods that ended and are gone since the last reconcile, likewise."""
     known: frozenset[tuple[str, str]] = frozenset()
     """(kind, name) of other children that are known to exist."""
     claims: Mapping[str, ClaimView] = field(default_factory=dict)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,7 +36,7 @@ class Held:
     version: int
     key: Key
     owner: str
-    """uid of what it is filed under: a pod's Job, a Job's FineTuneJob."""
+    """uid of its FineTuneJob."""
 
 
 @dataclass(slots=True)
@@ -66,12 +66,11 @@ class Cache:
     def __init__(self) -> None:
         self._finetunejobs: dict[Key, HeldJob] = {}
         self._jobs: dict[str, dict[str, JobView]] = {}  # by owner's uid, by name
-        self._pods: dict[str, dict[str, PodView]] = {}  # by Job's uid, by name
+        self._pods: dict[str, dict[str, PodView]] = {}  # by owner's uid, by name
         self._held: dict[tuple[str, str, str], Held] = {}  # (kind, namespace, name) of Jobs and pods
         self._tombs: dict[str, float] = {}
-        self._departed: dict[
-            str, list[PodView]
-        ] = {}  # by Job's uid: pods that are gone, whose last words no look has seen
+        self._departed: dict[str, list[PodView]] = {}
+        """By owner's uid: pods that are gone and whose termination messages no reconcile has seen."""
 
     # What happens in the cluster.
 
@@ -90,8 +89,8 @@ class Cache:
         if held is not None and held.uid != metadata["uid"]:
             self._drop(place)
         view: JobView | PodView = JobView.of(body) if kind == "Job" else PodView.of(body)
-        owner = view.owner if isinstance(view, JobView) else view.job_uid
-        if owner is None:
+        owner = view.owner
+        if not owner:
             return None
         key = (metadata["namespace"], (metadata.get("labels") or {}).get(LABEL_JOB, ""))
         self._held[place] = Held(view.uid, version, key, owner)
@@ -108,6 +107,7 @@ class Cache:
             if held is None or held.uid != uid:
                 return None
             del self._finetunejobs[namespace, name]
+            self._departed.pop(uid, None)
             return (namespace, name)
         place = (kind, namespace, name)
         known = self._held.get(place)
@@ -141,8 +141,8 @@ class Cache:
             job=job,
             invalid=held.invalid,
             jobs=dict(jobs),
-            pods={j.uid: tuple(self._pods[j.uid].values()) for j in jobs.values() if j.uid in self._pods},
-            departed={j.uid: tuple(self._departed[j.uid]) for j in jobs.values() if j.uid in self._departed},
+            pods=_by_attempt(self._pods.get(held.uid, {}).values()),
+            departed=_by_attempt(self._departed.get(held.uid, ())),
             known=frozenset(facts.known),
             claims=dict(facts.claims),
             warnings=dict(facts.warnings),
@@ -152,11 +152,10 @@ class Cache:
 
     def looked_at(self, seen: ObservedState) -> None:
         """What pods that are gone had said stands in the status now."""
-        for job_uid, pods in seen.departed.items():
-            left = [pod for pod in self._departed.get(job_uid, ()) if pod not in pods]
-            self._departed.pop(job_uid, None)
-            if left:
-                self._departed[job_uid] = left
+        uid, recorded = seen.job.metadata.uid, [pod for pods in seen.departed.values() for pod in pods]
+        left = [pod for pod in self._departed.pop(uid, ()) if pod not in recorded]
+        if left:
+            self._departed[uid] = left
 
     def names(self) -> list[Key]:
         return list(self._finetunejobs)
@@ -213,8 +212,6 @@ class Cache:
     def _drop(self, place: tuple[str, str, str]) -> None:
         kind, _, name = place
         held = self._held.pop(place)
-        if kind == "Job":
-            self._departed.pop(held.uid, None)
         shelves: dict[str, dict[str, Any]] = self._jobs if kind == "Job" else self._pods
         shelf = shelves.get(held.owner, {})
         shelf.pop(name, None)
@@ -244,6 +241,13 @@ class Cache:
                 if isinstance(raw.get(alias), str)
             }
             held.spec = FineTuneJobSpec.model_construct(**switches)
+
+
+def _by_attempt(pods: Iterable[PodView]) -> dict[str, tuple[PodView, ...]]:
+    found: dict[str, tuple[PodView, ...]] = {}
+    for pod in pods:
+        found[pod.attempt] = (*found.get(pod.attempt, ()), pod)
+    return found
 
 
 def read_status(raw: Object) -> FineTuneJobStatus:

@@ -91,7 +91,7 @@ class World:
         return ObservedState(
             job=FineTuneJob.parse(self.body),
             jobs=dict(self.jobs),
-            pods={uid: tuple(pods.values()) for uid, pods in self.pods.items()},
+            pods={job: tuple(pods.values()) for job, pods in self.pods.items()},
             known=frozenset(self.known),
             claims=dict(self.claims),
             warnings=dict(self.warnings),
@@ -150,7 +150,7 @@ class World:
             full["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] = "team-queue"
         view = JobView.of(full)
         self.jobs[name] = replace(view, created=self.now)
-        self.pods[view.uid] = {}
+        self.pods[name] = {}
 
     def _patch(self, name: str, body: dict[str, Any]) -> None:
         held = body["metadata"]["annotations"]["finetune.dev/held"] is not None
@@ -160,7 +160,8 @@ class World:
         self.deleted.append(f"{kind}/{name}")
         self.known.discard((kind, name))
         if kind == "Job" and name in self.jobs:
-            self.pods.pop(self.jobs.pop(name).uid, None)
+            del self.jobs[name]
+            self.pods.pop(name, None)
 
     # What happens in the cluster.
 
@@ -173,14 +174,14 @@ class World:
         return self.pod_of(self.job(stage), index, **change)
 
     def pod_of(self, job: JobView, index: int, **change: Any) -> PodView:
-        mine = self.pods.setdefault(job.uid, {})
+        mine = self.pods.setdefault(job.name, {})
         known = [p for p in mine.values() if p.index == index and not p.over]
         if known:
             pod = known[-1]
         else:
             self.counter += 1
             name = f"{job.name}-{index}-{self.counter}"
-            pod = PodView(name, f"p-{self.counter}", job.uid, index, "Pending", self.now)
+            pod = PodView(name, f"p-{self.counter}", job.name, index, "Pending", self.now)
         pod = replace(pod, **change)
         mine[pod.name] = pod
         return pod
@@ -204,8 +205,8 @@ class World:
 
     def gone(self, stage: str, index: int) -> None:
         """The pods of a rank are there no more."""
-        uid = self.job(stage).uid
-        self.pods[uid] = {name: pod for name, pod in self.pods[uid].items() if pod.index != index}
+        job = self.job(stage).name
+        self.pods[job] = {name: pod for name, pod in self.pods[job].items() if pod.index != index}
 
     def finish(self, stage: str, nodes: int = 1, **more: Any) -> None:
         """The stage's pods succeed, and its Job with them."""

@@ -155,7 +155,7 @@ def test_a_training_that_has_spent_its_budget(
     world.now += 7
     world.end("train", 5, 0, words("train", "stopped", 5, step=3, lastCheckpoint={"step": 3}))
     world.settle()
-    world.pods[world.job("train").uid] = {}  # the Job controller deletes the pods of a suspended Job
+    world.pods[world.job("train").name] = {}  # the Job controller deletes the pods of a suspended Job
     world.settle()
     status = world.status
     assert (status["phase"], status["reason"], status["trainSeconds"]) == ("Suspended", "BudgetExhausted", spent)

@@ -289,7 +289,7 @@ def test_ready_when_completed(make_world: Any) -> None:
     )
     world.edit(suspend=True)
     world.settle()
-    world.end("train", 5) if world.pods[world.job("train").uid] else None
+    world.end("train", 5) if world.pods[world.job("train").name] else None
     world.settle()
     assert (world.condition("Suspended"), world.condition("Ready")) == ("True", "False")
     world.edit(suspend=False)

@@ -262,13 +262,13 @@ def test_hours_in_which_nothing_ran_are_nobodys(make_world: Any, prepared: Any, 
     world.settle()
     world.now += 100
     if how == "its pod was replaced":
-        pod = next(iter(world.pods[world.job("train").uid].values()))
-        world.pods[world.job("train").uid] = {}
+        pod = next(iter(world.pods[world.job("train").name].values()))
+        world.pods[world.job("train").name] = {}
         world.pod("train", phase="Pending", unschedulable="0/3 nodes", unschedulable_since=world.now)
         assert pod.created < world.now
     else:
         if how == "its Job failed":
-            world.pods[world.job("train").uid] = {}
+            world.pods[world.job("train").name] = {}
         else:
             world.end("train", 137, disrupted="drain")
         world.fail("train")

@@ -121,7 +121,7 @@ def disrupted(world: Any) -> None:
 def evicted(world: Any) -> None:
     world.end("train", 137, 1)
     world.pod("train", 1)
-    pods = world.pods[world.job("train").uid]
+    pods = world.pods[world.job("train").name]
     for name, pod in pods.items():
         if pod.index == 1 and pod.over:
             pods[name] = replace(pod, reason="Evicted", text="The node was low on resource: memory")

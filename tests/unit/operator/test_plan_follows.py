@@ -39,7 +39,7 @@ def pause(world: Any, words: Any) -> None:
     world.settle()
     world.end("train", 5, 0, words("train", "stopped", 5, step=3, lastCheckpoint={"step": 3}))
     world.settle()
-    world.pods[world.job("train").uid] = {}
+    world.pods[world.job("train").name] = {}
     world.settle()
     assert world.status["phase"] == "Suspended"
 

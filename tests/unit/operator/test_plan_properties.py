@@ -50,7 +50,7 @@ class Story:
 
     def pod_ends(self, number: int) -> None:
         job = self._live_job()
-        pods = [p for p in self.world.pods.get(job.uid, {}).values() if p.running] if job else []
+        pods = [p for p in self.world.pods.get(job.name, {}).values() if p.running] if job else []
         if job is None or not pods:
             return
         pod, code = pods[number % len(pods)], EXITS[number % len(EXITS)]
@@ -77,10 +77,10 @@ class Story:
 
     def pod_is_deleted(self, number: int) -> None:
         job = self._live_job()
-        pods = [p for p in self.world.pods.get(job.uid, {}).values() if not p.over] if job else []
+        pods = [p for p in self.world.pods.get(job.name, {}).values() if not p.over] if job else []
         if job is not None and pods:
             pod = pods[number % len(pods)]
-            self.world.pods[job.uid][pod.name] = replace(
+            self.world.pods[job.name][pod.name] = replace(
                 pod,
                 deletion_asked=self.world.now,
                 deletion_due=self.world.now + 30,
@@ -90,14 +90,14 @@ class Story:
     def pods_vanish(self, number: int) -> None:
         job = self._live_job()
         if job is not None:
-            self.world.pods[job.uid] = {}
+            self.world.pods[job.name] = {}
 
     def job_controller(self, number: int) -> None:
         """What the real one does: fail, complete, or go on."""
         job = self._live_job()
         if job is None:
             return
-        pods = list(self.world.pods.get(job.uid, {}).values())
+        pods = list(self.world.pods.get(job.name, {}).values())
         wanted = self.nodes if job.stage == "train" else 1
         if any(p.over and p.phase == "Failed" and p.ended.exit_code != 5 for p in pods):
             self._job(job, failing=self.world.now, failed=self.world.now if all(p.over for p in pods) else None)
@@ -107,7 +107,8 @@ class Story:
     def job_is_deleted(self, number: int) -> None:
         if self.world.jobs:
             name = sorted(self.world.jobs)[number % len(self.world.jobs)]
-            self.world.pods.pop(self.world.jobs.pop(name).uid, None)
+            self.world.jobs.pop(name)
+            self.world.pods.pop(name, None)
 
     def restart(self, number: int) -> None:
         """A new operator knows only what the API server holds."""
@@ -300,7 +301,7 @@ def trains(world: Any) -> bool:
 
 def runs(world: Any) -> bool | None:
     """The newest pod of the training, a gang of one. None: nobody can say."""
-    pods = [p for j in world.jobs.values() if j.stage == "train" for p in world.pods.get(j.uid, {}).values()]
+    pods = [p for j in world.jobs.values() if j.stage == "train" for p in world.pods.get(j.name, {}).values()]
     newest = max(pods, key=lambda p: int(p.uid.removeprefix("p-")), default=None)
     return None if newest is None else newest.running and newest.deletion_asked is None
 

@@ -101,7 +101,13 @@ def child(kind: str, version: int, owner: str = "u", uid: str = "j", **more: Any
             "name": f"{kind}-{uid}",
             "uid": uid,
             "resourceVersion": str(version),
-            "labels": {"finetune.dev/job": "a"},
+            "labels": {
+                "finetune.dev/job": "a",
+                "finetune.dev/job-uid": "u",
+                "finetune.dev/run": "r",
+                "finetune.dev/stage": "train",
+                "finetune.dev/attempt": "1",
+            },
             "ownerReferences": [{"uid": owner, "controller": True}],
         },
         **more,
@@ -134,7 +140,7 @@ def test_what_changes_nothing_wakes_nobody() -> None:
     assert cache.observe("Pod", noise) is None
     seen = cache.snapshot(A)
     assert seen is not None
-    assert [pod.name for pod in seen.pods["j"]] == ["Pod-p"]
+    assert [pod.name for pod in seen.pods["a-r-train-1"]] == ["Pod-p"]
     assert cache.forget("Pod", "team", "Pod-p", "p") == A
     assert cache.forget("Job", "team", "Job-j", "j") == A
     seen = cache.snapshot(A)
@@ -160,20 +166,35 @@ def test_the_last_words_of_a_pod_outlive_it_until_they_were_seen() -> None:
     seen = cache.snapshot(A)
     assert seen is not None
     assert not seen.pods
-    assert [pod.ended.message.step for pod in seen.departed["j"] if pod.ended and pod.ended.message] == [7]
+    assert [pod.ended.message.step for pod in seen.departed["a-r-train-1"] if pod.ended and pod.ended.message] == [7]
     cache.looked_at(seen)
     seen = cache.snapshot(A)
     assert seen is not None
     assert not seen.departed
 
 
+def test_pods_are_found_when_their_job_is_gone_or_let_them_go() -> None:
+    cache = Cache()
+    cache.observe("FineTuneJob", ftj(1))
+    cache.observe("Job", child("Job", 2))
+    cache.observe("Pod", child("Pod", 3, owner="j", uid="p"))
+    cache.forget("Job", "team", "Job-j", "j")
+    orphan = child("Pod", 4, uid="p")
+    orphan["metadata"]["ownerReferences"] = []
+    cache.observe("Pod", orphan)
+    seen = cache.snapshot(A)
+    assert seen is not None
+    assert not seen.jobs
+    assert [pod.name for pod in seen.pods["a-r-train-1"]] == ["Pod-p"]
+
+
 def test_children_of_others_are_not_ours() -> None:
     cache = Cache()
     cache.observe("FineTuneJob", ftj(1))
     cache.observe("Job", child("Job", 2, owner="somebody-else"))
-    orphan = child("Pod", 3, uid="p")
-    orphan["metadata"]["ownerReferences"] = []
-    assert cache.observe("Pod", orphan) is None
+    stranger = child("Pod", 3, uid="p")
+    stranger["metadata"]["labels"] = {"finetune.dev/job": "a"}
+    assert cache.observe("Pod", stranger) is None
     seen = cache.snapshot(A)
     assert seen is not None
     assert not seen.jobs

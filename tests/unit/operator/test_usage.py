@@ -43,7 +43,7 @@ def test_what_is_left_of_an_earlier_attempt_ends_nothing(world: Any) -> None:
     assert world.job("train").name != first.name
     world.now += 50
     world.jobs[first.name] = replace(first, failing=world.now - 460, failed=world.now)
-    world.pods[first.uid] = {}
+    world.pods[first.name] = {}
     world.settle()
     world.now += 3600
     world.settle()
@@ -75,7 +75,7 @@ def test_a_training_that_began_and_failed_while_nobody_looked(world: Any) -> Non
     began = world.now
     world.now += 2000
     pod = world.pod("train", node="node-0", **world.ended(1))
-    world.pods[world.job("train").uid] = {pod.name: replace(pod, ended=replace(pod.ended, started=began))}
+    world.pods[world.job("train").name] = {pod.name: replace(pod, ended=replace(pod.ended, started=began))}
     world.fail("train")
     world.now += AWAY
     world.settle()
@@ -107,7 +107,7 @@ def test_a_queue_that_took_the_nodes_back_while_nobody_looked(make_world: Any) -
     world.settle()
     world.now += 100
     world.set("train", suspended=True, suspended_since=world.now)
-    world.pods[world.job("train").uid] = {}
+    world.pods[world.job("train").name] = {}
     world.now += AWAY
     world.settle()
     assert (world.status["reason"], counted(world)) == ("HeldElsewhere", (100, 400))

@@ -48,14 +48,14 @@ def _under_way(draft: PlanBuilder, stage: Stage, entry: AttemptStatus) -> None:
     if job is None:
         _without_job(draft, stage, entry)
         return
-    pods = draft.seen.pods.get(job.uid, ())
+    pods = draft.seen.pods.get(job.name, ())
     if entry.started is None:
         began = [t for pod in pods if (t := pod.running_since or (pod.ended and pod.ended.started))]
         entry.started = stamp(min(began)) if began else None
     waits = stage == "train" and (entry.started is None or (job.suspended and not _any_live(pods)))
     if waits and (job.digest in (None, digest(draft.spec, stage)) or (job.suspended and _ours(job))):
         plan_admission.make_plan(draft)  # other settings count only where the Job is made anew before it is released
-    end.read_stops(draft, entry, (*pods, *draft.seen.departed.get(job.uid, ())))
+    end.read_stops(draft, entry, (*pods, *draft.seen.departed.get(job.name, ())))
     if job.complete is not None:
         end.succeed(draft, stage, entry, job, pods)
     elif job.failed is not None or (job.failing is not None and node_lost(pods, draft.now)):

@@ -55,7 +55,7 @@ def told(draft: PlanBuilder) -> Stretch | None:
     if since is None or draft.before.phase != "Training" or running is None or running.status != "True":
         return None
     job = _job(draft)
-    ends = [] if job is None else [at for at in _ends(job, draft.seen.pods.get(job.uid, ())) if at > since]
+    ends = [] if job is None else [at for at in _ends(job, draft.seen.pods.get(job.name, ())) if at > since]
     return Stretch(since, min([draft.now, *ends]), over=bool(ends))
 
 
@@ -64,7 +64,7 @@ def found(draft: PlanBuilder) -> Stretch | None:
     job, before = _job(draft), told(draft)
     if job is None or job.suspended or job.deleting or (before is not None and not before.over):
         return None
-    newest = {pod.index: pod for pod in sorted(draft.seen.pods.get(job.uid, ()), key=lambda pod: pod.created)}
+    newest = {pod.index: pod for pod in sorted(draft.seen.pods.get(job.name, ()), key=lambda pod: pod.created)}
     starts = [at for pod in newest.values() if (at := pod.running_since or (pod.ended and pod.ended.started))]
     if len(starts) < job.pods:
         return None
