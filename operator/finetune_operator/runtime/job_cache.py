@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from finetune_operator.domain.observed import ClaimView, ProgressReading, Refusal
+from finetune_operator.domain.observed import ClaimView, EventView, ProgressReading, Refusal
 
 FRESH_S = 4.0
 """For how long an answer to a read counts."""
@@ -17,7 +17,7 @@ class JobCache:
 
     known: set[tuple[str, str]] = field(default_factory=set)
     claims: dict[str, ClaimView] = field(default_factory=dict)
-    warnings: dict[str, tuple[str, ...] | None] = field(default_factory=dict)
+    warnings: dict[str, tuple[EventView, ...] | None] = field(default_factory=dict)
     refusals: dict[tuple[str, str], Refusal] = field(default_factory=dict)
     progress: ProgressReading | None = None
     _read_at: dict[str, float] = field(default_factory=dict)

@@ -12,7 +12,7 @@ from finetune_operator.domain.attempts import budget, end, start
 from finetune_operator.domain.attempts.completion import complete
 from finetune_operator.domain.attempts.history import latest, stage_to_do
 from finetune_operator.domain.builders.job import digest
-from finetune_operator.domain.diagnosis.failures import judge, node_lost, vanished
+from finetune_operator.domain.diagnosis.failures import classify_failure, node_lost, vanished
 from finetune_operator.domain.diagnosis.pending_pods import diagnose
 from finetune_operator.domain.names import ANNOTATION_HELD
 from finetune_operator.domain.observed import JobView, PodView
@@ -58,9 +58,9 @@ def _under_way(draft: PlanBuilder, stage: Stage, entry: AttemptStatus) -> None:
     end.read_stops(draft, entry, (*pods, *draft.seen.departed.get(job.name, ())))
     if job.complete is not None:
         end.succeed(draft, stage, entry, job, pods)
-    elif job.failed is not None or (job.failing is not None and node_lost(pods, draft.now)):
+    elif job.failed is not None or (job.failing is not None and node_lost(pods, draft.seen.nodes, draft.now)):
         if end.all_seen(draft, stage, job, pods):
-            end.record(draft, entry, judge(job, pods, stage, draft.now), pods)
+            end.record(draft, entry, classify_failure(job, pods, stage, draft.now, draft.seen.nodes), pods)
     elif job.failing is not None:
         draft.situation = _failing(stage, job)
         draft.requeue_after(_NODE_CHECK_S)
