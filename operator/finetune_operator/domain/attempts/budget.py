@@ -21,10 +21,10 @@ class Limit:
     sentence: str
 
 
-def tightest(draft: PlanBuilder) -> Limit | None:
+def tightest(builder: PlanBuilder) -> Limit | None:
     """The limit that is reached first."""
-    budget, used = draft.spec.budget, spent(draft)
-    gpus = draft.before.gpus or draft.status.gpus or 0
+    budget, used = builder.spec.budget, spent(builder)
+    gpus = builder.before.gpus or builder.status.gpus or 0
     limits = []
     if budget.max_seconds is not None:
         limits.append(
@@ -54,14 +54,14 @@ def tightest(draft: PlanBuilder) -> Limit | None:
     return min(limits, key=lambda limit: limit.left, default=None)
 
 
-def exhausted(draft: PlanBuilder) -> str | None:
+def exhausted(builder: PlanBuilder) -> str | None:
     """One sentence when a training may spend no more."""
-    limit = tightest(draft)
+    limit = tightest(builder)
     return limit.sentence if limit is not None and limit.left < _NOTHING_S else None
 
 
-def look_when_spent(draft: PlanBuilder) -> None:
+def requeue_when_spent(builder: PlanBuilder) -> None:
     """Every pod runs, from this very look on or since long: look when that has used up what is left."""
-    limit = tightest(draft)
+    limit = tightest(builder)
     if limit is not None:
-        draft.requeue_after(limit.left)
+        builder.requeue_after(limit.left)
