@@ -9,8 +9,9 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from finetune_api.budget_policy import over_budget, unknown_cost
 from finetune_api.effective import PlatformDefaults, holding, resolve
-from finetune_api.planner.draw import draw, over_budget, unknown_cost
+from finetune_api.planner.draw import draw
 from finetune_api.planner.facts import PlanFacts
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FailureStatus, PlanStatus
