@@ -29,6 +29,8 @@ class Reason(StrEnum):
     STAGE_DONE = "StageDone"
     EVICTED = "Evicted"
     PREEMPTED = "Preempted"
+    NODE_LOST = "NodeLost"
+    RESULT_LOST = "ResultLost"
     ATTEMPT_FAILED = "AttemptFailed"
     RESUMED = "Resumed"
     RERUN = "Rerun"
@@ -61,6 +63,9 @@ class Reason(StrEnum):
     SIDECAR_RUNNING = "SidecarRunning"
     NAME_TAKEN = "NameTaken"
     NOT_ALLOWED = "NotAllowed"
+    REJECTED = "Rejected"
+    API_SERVER_ERROR = "APIServerError"
+    UNREADABLE_STATUS = "UnreadableStatus"
 
     # The training continues.
     POLL_FAILED = "PollFailed"
@@ -100,6 +105,9 @@ WAITING: dict[Reason, Waiting] = {
     Reason.SIDECAR_RUNNING: Waiting("The trainer has ended, but another container keeps its pod running.", "Exclude the pods from the injection, or use a native sidecar (an init container with `restartPolicy: Always`)"),
     Reason.NAME_TAKEN: Waiting("An object that is not the job's has the name of one of its children.", "Delete or rename that object"),
     Reason.NOT_ALLOWED: Waiting("The operator lacks a right, or a policy refuses a child.", "Compare its rights with the chart's roles, or change the policy"),
+    Reason.REJECTED: Waiting("The API server, an admission policy or a webhook rejects a child.", "Correct the field in the message, or change the policy; the request is repeated"),
+    Reason.API_SERVER_ERROR: Waiting("The API server cannot create or change a child, often because a webhook does not answer.", "Repair or remove the webhook in the message; the request is repeated"),
+    Reason.UNREADABLE_STATUS: Waiting("Another version of the operator wrote a status that this one cannot read.", "Run the newer version again, or finish the job with it"),
     Reason.AWAITING_APPROVAL: Waiting("The plan waits for an approval.", "Check `status.plan`, then `ftj approve NAME`, or set `spec.budget.approvedPlan`"),
     Reason.BUDGET_EXHAUSTED: Waiting("A limit of `spec.budget` is reached.", "Raise the limit; the training resumes from its checkpoint"),
     Reason.HELD_ELSEWHERE: Waiting("A queue or a person has suspended the training Job.", "It continues when the queue admits it, or when its `spec.suspend` is set to false"),

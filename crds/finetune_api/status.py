@@ -6,7 +6,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
-from finetune_api.base import ApiModel, Int64, PreservedObject, schema
+from finetune_api.base import Int64, PreservedObject, StatusModel, schema
 
 Phase = Literal[
     "Pending", "Preparing", "AwaitingApproval", "Queued", "Training", "Publishing", "Suspended", "Completed", "Failed"
@@ -18,7 +18,7 @@ Time = Annotated[str, Field(json_schema_extra=schema(format="date-time"))]
 """RFC 3339 in UTC with seconds, as Kubernetes writes it: 2026-01-31T12:00:00Z."""
 
 
-class Condition(ApiModel):
+class Condition(StatusModel):
     """As metav1.Condition."""
 
     type: str
@@ -29,7 +29,7 @@ class Condition(ApiModel):
     last_transition_time: Time
 
 
-class FindingStatus(ApiModel):
+class FindingStatus(StatusModel):
     """What a check found. The report has the rows."""
 
     code: str
@@ -38,14 +38,14 @@ class FindingStatus(ApiModel):
     where: str | None = Field(default=None, description="FILE:LINE of the first row.")
 
 
-class SourceStatus(ApiModel):
+class SourceStatus(StatusModel):
     """Where something was downloaded from, pinned to what it was."""
 
     uri: str
     digest: str
 
 
-class DataStatus(ApiModel):
+class DataStatus(StatusModel):
     """What prepare found."""
 
     format: str | None = None
@@ -64,7 +64,7 @@ class DataStatus(ApiModel):
     sources: list[SourceStatus] | None = Field(default=None, max_length=16, description="What was downloaded.")
 
 
-class ChoiceStatus(ApiModel):
+class ChoiceStatus(StatusModel):
     """A field that was left out, what it became, and why."""
 
     field: str
@@ -72,7 +72,7 @@ class ChoiceStatus(ApiModel):
     why: str
 
 
-class PlanStatus(ApiModel):
+class PlanStatus(StatusModel):
     """What training will do, and what it will take."""
 
     digest: str | None = Field(default=None, description="Names this plan, for budget.approvedPlan.")
@@ -97,7 +97,7 @@ class PlanStatus(ApiModel):
     choices: list[ChoiceStatus] | None = Field(default=None, max_length=32)
 
 
-class ProgressStatus(ApiModel):
+class ProgressStatus(StatusModel):
     """How far the running stage is; at most every 15 seconds once it moves."""
 
     stage: str | None = Field(
@@ -116,7 +116,7 @@ class ProgressStatus(ApiModel):
     eval_loss: float | None = None
 
 
-class AttemptStatus(ApiModel):
+class AttemptStatus(StatusModel):
     """One Job of one stage."""
 
     stage: Stage
@@ -127,11 +127,15 @@ class AttemptStatus(ApiModel):
     outcome: Literal["Running", "Succeeded", "Stopped", "Failed", "Evicted"] = "Running"
     reason: str | None = None
     message: str | None = None
+    node: str | None = Field(default=None, description="Where the pod ran that ended the attempt.")
     resumed_from_step: int | None = None
     last_step: int | None = None
+    steps_lost: int | None = Field(
+        default=None, description="Steps since the checkpoint that the next attempt resumes from."
+    )
 
 
-class CheckpointStatus(ApiModel):
+class CheckpointStatus(StatusModel):
     """A sealed checkpoint."""
 
     step: int
@@ -140,7 +144,7 @@ class CheckpointStatus(ApiModel):
     eval_loss: float | None = None
 
 
-class MetricRow(ApiModel):
+class MetricRow(StatusModel):
     """One line of the base-against-tuned table."""
 
     metric: str
@@ -148,7 +152,7 @@ class MetricRow(ApiModel):
     tuned: float | None = None
 
 
-class EvaluationStatus(ApiModel):
+class EvaluationStatus(StatusModel):
     """Base against tuned on the test split."""
 
     rows: int | None = Field(default=None, description="Rows of the test split that were measured.")
@@ -156,7 +160,7 @@ class EvaluationStatus(ApiModel):
     metrics: list[MetricRow] | None = Field(default=None, max_length=16)
 
 
-class FailureStatus(ApiModel):
+class FailureStatus(StatusModel):
     """Why the job failed, and what to do."""
 
     code: str
@@ -169,7 +173,7 @@ class FailureStatus(ApiModel):
     retriable: bool = False
 
 
-class ArtifactsStatus(ApiModel):
+class ArtifactsStatus(StatusModel):
     """Where the result lies."""
 
     uri: str
@@ -179,7 +183,7 @@ class ArtifactsStatus(ApiModel):
     digest: str | None = Field(default=None, description="sha256 of SHA256SUMS, which lists every file.")
 
 
-class FineTuneJobStatus(ApiModel):
+class FineTuneJobStatus(StatusModel):
     """Written by the operator alone."""
 
     observed_generation: Int64 = -1

@@ -175,7 +175,7 @@ def test_a_plan_is_made_approved_and_stopped_by_its_budget(claims: Path, tmp_pat
     code, out = run("--approve", budget={"approval": "Manual", "maxDuration": "1003s"})
     assert code == 5, out
     assert "Stopping: spec.budget.maxDuration: trained for" in out
-    assert "raise it, and the same command goes on" in out.splitlines()[-1]
+    assert "raise it, and the same command resumes" in out.splitlines()[-1]
     code, out = run(budget={"approval": "Manual", "maxDuration": "2h"})
     assert code == 0, out
     assert out.splitlines()[-1].startswith("gated completed")

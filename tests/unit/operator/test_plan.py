@@ -258,7 +258,7 @@ def test_what_is_not_ours_is_left_alone(make_world: Any, gone: dict[str, Any]) -
 @pytest.mark.parametrize(
     ("claim", "phase", "reason"),
     [
-        (ClaimView("scratch", True, ("ReadWriteOnce",)), "Failed", "InvalidWorkspace"),
+        (ClaimView("scratch", True, ("ReadWriteOnce",)), "Pending", "InvalidWorkspace"),
         (ClaimView("scratch", False), "Pending", "MissingClaim"),
         (ClaimView("scratch", True, ("ReadWriteOnce", "ReadWriteMany")), "Preparing", "Starting"),
         (ClaimView("scratch", None), "Preparing", "Starting"),
@@ -274,9 +274,12 @@ def test_several_nodes_need_a_workspace_that_they_can_share(
     world.claims["scratch"] = claim
     world.settle()
     assert (world.status["phase"], world.status["reason"]) == (phase, reason)
-    if phase == "Failed":
-        assert "ReadWriteMany" in world.status["failure"]["message"]
-        assert "compute.nodes: 1" in world.status["failure"]["remedy"]
+    if reason == "InvalidWorkspace":
+        assert "ReadWriteMany" in world.status["message"]
+        assert world.condition("Stalled") == "True"
+        world.edit(compute={"device": "cpu", "nodes": 1})
+        world.settle()
+        assert world.status["reason"] == "Starting"
 
 
 def test_ready_when_completed(make_world: Any) -> None:

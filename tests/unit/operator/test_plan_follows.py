@@ -150,7 +150,7 @@ def test_a_training_is_what_it_was_made_as(make_world: Any, before: int, after: 
 
 
 def test_a_change_that_cannot_work_ends_no_pods_that_run(make_world: Any, prepared: Any, words: Any) -> None:
-    """It counts from the next attempt, which is then refused."""
+    """It counts from the next attempt, which then waits for a change that can."""
     world = make_world(training={"optimizer": "paged-adamw"}, compute={"gpuType": "h100"})
     world.prepare(**prepared)
     world.run("train")
@@ -161,8 +161,12 @@ def test_a_change_that_cannot_work_ends_no_pods_that_run(make_world: Any, prepar
     world.end("train", 137, disrupted="drain")
     world.fail("train")
     world.settle()
-    assert (world.status["phase"], world.status["failure"]["code"]) == ("Failed", "InvalidSpec")
-    assert ("train", 1, "Evicted") in world.book
+    assert (world.status["reason"], world.condition("Stalled")) == ("InvalidSpec", "True")
+    assert world.book[-1] == ("train", 1, "Evicted")
+    world.edit(compute={"gpuType": "h100"})
+    world.now += 10
+    world.settle()
+    assert world.book[-1] == ("train", 2, "Running")
 
 
 def test_a_pod_that_says_it_is_over_budget_refuses_no_plan(make_world: Any, prepared: Any, words: Any) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,13 +65,24 @@ class Checkpoint:
 class CheckpointStore:
     """The folder of a run's checkpoints. Writing and deleting is for rank 0, which holds the fence, and its writer.
 
-    `starts` is True for the first to open it in an attempt, which takes away what earlier ones left unfinished.
+    `starts` is True for the first to open it in an attempt, which takes away what earlier ones left unfinished. Checkpoints are
+    written with `config_hash`; those with a hash in `resumable` count as well.
     """
 
-    def __init__(self, folder: Path, fence: Fence, config_hash: str, *, keep: int, starts: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        fence: Fence,
+        config_hash: str,
+        *,
+        keep: int,
+        starts: bool = True,
+        resumable: Collection[str] = (),
+    ) -> None:
         self.fence = fence
         self.folder = folder
         self.config_hash = config_hash
+        self.resumable = {config_hash, *resumable}
         self.keep = keep
         for leftover in folder.glob(".step-*") if starts else ():
             shutil.rmtree(leftover, ignore_errors=True)
@@ -82,7 +93,7 @@ class CheckpointStore:
         for folder, manifest in sealed_folders(self.folder):
             if (
                 (manifest.get("kind"), manifest.get("format")) == (KIND, FORMAT)
-                and manifest.get("config_hash") == self.config_hash
+                and manifest.get("config_hash") in self.resumable
                 and self.fence.counts(folder.name, manifest["attempt"])
             ):
                 found.append(checkpoint_in(folder, manifest))

@@ -108,7 +108,12 @@ class _Writing:
         self, store: CheckpointStore, staging: Staging, state: dict[str, Any], manifest: dict[str, Any]
     ) -> None:
         order = {
-            "store": {"folder": str(store.folder), "config_hash": store.config_hash, "keep": store.keep},
+            "store": {
+                "folder": str(store.folder),
+                "config_hash": store.config_hash,
+                "resumable": sorted(store.resumable),
+                "keep": store.keep,
+            },
             "fence": {
                 "path": str(store.fence.path),
                 "attempt": store.fence.attempt,

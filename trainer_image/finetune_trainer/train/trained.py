@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from finetune_api.contract import TerminationMessage
@@ -17,10 +18,10 @@ EVALUATION = "evaluation.json"
 _NOTED = ("step", "resumed_from_step", "last_checkpoint", "metrics", "evaluation")
 
 
-def recorded(context: StageContext, folder: Path, run_hash: str) -> bool:
+def recorded(context: StageContext, folder: Path, hashes: Collection[str]) -> bool:
     """Whether this run was finished before; then its result is noted for the termination message."""
     manifest = sealed.read_manifest(folder)
-    if manifest is None or (manifest.get("kind"), manifest.get("config_hash")) != (KIND, run_hash):
+    if manifest is None or manifest.get("kind") != KIND or manifest.get("config_hash") not in hashes:
         return False
     word = TerminationMessage.model_validate(manifest["word"])
     context.note(**{name: getattr(word, name) for name in _NOTED})

@@ -33,7 +33,7 @@ from finetune_trainer.train.engines.engine import Engine
 from finetune_trainer.train.fence import Fence
 from finetune_trainer.train.gang import Gang, form
 from finetune_trainer.train.history import History, eval_name
-from finetune_trainer.train.identity import config_hash
+from finetune_trainer.train.identity import config_hash, same_training
 from finetune_trainer.train.loop import TrainLoop
 from finetune_trainer.train.reporting import TRAIN_SHARE, Pace
 from finetune_trainer.train.watchdog import Watchdog
@@ -179,7 +179,13 @@ def _take_over(
         nonlocal store
         existing = [(path.name, manifest.get("attempt", 0)) for path, manifest in sealed_folders(layout.checkpoints)]
         fence = Fence.take(layout.fence, config.attempt, existing)
-        store = CheckpointStore(layout.checkpoints, fence, run_hash, keep=config.spec.checkpoint.keep)
+        store = CheckpointStore(
+            layout.checkpoints,
+            fence,
+            run_hash,
+            keep=config.spec.checkpoint.keep,
+            resumable=same_training(config.spec),
+        )
         for leftover in layout.root.glob(".*.tmp-*"):  # of an attempt that was killed while it sealed
             shutil.rmtree(leftover, ignore_errors=True)
         return store.whole(store.newest, _say), store.best()

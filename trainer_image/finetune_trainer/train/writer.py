@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def seal(order: dict[str, Any]) -> Path:
-    """`order`: store (folder, config_hash, keep), fence (path, attempt, accepted), descriptors, places, state, manifest."""
+    """`order`: store (folder, config_hash, resumable, keep), fence (path, attempt, accepted), descriptors, places, state, manifest."""
     fence = order["fence"]
     store = CheckpointStore(
         Path(order["store"]["folder"]),
@@ -45,6 +45,7 @@ def seal(order: dict[str, Any]) -> Path:
         order["store"]["config_hash"],
         keep=order["store"]["keep"],
         starts=False,
+        resumable=order["store"]["resumable"],
     )
     chunks = [memoryview(mmap.mmap(number, 0, access=mmap.ACCESS_READ)) for number in order["descriptors"]]
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -51,13 +51,6 @@ class FailureClass:
     last_step: int | None = None
 
 
-class LostPod(NamedTuple):
-    """A pod whose node does not answer. `since`: when it was considered lost, in seconds since 1970."""
-
-    pod: PodView
-    since: float
-
-
 class _OwnUsage(NamedTuple):
     code: FailureCode
     message: str
@@ -81,6 +74,14 @@ def classify_failure(
     return FailureClass(failure[0], failure[1], step)
 
 
+def node_lost(stage: Stage, pod: PodView) -> FailureClass:
+    """The attempt continues elsewhere, without waiting for the Job controller, which waits for the kubelet."""
+    why = "was last ready" if pod.deletion_due is None else "should have ended"
+    minutes = f"{LOST_NODE_S / 60:.0f}"
+    message = f"Node {pod.node} does not answer: pod {pod.name} {why} more than {minutes} minutes ago"
+    return FailureClass(*_status(FailureCode.NODE_LOST, stage, message, pod))
+
+
 def vanished(stage: Stage, what: str) -> FailureClass:
     """The attempt's Job or pods are gone, and how they ended is unknown."""
     message = f"{what} vanished while it ran; an attempt whose end was not observed counts as evicted"
@@ -99,29 +100,30 @@ def evicted_for_own_usage(job: JobView, pods: Sequence[PodView], stage: Stage) -
     return None if found is None else FailureClass(found[0], found[1])
 
 
-def node_lost(pods: Sequence[PodView], nodes: Mapping[str, NodeView], now: float) -> LostPod | None:
-    """The pod that was lost first, if any. `nodes` holds those that were read."""
-    lost = [found for found in _suspects(pods, nodes, now) if found.since <= now]
-    return min(lost, key=lambda found: found.since, default=None)
+def is_lost(pod: PodView, now: float, nodes: Mapping[str, NodeView] | None = None) -> bool:
+    """Nothing on its node answers: the pod should have ended, or was last ready, five minutes ago. `nodes`: those that were read."""
+    since = _lost_at(pod, nodes or {}, now)
+    return since is not None and since <= now
 
 
 def node_check_due(pods: Sequence[PodView], nodes: Mapping[str, NodeView], now: float) -> float | None:
-    """Seconds until `node_lost` may find a pod that it does not find now."""
-    return min((found.since - now for found in _suspects(pods, nodes, now) if found.since > now), default=None)
+    """Seconds until `is_lost` may hold for a pod for which it does not yet. No event comes from a node that is dead."""
+    due = [at - now for pod in pods if (at := _lost_at(pod, nodes, now)) is not None and at > now]
+    return min(due, default=None)
 
 
-def _suspects(pods: Sequence[PodView], nodes: Mapping[str, NodeView], now: float) -> Iterator[LostPod]:
-    """Pods whose node may be lost, each with the time from which it is."""
-    for pod in pods:
-        if pod.over:
-            continue
-        node = nodes.get(pod.node or "")
-        if pod.deletion_due is not None:
-            yield LostPod(pod, pod.deletion_due + LOST_NODE_S)
-        if node is not None and node.ready is False:
-            yield LostPod(pod, now if node.since is None else node.since + LOST_NODE_S)
-        elif pod.not_ready_since is not None and (node is None or node.ready is None):
-            yield LostPod(pod, pod.not_ready_since + LOST_NODE_S)
+def _lost_at(pod: PodView, nodes: Mapping[str, NodeView], now: float) -> float | None:
+    """When the pod is considered lost, unless something changes before."""
+    if pod.over:
+        return None
+    node, since = nodes.get(pod.node or ""), []
+    if pod.deletion_due is not None:
+        since.append(pod.deletion_due + LOST_NODE_S)
+    if node is not None and node.ready is False:
+        since.append(now if node.since is None else node.since + LOST_NODE_S)
+    elif pod.not_ready_since is not None and (node is None or node.ready is None):
+        since.append(pod.not_ready_since + LOST_NODE_S)
+    return min(since, default=None)
 
 
 # The steps of the classification. Each returns None if it does not apply.
@@ -184,11 +186,11 @@ def _disruption(
         if pod.ended is not None and (pod.ended.exit_code, pod.ended.reason) in _END_NOT_OBSERVED:
             message = f"The end of pod {pod.name}{where} was not observed ({pod.ended.reason}): the node restarted or was removed"
             return _status(FailureCode.EVICTED, stage, message, pod)
+        if is_lost(pod, now, nodes):
+            lost = node_lost(stage, pod)
+            return lost.kind, lost.failure
         if _deleted_by_somebody(pod, job, pods):
             return _status(FailureCode.EVICTED, stage, f"Pod {pod.name} was deleted{where}", pod)
-    if (lost := node_lost(pods, nodes, now)) is not None:
-        message = f"Node {lost.pod.node} of pod {lost.pod.name} does not answer and is considered lost"
-        return _status(FailureCode.NODE_LOST, stage, message, lost.pod)
     if len({pod.index for pod in pods}) < job.pods:
         ended = f" (the Job ended with {job.failure})" if job.failure else ""
         return _status(FailureCode.EVICTED, stage, f"A pod of stage {stage} vanished while it ran{ended}")

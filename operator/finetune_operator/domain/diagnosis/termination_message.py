@@ -8,6 +8,7 @@ import json
 import math
 from typing import Any
 
+from finetune_api.base import known_fields
 from finetune_api.contract import Progress, TerminationMessage
 from finetune_api.planner.facts import LENGTH_BINS
 from finetune_api.secret_patterns import redact
@@ -28,7 +29,9 @@ def parse_termination_message(text: str) -> TerminationMessage | None:
     """A termination message; None when the text is none. The same text gives the same object: it must not be written to."""
     fit = _load(text)
     try:
-        return TerminationMessage.model_validate(fit) if isinstance(fit, dict) else None
+        return (
+            TerminationMessage.model_validate(known_fields(TerminationMessage, fit)) if isinstance(fit, dict) else None
+        )
     except ValidationError:
         return None
 
@@ -37,7 +40,7 @@ def progress(content: bytes) -> Progress | None:
     """A progress record; None when the answer is none."""
     fit = _load(content)
     try:
-        return Progress.model_validate(fit) if isinstance(fit, dict) else None
+        return Progress.model_validate(known_fields(Progress, fit)) if isinstance(fit, dict) else None
     except ValidationError:
         return None
 

@@ -15,8 +15,8 @@ from finetune_api.reasons import WAITING
 from finetune_operator.domain.diagnosis.failures import (
     classify_failure,
     evicted_for_own_usage,
+    is_lost,
     node_check_due,
-    node_lost,
     own_usage,
     vanished,
 )
@@ -161,28 +161,30 @@ def silent(ago: float, **other: str) -> tuple[dict[str, Any], ...]:
 
 
 NODES = [
-    # pod, node, lost since (seconds ago), seconds to the next check
-    (running(), None, None, None),
-    (running(-301), None, 1, None),
-    (running(-299), None, None, 1),
-    (running(None, *silent(301)), None, 1, None),
-    (running(None, *silent(290)), None, None, 10),
-    (running(None, *silent(301, containers="False")), None, None, None),
-    (running(None, *silent(301, reason="ReadinessGatesNotReady")), None, None, None),
-    (running(None, *silent(301)), NodeView("n1", True, NOW - 5), None, None),
-    (running(), NodeView("n1", False, NOW - 310), 10, None),
-    (running(), NodeView("n1", False, None), 0, None),
-    (running(None, *silent(305)), NodeView("n1", None), 5, None),
+    # pod, node, whether it is lost, seconds to the next check
+    (running(), None, False, None),
+    (running(-301), None, True, None),
+    (running(-299), None, False, 1),
+    (running(None, *silent(301)), None, True, None),
+    (running(None, *silent(290)), None, False, 10),
+    (running(None, *silent(301, containers="False")), None, False, None),
+    (running(None, *silent(301, reason="ReadinessGatesNotReady")), None, False, None),
+    (running(None, *silent(301)), NodeView("n1", True, NOW - 5), False, None),
+    (running(), NodeView("n1", False, NOW - 310), True, None),
+    (running(), NodeView("n1", False, NOW - 100), False, 200),
+    (running(), NodeView("n1", False, None), True, None),
+    (running(None, *silent(305)), NodeView("n1", None), True, None),
 ]
 
 
-@pytest.mark.parametrize(("view", "node", "since", "due"), NODES, ids=range(len(NODES)))
-def test_a_lost_node(view: PodView, node: NodeView | None, since: float | None, due: float | None) -> None:
+@pytest.mark.parametrize(("view", "node", "lost", "due"), NODES, ids=range(len(NODES)))
+def test_a_lost_node(view: PodView, node: NodeView | None, lost: bool, due: float | None) -> None:
     nodes = {} if node is None else {node.name: node}
-    lost = node_lost([view], nodes, NOW)
-    assert (lost and NOW - lost.since) == since
+    assert is_lost(view, NOW, nodes) is lost
     assert node_check_due([view], nodes, NOW) == due
-    assert node_lost([replace(view, phase="Failed")], nodes, NOW) is None
+    assert not is_lost(replace(view, phase="Failed"), NOW, nodes)
+    job = JobView.of(job_body(1, BACKOFF))
+    assert (classify_failure(job, [view], "train", NOW, nodes).failure.code == "NodeLost") is lost
 
 
 @pytest.mark.parametrize(("status", "ready"), [("True", True), ("False", False), ("Unknown", False)])
@@ -213,3 +215,40 @@ def test_the_trainer_gives_known_codes_only() -> None:
                 given.add(node.value.value)
     assert len(given) > 15
     assert {code for code in given if isinstance(code, str)} <= {*FailureCode, *CHECKS}
+
+
+# Through the plan.
+
+
+def test_a_pod_evicted_for_its_own_usage_uses_retries_although_it_saved(make_world: Any, words: Any) -> None:
+    world = make_world(retry={"infra": 1})
+    world.through("prepare")
+    for attempt in (1, 2):
+        assert world.job("train").attempt == attempt
+        world.run("train")
+        world.settle()
+        text = "Pod ephemeral local storage usage exceeds the total limit of containers 32Ki."
+        world.end("train", 5, text=words("train", "stopped", 5, step=9), reason="Error")
+        name = world.job("train").name
+        world.pods[name] = {n: replace(p, reason="Evicted", text=text) for n, p in world.pods[name].items()}
+        drawn = world.settle()
+        world.now += drawn.requeue_after or 0
+        world.settle()
+    failure = world.status["failure"]
+    assert (world.status["phase"], failure["code"]) == ("Failed", "StorageFull")
+    assert "spec.pods.train.resources.limits[ephemeral-storage]" in failure["remedy"]
+
+
+def test_a_pod_whose_node_is_silent_is_replaced_without_being_deleted(make_world: Any) -> None:
+    """It tolerates the taint of its node, so that nothing ever deletes it."""
+    world = make_world(retry={"infra": 0})
+    world.through("prepare")
+    world.run("train")
+    world.settle()
+    world.pod("train", not_ready_since=world.now)
+    drawn = world.settle()
+    assert 0 < drawn.requeue_after <= 301
+    world.now += 301
+    drawn = world.settle()
+    assert world.book[-1] == ("train", 1, "Evicted")
+    assert world.status["attempts"][-1]["reason"] == "NodeLost"

@@ -284,7 +284,7 @@ def test_a_problem_is_shown_once_and_passes(make_world: Any) -> None:
     world.pod("prepare", node="n1", waiting="ErrImagePull", waiting_text="no such host", image="a/b:1")
     world.settle()
     assert world.status["reason"] == "ImagePullFailed"
-    assert (world.condition("Running"), world.condition("Stalled")) == ("False", None)
+    assert (world.condition("Running"), world.condition("Stalled")) == ("False", "True")
     assert [(n.type, n.reason) for n in world.events][-1] == ("Warning", "ImagePullFailed")
     shown = len(world.events)
     world.settle()
