@@ -40,6 +40,12 @@ class RetrySpec(ApiModel):
     infra: int = Field(
         default=3, ge=0, le=100, description="Failures of unknown or infrastructure cause, over the whole job."
     )
+    oom: int = Field(
+        default=4,
+        ge=0,
+        le=20,
+        description="Notches down the memory ladder, over the whole job: the attempt after one that ran out of memory needs less GPU memory, or its pods get more host memory; the global batch stays. Fields that the spec sets are kept, except memory in pods.*.resources. 0: none.",
+    )
 
 
 _FROZEN_LOCATION = "has(self.{0}.revision) == has(oldSelf.{0}.revision) && (!has(self.{0}.revision) || self.{0}.revision == oldSelf.{0}.revision)"
