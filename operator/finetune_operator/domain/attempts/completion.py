@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from finetune_api.effective import PlatformDefaults
 from finetune_api.status import FailureStatus, FineTuneJobStatus
 
 from finetune_operator.domain.names import run_of
@@ -114,6 +115,8 @@ def _after_the_end(draft: PlanBuilder) -> list[JobView]:
         return []
     jobs = list(draft.seen.jobs.values())
     ttl, ended = draft.wanted.ttl_seconds_after_finished, seconds_of(draft.status.completion_time)
+    if ttl is None:  # a finished job's spec is not resolved, so the frozen default is read here
+        ttl = PlatformDefaults.model_validate(draft.status.defaults or {}).ttl_seconds_after_finished
     if ttl is not None and ended is not None and jobs:
         left = ended + ttl - draft.now
         if left <= 0:

@@ -11,7 +11,7 @@ from finetune_operator.domain.admission import plan_admission
 from finetune_operator.domain.attempts import budget, end, start
 from finetune_operator.domain.attempts.completion import complete
 from finetune_operator.domain.attempts.history import latest, stage_to_do
-from finetune_operator.domain.builders.job import digest
+from finetune_operator.domain.builders.job import outdated
 from finetune_operator.domain.diagnosis.failures import judge, node_lost, vanished
 from finetune_operator.domain.diagnosis.pending_pods import diagnose
 from finetune_operator.domain.names import ANNOTATION_HELD
@@ -53,7 +53,7 @@ def _under_way(draft: PlanBuilder, stage: Stage, entry: AttemptStatus) -> None:
         began = [t for pod in pods if (t := pod.running_since or (pod.ended and pod.ended.started))]
         entry.started = stamp(min(began)) if began else None
     waits = stage == "train" and (entry.started is None or (job.suspended and not _any_live(pods)))
-    if waits and (job.digest in (None, digest(draft.spec, stage)) or (job.suspended and _ours(job))):
+    if waits and (not outdated(job.digest, draft.wanted, stage) or (job.suspended and _ours(job))):
         plan_admission.make_plan(draft)  # other settings count only where the Job is made anew before it is released
     end.read_stops(draft, entry, (*pods, *draft.seen.departed.get(job.name, ())))
     if job.complete is not None:
@@ -175,7 +175,7 @@ def _suspend(
 def _release(draft: PlanBuilder, stage: Stage, entry: AttemptStatus, job: JobView, pods: Sequence[PodView]) -> None:
     """Let a suspended Job run, if it is ours to release: never fight a queue or a person over it."""
     phase = start.PHASES[stage]
-    if _ours(job) and not _any_live(pods) and job.digest not in (None, digest(draft.spec, stage)):
+    if _ours(job) and not _any_live(pods) and outdated(job.digest, draft.wanted, stage):
         end.stop(draft, entry, Reason.REPLACED, "Its settings changed before its pods ran")
         return
     # Ranks look for each other as soon as they run, so what they need is there before.
@@ -222,7 +222,7 @@ def _run(draft: PlanBuilder, stage: Stage, entry: AttemptStatus, job: JobView, p
         return
     if problem.reason == Reason.MISSING_CONFIG_MAP and entry.job in problem.message:
         start.ensure(draft, stage, entry, again=True)
-    if entry.started is None and job.digest not in (None, digest(draft.spec, stage)):
+    if entry.started is None and outdated(job.digest, draft.wanted, stage):
         end.stop(draft, entry, Reason.REPLACED, "Its settings changed before its pods ran")
         return
     draft.situation = JobState(start.PHASES[stage], problem.reason, problem.text, problem=True)

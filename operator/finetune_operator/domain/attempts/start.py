@@ -83,7 +83,15 @@ def create(draft: PlanBuilder, stage: Stage, entry: AttemptStatus) -> None:
     if not _told_refusal(draft, stage, entry):
         ensure(draft, stage, entry, again=True)  # the settings may have changed since a refusal
         draft.create.append(
-            build_job(draft.metadata, draft.spec, draft.run, stage, entry.number, previous=_previous(draft, entry))
+            build_job(
+                draft.metadata,
+                draft.spec,
+                draft.run,
+                stage,
+                entry.number,
+                previous=_previous(draft, entry),
+                wanted=draft.wanted,
+            )
         )
 
 
