@@ -224,7 +224,7 @@ WRONG = [
     ('image.pullPolicy="always"', "/image/pullPolicy"),
     ('image.digest="sha256:123"', "/image/digest"),
     ('watchNamespaces=["Team_A"]', "/watchNamespaces/0"),
-    ('trainer.defaults={"gpus": 1, "image": 3, "resources": {"limit": {}}}', "'gpus' not allowed"),
+    ('trainer.defaults={"gpus": 1, "image": 3, "resources": {"limit": {}}}', "'gpus'"),
     ("", "/trainer/defaults/image"),
     ("", "'limit' not allowed"),
     ("trainer.defaults.ttlSecondsAfterFinished=5", "'ttlSecondsAfterFinished'"),
