@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from finetune_api.effective import PlatformDefaults
 from finetune_api.operator_state import OperatorState
 from finetune_api.status import FailureStatus, FineTuneJobStatus
 
@@ -114,6 +115,8 @@ def _after_the_end(builder: PlanBuilder) -> list[JobView]:
         return []
     jobs = list(builder.observed.jobs.values())
     ttl, ended = builder.wanted.ttl_seconds_after_finished, seconds_of(builder.status.completion_time)
+    if ttl is None:  # a finished job's spec is not resolved, so the frozen default is read here
+        ttl = PlatformDefaults.model_validate(builder.state.defaults or {}).ttl_seconds_after_finished
     if ttl is not None and ended is not None and jobs:
         left = ended + ttl - builder.now
         if left <= 0:

@@ -141,7 +141,13 @@ def create(builder: PlanBuilder, stage: Stage, attempt: AttemptStatus) -> None:
         builder.create.append(service(builder.metadata, builder.run, attempt.number))
     builder.create.append(
         build_job(
-            builder.metadata, builder.spec, builder.run, stage, attempt.number, previous=_previous(builder, attempt)
+            builder.metadata,
+            builder.spec,
+            builder.run,
+            stage,
+            attempt.number,
+            previous=_previous(builder, attempt),
+            wanted=builder.wanted,
         )
     )
 
