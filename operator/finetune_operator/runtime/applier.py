@@ -8,7 +8,7 @@ from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from finetune_operator.domain.names import attempt_name
-from finetune_operator.domain.observed import ClaimView, Read, Refusal, controller_uid
+from finetune_operator.domain.observed import ClaimView, EventView, Read, Refusal, controller_uid
 from finetune_operator.domain.plan_builder import Delete, Patch, Plan
 from finetune_operator.domain.times import seconds_of
 from finetune_operator.runtime.cache import Cache, HeldJob
@@ -24,7 +24,7 @@ Object = dict[str, Any]
 Done = set[tuple[str, str, str]]
 """(verb, kind, name) of what was tried already: nothing is tried twice in one look."""
 
-_RECENT_WARNINGS = 5
+_RECENT_EVENTS = 20
 
 
 class Applier:
@@ -161,19 +161,19 @@ class Applier:
             raise
         return ClaimView(name, found=False) if body is None else ClaimView.of(body)
 
-    async def _warnings(self, key: Key, name: str) -> tuple[str, ...] | None:
-        """Warnings about an object, the newest first; None when we may not read events. The scheduler's are left out: a pod says
-        itself why it has no node, and once it has one they are past."""
-        query = {"fieldSelector": f"regarding.name={name},type=Warning,reason!=FailedScheduling"}
-        found: list[tuple[str, str]] = []
+    async def _warnings(self, key: Key, name: str) -> tuple[EventView, ...] | None:
+        """Events about an object, the newest first; None when we may not read events. The scheduler's are left out: a pod's
+        condition has the same, and is removed once it has a node."""
+        query = {"fieldSelector": f"regarding.name={name},reason!=FailedScheduling"}
+        found: list[EventView] = []
         try:
             async for page in self._client.pages(EVENT, key[0], query=query):
-                found += [(_last_seen(event), event.get("note") or "") for event in page]
+                found += [EventView.of(event) for event in page]
         except ApiError as error:
             if error.code == 403:
                 return None
             raise
-        return tuple(note for _, note in sorted(found, reverse=True)[:_RECENT_WARNINGS])
+        return tuple(sorted(found, key=lambda event: event.seen, reverse=True)[:_RECENT_EVENTS])
 
 
 async def _all(work: Sequence[Coroutine[Any, Any, None]]) -> None:
@@ -193,13 +193,3 @@ def _first(done: Done, verb: str, kind: str, name: str) -> bool:
 def _makes_job(plan: Plan, body: Object) -> bool:
     name = body["metadata"]["name"]
     return any(other["kind"] == "Job" and other["metadata"]["name"] == name for other in plan.create)
-
-
-def _last_seen(event: Object) -> str:
-    series = event.get("series") or {}
-    return str(
-        series.get("lastObservedTime")
-        or event.get("deprecatedLastTimestamp")
-        or event.get("eventTime")
-        or event["metadata"].get("creationTimestamp", "")
-    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field, replace
 
-from finetune_operator.domain.observed import ClaimView, ProgressReading, Refusal
+from finetune_operator.domain.observed import ClaimView, EventView, ProgressReading, Refusal
 
 FRESH_S = 4.0
 """How long an answer to a read counts."""
@@ -18,7 +18,7 @@ class JobCache:
     known: dict[tuple[str, str], str] = field(default_factory=dict)
     """uids of ConfigMaps and Services, by (kind, name)."""
     claims: dict[str, ClaimView] = field(default_factory=dict)
-    warnings: dict[str, tuple[str, ...] | None] = field(default_factory=dict)
+    warnings: dict[str, tuple[EventView, ...] | None] = field(default_factory=dict)
     jobs_read: dict[str, bool] = field(default_factory=dict)
     progress: ProgressReading | None = None
     _refusals: dict[tuple[str, str], Refusal] = field(default_factory=dict)

@@ -14,7 +14,14 @@ from finetune_operator.domain.attempts.history import latest, stage_to_do
 from finetune_operator.domain.attempts.standing import Standing, classify
 from finetune_operator.domain.attempts.steps import Step, Wish, decide
 from finetune_operator.domain.builders.job import outdated
-from finetune_operator.domain.diagnosis.failures import classify_failure, is_lost, node_lost, vanished
+from finetune_operator.domain.diagnosis.failures import (
+    classify_failure,
+    evicted_for_own_usage,
+    is_lost,
+    node_check_due,
+    node_lost,
+    vanished,
+)
 from finetune_operator.domain.diagnosis.pending_pods import Diagnosis, diagnose
 from finetune_operator.domain.names import ANNOTATION_HELD
 from finetune_operator.domain.observed import JobView, PodView, Read
@@ -279,6 +286,8 @@ def _too_few(current: Current) -> JobState:
         checkpoint = " from its last checkpoint" if end.sealed_step(current.builder, stage) is not None else ""
         text = f"Pods of stage {stage} were stopped; it resumes{checkpoint}"
         return JobState(WAITING_PHASE[stage], Reason.RESUMING, text)
+    if current.diagnosis is not None and current.diagnosis.note is not None:
+        return JobState(WAITING_PHASE[stage], Reason.STARTING, current.diagnosis.note)
     return start.waiting(stage)
 
 
@@ -299,8 +308,10 @@ def _follow_progress(current: Current) -> None:
 
 def _check_nodes(current: Current) -> None:
     """No event comes from a node that is dead: only time shows it."""
-    if any(not pod.over and pod.deletion_due is not None for pod in current.pods):
-        current.builder.requeue_after(_NODE_CHECK_S)
+    builder = current.builder
+    due = node_check_due(current.pods, builder.observed.nodes, builder.now)
+    if due is not None:
+        builder.requeue_after(min(due + 1, _NODE_CHECK_S))
 
 
 def _await_end(current: Current) -> None:
@@ -326,7 +337,12 @@ def _end_vanished(current: Current) -> None:
 
 
 def _end_stopped(current: Current) -> None:
-    end.record_stop(current.builder, current.attempt, current.pods)
+    """A pod that was evicted for its own usage would be evicted again, although it saved a checkpoint."""
+    own = evicted_for_own_usage(current.existing_job, current.pods, current.stage)
+    if own is not None:
+        end.record_failure(current.builder, current.attempt, own, current.pods)
+    else:
+        end.record_stop(current.builder, current.attempt, current.pods)
 
 
 def _end_failed(current: Current) -> None:
