@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
 
@@ -16,6 +16,10 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 """In their order."""
 Time = Annotated[str, Field(json_schema_extra=schema(format="date-time"))]
 """RFC 3339 in UTC with seconds, as Kubernetes writes it: 2026-01-31T12:00:00Z."""
+
+
+def _deprecated(instead: str, **bounds: Any) -> Any:
+    return Field(default=None, description=f"Deprecated: see {instead}.", **bounds)
 
 
 class Condition(StatusModel):
@@ -183,6 +187,14 @@ class ArtifactsStatus(StatusModel):
     digest: str | None = Field(default=None, description="sha256 of SHA256SUMS, which lists every file.")
 
 
+class UsageStatus(StatusModel):
+    """What the training has used, over all attempts of this run."""
+
+    train_seconds: Int64 | None = Field(default=None, description="Seconds in which all training pods ran.")
+    gpu_seconds: Int64 | None = Field(default=None, description="The same times their GPUs.")
+    cost: float | None = Field(default=None, description="By spec.budget.gpuHourPrice.")
+
+
 class FineTuneJobStatus(StatusModel):
     """Written by the operator alone."""
 
@@ -197,25 +209,36 @@ class FineTuneJobStatus(StatusModel):
     )
     run: str | None = Field(default=None, description="Name of this run: changes with spec.runToken.")
     gpus: int | None = Field(default=None, description="GPUs that training holds: nodes * gpusPerNode.")
-    effective: PreservedObject | None = Field(
-        default=None, description="The spec with every absent field decided, without pods."
-    )
-    defaults: PreservedObject | None = Field(
-        default=None, description="The platform's defaults as they were when the job was accepted."
-    )
     data: DataStatus | None = None
-    facts: PreservedObject | None = Field(default=None, description="Of model and data.")
-    decided: PreservedObject | None = Field(default=None, description="What the data decided of absent fields.")
     plan: PlanStatus | None = None
     progress: ProgressStatus | None = None
     attempts: list[AttemptStatus] | None = Field(default=None, max_length=20, description="The newest ones.")
-    infra_failures: int | None = Field(default=None, description="Failures counted against retry.infra.")
-    checkpoints: list[CheckpointStatus] | None = Field(default=None, max_length=10)
     last_checkpoint: CheckpointStatus | None = None
     evaluation: EvaluationStatus | None = None
     failure: FailureStatus | None = None
     artifacts: ArtifactsStatus | None = None
-    gpu_seconds: Int64 | None = Field(default=None, description="GPUs times the seconds in which training pods ran.")
-    train_seconds: Int64 | None = Field(default=None, description="Seconds in which training pods ran.")
+    usage: UsageStatus | None = None
     start_time: Time | None = None
     completion_time: Time | None = None
+    state: str | None = Field(
+        default=None,
+        max_length=262144,
+        description="For the operator alone; `ftj describe --effective` prints the resolved spec that is in it.",
+    )
+
+    # Of version 0.1: read where `state` and `usage` are missing, and left as they are.
+    effective: PreservedObject | None = _deprecated("state")
+    defaults: PreservedObject | None = _deprecated("state")
+    facts: PreservedObject | None = _deprecated("state")
+    decided: PreservedObject | None = _deprecated("state")
+    infra_failures: int | None = _deprecated("state")
+    checkpoints: list[CheckpointStatus] | None = _deprecated("lastCheckpoint", max_length=10)
+    gpu_seconds: Int64 | None = _deprecated("usage")
+    train_seconds: Int64 | None = _deprecated("usage")
+
+    @property
+    def used(self) -> UsageStatus:
+        """`usage`, also of a status that version 0.1 wrote."""
+        if self.usage is not None:
+            return self.usage
+        return UsageStatus(train_seconds=self.train_seconds, gpu_seconds=self.gpu_seconds)

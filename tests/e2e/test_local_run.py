@@ -171,7 +171,7 @@ def test_a_plan_is_made_approved_and_stopped_by_its_budget(claims: Path, tmp_pat
     assert code == 3
     assert out.splitlines()[-1].endswith(f"give --approve, or set spec.budget.approvedPlan: {digest}")
     _, spent = status()
-    file.write_text(json.dumps(spent | {"trainSeconds": 1000}))
+    file.write_text(json.dumps(spent | {"usage": {"trainSeconds": 1000}}))
     code, out = run("--approve", budget={"approval": "Manual", "maxDuration": "1003s"})
     assert code == 5, out
     assert "Stopping: spec.budget.maxDuration: trained for" in out

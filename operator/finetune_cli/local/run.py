@@ -17,6 +17,7 @@ from typing import NoReturn
 from finetune_api.contract import RunConfig, TerminationMessage
 from finetune_api.effective import resolve, shown
 from finetune_api.finetunejob import FineTuneJob
+from finetune_api.operator_state import OperatorState
 from finetune_api.pods import Pods
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Stage
@@ -122,9 +123,10 @@ def _run(job: FineTuneJob, run: Run, claims_root: str, console: Console, given: 
 
 def _settle(job: FineTuneJob, given: _Given) -> None:
     """What prepare decided lies beneath the spec, and the plan follows from both. Before it has run nothing is decided."""
-    status = job.status
-    job.spec = resolve(given.spec, None, status.decided)
-    status.effective = shown(job.spec)
+    status, state = job.status, OperatorState.of(job.status)
+    job.spec = resolve(given.spec, None, state.decided)
+    state.effective = shown(job.spec)
+    status.state = state.encode()
     status.plan = gate.drawn(given.spec, status)
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from finetune_api.effective import PlatformDefaults, resolve, shown
 from finetune_api.finetunejob import Metadata
+from finetune_api.operator_state import OperatorState
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import AttemptStatus, FineTuneJobStatus, Phase, Stage
 
@@ -101,6 +102,7 @@ class PlanBuilder:
     config: Config
     status: FineTuneJobStatus
     before: FineTuneJobStatus
+    state: OperatorState
     spec: FineTuneJobSpec
     job_state: JobState | None = None
     status_first: bool = False
@@ -122,7 +124,7 @@ class PlanBuilder:
         # The parts that policies write into; everything else they replace.
         status.attempts = before.attempts and [attempt.model_copy() for attempt in before.attempts]
         status.progress = before.progress and before.progress.model_copy()
-        return cls(observed, now, config, status, before, observed.job.spec)
+        return cls(observed, now, config, status, before, OperatorState.of(before), observed.job.spec)
 
     @property
     def metadata(self) -> Metadata:
@@ -145,15 +147,15 @@ class PlanBuilder:
 
     def resolve(self) -> None:
         """Decide every absent field, over the platform's defaults as they were when the job was accepted."""
-        defaults = PlatformDefaults.model_validate(self.status.defaults or {})
+        defaults = PlatformDefaults.model_validate(self.state.defaults or {})
         # Before prepare is done, what model and data decide stays open; after it, nothing does.
         prepared = any(a.stage == "prepare" and a.outcome == "Succeeded" for a in self.status.attempts or [])
-        self.spec = resolve(self.wanted, defaults, (self.status.decided or {}) if prepared else None)
+        self.spec = resolve(self.wanted, defaults, (self.state.decided or {}) if prepared else None)
 
     def resolve_and_show(self) -> None:
         """Resolve, and show what it came to."""
         self.resolve()
-        self.status.effective = shown(self.spec)
+        self.state.effective = shown(self.spec)
 
     def requeue_after(self, seconds: float) -> None:
         seconds = max(0.0, seconds)
@@ -172,6 +174,7 @@ class PlanBuilder:
         self.events.append(Event(type, reason, action, text))
 
     def close(self) -> Plan:
+        self.status.state = self.state.encode()
         return Plan(
             status=self.status,
             status_first=self.status_first,

@@ -265,6 +265,17 @@ class World:
         found: dict[str, Any] = self.body.get("status") or {}
         return found
 
+    @property
+    def state(self) -> dict[str, Any]:
+        """What only the operator reads."""
+        found: dict[str, Any] = json.loads(self.status.get("state", "{}"))
+        return found
+
+    @property
+    def usage(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.status.get("usage", {})
+        return found
+
     def condition(self, kind: str) -> str | None:
         return next((c["status"] for c in self.status.get("conditions", []) if c["type"] == kind), None)
 

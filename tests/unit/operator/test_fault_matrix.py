@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
+import json
 from typing import Any
 
 import pytest
@@ -109,10 +109,9 @@ def wish_for(world: Any, wish: Wish) -> None:
             world.edit(budget={"approval": "Manual"})
         case Wish.SPEND_NOTHING:
             world.edit(budget={"maxDuration": "1s"})
-            world.body["status"]["trainSeconds"] = 5
+            world.body["status"]["usage"] = {"trainSeconds": 5}
         case Wish.BLOCK:
-            world.config = replace(world.config, defaults=world.config.defaults.model_copy())
-            world.body["status"].setdefault("defaults", {})["pods"] = {}
+            world.body["status"]["state"] = json.dumps(world.state | {"defaults": {}})
         case Wish.REPLACE:
             world.edit(pods={"common": {"image": "trainer:2"}})
         case Wish.RUN:

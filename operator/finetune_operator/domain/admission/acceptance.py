@@ -20,7 +20,8 @@ def accept(builder: PlanBuilder) -> None:
     if status.run is None:
         status.run = run_of(builder.metadata.uid, builder.wanted.run_token)
         status.start_time = stamp(builder.now)
-        status.defaults = builder.config.defaults.wire()
+    if builder.state.defaults is None:
+        builder.state.defaults = builder.config.defaults.wire()
     if builder.observed.invalid is None:
         builder.resolve_and_show()
         if latest(builder.attempts, "train") is None:

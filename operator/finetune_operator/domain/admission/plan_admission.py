@@ -37,7 +37,7 @@ def hold(builder: PlanBuilder) -> None:
 
 def begun(builder: PlanBuilder) -> bool:
     """Whether a training pod of this run ever ran. Then what was spent decides, no more what was planned."""
-    return bool(builder.status.train_seconds) or any(a.stage == "train" and a.started for a in builder.attempts)
+    return bool(builder.status.used.train_seconds) or any(a.stage == "train" and a.started for a in builder.attempts)
 
 
 def objection(builder: PlanBuilder) -> tuple[str, str] | None:
@@ -61,16 +61,14 @@ def objection(builder: PlanBuilder) -> tuple[str, str] | None:
 
 def make_plan(builder: PlanBuilder) -> None:
     """From the facts that prepare left, and the spec as it is now: compute, prices and budgets may have changed."""
-    status = builder.status
-    if status.facts is None or status.decided is None:  # prepared by an image that tells no facts
+    status, state = builder.status, builder.state
+    if state.facts is None or state.decided is None:  # prepared by an image that tells no facts
         return
     drawn = _drawn(
         builder.wanted.model_dump_json(exclude_none=True, exclude_defaults=True),
-        PlatformDefaults.model_validate(status.defaults or {}).model_dump_json(
-            exclude_none=True, exclude_defaults=True
-        ),
-        _Frozen(status.facts),
-        _Frozen(status.decided),
+        PlatformDefaults.model_validate(state.defaults or {}).model_dump_json(exclude_none=True, exclude_defaults=True),
+        _Frozen(state.facts),
+        _Frozen(state.decided),
         (status.plan or PlanStatus()).model_dump_json(include=_COUNTED, exclude_none=True),
     )
     # What no plan can be made of keeps no earlier one's digest: nobody may approve it.
@@ -146,7 +144,7 @@ def unapproved(builder: PlanBuilder) -> str | None:
     if budget.approval != "Manual":
         return None
     if (
-        builder.status.facts is None or plan is None or plan.digest is None
+        builder.state.facts is None or plan is None or plan.digest is None
     ):  # nothing that could be approved, so nothing is
         return (
             "spec.budget.approval: Manual needs a plan, and the trainer image told none. "

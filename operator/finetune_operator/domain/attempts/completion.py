@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from finetune_api.effective import PlatformDefaults
+from finetune_api.operator_state import OperatorState
 from finetune_api.status import FailureStatus, FineTuneJobStatus
 
 from finetune_operator.domain.names import run_of
@@ -61,7 +63,7 @@ def start_again(builder: PlanBuilder) -> None:
     has nothing to lose, and without another run no other plan would come of it."""
     status = builder.status
     run = run_of(builder.metadata.uid, builder.wanted.run_token)
-    waits = status.phase == "AwaitingApproval" and not status.train_seconds
+    waits = status.phase == "AwaitingApproval" and not status.used.train_seconds
     if not (finished(status) or waits) or status.run == run:
         return
     builder.emit_event(
@@ -70,7 +72,7 @@ def start_again(builder: PlanBuilder) -> None:
         "Start",
         f"Run {run} begins, since spec.runToken changed; run {status.run} {status.phase}",
     )
-    builder.status = FineTuneJobStatus()
+    builder.status, builder.state = FineTuneJobStatus(), OperatorState()
     # Nothing of the run before may be taken for this one's, whatever happens in between.
     builder.status_first = True
 
@@ -113,6 +115,8 @@ def _after_the_end(builder: PlanBuilder) -> list[JobView]:
         return []
     jobs = list(builder.observed.jobs.values())
     ttl, ended = builder.wanted.ttl_seconds_after_finished, seconds_of(builder.status.completion_time)
+    if ttl is None:  # a finished job's spec is not resolved, so the frozen default is read here
+        ttl = PlatformDefaults.model_validate(builder.state.defaults or {}).ttl_seconds_after_finished
     if ttl is not None and ended is not None and jobs:
         left = ended + ttl - builder.now
         if left <= 0:

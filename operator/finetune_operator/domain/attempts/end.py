@@ -8,7 +8,7 @@ from typing import Any
 from finetune_api.contract import TerminationMessage
 from finetune_api.effective import holding
 from finetune_api.planner.decide import FIELDS
-from finetune_api.status import AttemptStatus, CheckpointStatus, FailureStatus, FineTuneJobStatus, Stage
+from finetune_api.status import AttemptStatus, CheckpointStatus, FailureStatus, FineTuneJobStatus, PlanStatus, Stage
 
 from finetune_operator.domain import numbers
 from finetune_operator.domain.admission import plan_admission
@@ -47,12 +47,12 @@ def take_steps(
         attempt.resumed_from_step = max(resumed_from, attempt.resumed_from_step or 0)
     if checkpoint is None:
         return
-    status = builder.status
-    known = {c.step: c for c in status.checkpoints or []}
+    status, state = builder.status, builder.state
+    known = {c.step: c for c in state.checkpoints or []}
     known[checkpoint.step] = checkpoint
     shown = min(CHECKPOINTS_SHOWN, builder.spec.checkpoint.keep + 1)
-    status.checkpoints = [known[step] for step in sorted(known)][-shown:]
-    status.last_checkpoint = status.checkpoints[-1]
+    state.checkpoints = [known[step] for step in sorted(known)][-shown:]
+    status.last_checkpoint = state.checkpoints[-1]
 
 
 def sealed_step(builder: PlanBuilder, stage: Stage) -> int | None:
@@ -127,8 +127,8 @@ def _take_results(builder: PlanBuilder, stage: Stage, message: TerminationMessag
             status.data = message.data or status.data
             status.plan = status.plan if message.plan is None else plan_admission.counted(message.plan)
             if message.facts is not None:
-                status.facts = message.facts.wire()
-                status.decided = _usable(builder, message.decided or {})
+                builder.state.facts = message.facts.wire()
+                builder.state.decided = _usable(builder, message.decided or {})
         case "train":
             status.evaluation = message.evaluation or status.evaluation
             _take_last_figures(status, message)
@@ -137,13 +137,18 @@ def _take_results(builder: PlanBuilder, stage: Stage, message: TerminationMessag
 
 
 def _take_last_figures(status: FineTuneJobStatus, message: TerminationMessage) -> None:
-    progress = status.progress
+    """All of one reading: a training may end long after its progress was last read."""
+    progress, plan = status.progress, status.plan or PlanStatus()
     if progress is None:
         return
     progress.loss = numbers.shown(message.metrics.get("loss", progress.loss), 5)
     progress.eval_loss = numbers.shown(message.metrics.get("eval_loss", progress.eval_loss), 5)
-    progress.step = message.step if message.step is not None else progress.step
-    progress.total_steps = progress.total_steps or (None if status.plan is None else status.plan.steps)
+    progress.total_steps = progress.total_steps or plan.steps
+    if message.step is not None and message.step != progress.step:
+        progress.step = message.step
+        progress.epoch = (
+            numbers.shown(plan.epochs * message.step / plan.steps, 3) if plan.epochs and plan.steps else None
+        )
 
 
 def _usable(builder: PlanBuilder, decided: dict[str, Any]) -> dict[str, Any]:
@@ -199,8 +204,8 @@ def record_failure(
             "Warning", Reason.EVICTED, "Resume", f"{failure.message}. {_resumes(builder, attempt.stage)}"
         )
         return
-    failures = (builder.status.infra_failures or 0) + 1
-    builder.status.infra_failures = failures
+    failures = builder.state.infra_failures + 1
+    builder.state.infra_failures = failures
     allowed = builder.wanted.retry.infra
     if failures > allowed:
         fail(builder, _exhausted(failure, failures, allowed))

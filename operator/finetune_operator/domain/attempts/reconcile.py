@@ -13,7 +13,7 @@ from finetune_operator.domain.attempts.completion import complete
 from finetune_operator.domain.attempts.history import latest, stage_to_do
 from finetune_operator.domain.attempts.standing import Standing, classify
 from finetune_operator.domain.attempts.steps import Step, Wish, decide
-from finetune_operator.domain.builders.job import digest
+from finetune_operator.domain.builders.job import outdated
 from finetune_operator.domain.diagnosis.failures import (
     classify_failure,
     evicted_for_own_usage,
@@ -104,7 +104,7 @@ def _wish(current: Current) -> Wish:
         return Wish.SPEND_NOTHING
     if builder.blocked is not None:
         return Wish.BLOCK
-    if job is not None and job.digest not in (None, digest(builder.spec, current.stage)) and _may_replace(current):
+    if job is not None and outdated(job.digest, builder.wanted, current.stage) and _may_replace(current):
         return Wish.REPLACE
     return Wish.RUN
 
@@ -114,7 +114,7 @@ _BEFORE_RUN = (Standing.NOT_CREATED, Standing.QUEUED, Standing.HELD, Standing.ST
 
 def _plan_follows_spec(current: Current) -> bool:
     job = current.job
-    if job is None or job.digest in (None, digest(current.builder.spec, current.stage)):
+    if job is None or not outdated(job.digest, current.builder.wanted, current.stage):
         return True
     return current.standing == Standing.HELD or (current.standing == Standing.QUEUED and job.managed_elsewhere)
 

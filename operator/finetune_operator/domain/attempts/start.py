@@ -9,7 +9,7 @@ from finetune_api.status import AttemptStatus, Stage
 
 from finetune_operator.domain.admission import plan_admission
 from finetune_operator.domain.attempts import budget
-from finetune_operator.domain.attempts.history import delay, trimmed
+from finetune_operator.domain.attempts.history import delay, latest, trimmed
 from finetune_operator.domain.attempts.standing import has_ended
 from finetune_operator.domain.builders.configmap import config_map
 from finetune_operator.domain.builders.job import job as build_job
@@ -64,6 +64,8 @@ def still_running(builder: PlanBuilder, attempt: str | None = None) -> list[PodV
 
 def next_attempt(builder: PlanBuilder, stage: Stage, last: AttemptStatus | None) -> None:
     """Add the next attempt to the history, unless it is too early or something holds the job."""
+    if _state_lost(builder, stage):
+        return
     if stage == "train":
         plan_admission.make_plan(builder)  # of a suspended job too: who changes compute meanwhile sees what comes of it
     if builder.wanted.suspend:
@@ -82,7 +84,7 @@ def next_attempt(builder: PlanBuilder, stage: Stage, last: AttemptStatus | None)
     if last is not None:
         number = last.number + 1
         ended = seconds_of(last.finished) or builder.now
-        pause = delay(builder.attempts, last, builder.status.infra_failures or 0, builder.config.retry_delay)
+        pause = delay(builder.attempts, last, builder.state.infra_failures, builder.config.retry_delay)
         left = ended + pause - builder.now
         if 0 < left <= pause:  # a longer wait than the pause itself is a clock that was set back
             builder.requeue_after(left)
@@ -96,6 +98,18 @@ def next_attempt(builder: PlanBuilder, stage: Stage, last: AttemptStatus | None)
     builder.attempts.append(AttemptStatus(stage=stage, number=number, job=name))
     builder.status.attempts = trimmed(builder.attempts)
     builder.emit_event("Normal", Reason.STAGE_STARTED, "Start", f"Stage {stage} starts: Job {name}")
+
+
+def _state_lost(builder: PlanBuilder, stage: Stage) -> bool:
+    """An older version, which does not know status.state, has removed what prepare found out. Prepare finds its sealed files and
+    reports it again."""
+    before, prepared = builder.before, latest(builder.attempts, "prepare")
+    if stage == "prepare" or prepared is None or before.state is not None or before.defaults is not None:
+        return False
+    prepared.outcome, prepared.reason = "Stopped", Reason.RESULT_LOST
+    prepared.message = "status.state was removed by a version that does not know it"
+    builder.status_first = True
+    return True
 
 
 def _waits_for_pods(builder: PlanBuilder, stage: Stage, name: str) -> bool:
@@ -127,7 +141,13 @@ def create(builder: PlanBuilder, stage: Stage, attempt: AttemptStatus) -> None:
         builder.create.append(service(builder.metadata, builder.run, attempt.number))
     builder.create.append(
         build_job(
-            builder.metadata, builder.spec, builder.run, stage, attempt.number, previous=_previous(builder, attempt)
+            builder.metadata,
+            builder.spec,
+            builder.run,
+            stage,
+            attempt.number,
+            previous=_previous(builder, attempt),
+            wanted=builder.wanted,
         )
     )
 
