@@ -136,7 +136,7 @@ class FineTuneJobSpec(ApiModel, Ruled):
     )
     ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = Field(
         default=None,
-        description="Delete the finished job's pods, Jobs and ConfigMaps after this time; never the FineTuneJob itself.",
+        description="Delete the finished job's Jobs and pods after this time; never the FineTuneJob itself. Absent: the platform's, by default 7 days.",
     )
     run_token: str | None = Field(
         default=None,

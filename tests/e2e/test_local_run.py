@@ -171,7 +171,7 @@ def test_a_plan_is_made_approved_and_stopped_by_its_budget(claims: Path, tmp_pat
     assert code == 3
     assert out.splitlines()[-1].endswith(f"give --approve, or set spec.budget.approvedPlan: {digest}")
     _, spent = status()
-    file.write_text(json.dumps(spent | {"trainSeconds": 1000}))
+    file.write_text(json.dumps(spent | {"usage": {"trainSeconds": 1000}}))
     code, out = run("--approve", budget={"approval": "Manual", "maxDuration": "1003s"})
     assert code == 5, out
     assert "Stopping: spec.budget.maxDuration: training has run for" in out
@@ -243,4 +243,4 @@ def test_out_of_memory_takes_a_notch_and_resumes(claims: Path, tmp_path: Path) -
     first, second = [attempt for attempt in status["attempts"] if attempt["stage"] == "train"]
     assert (first["reason"], second["outcome"]) == ("OutOfMemory", "Succeeded")
     assert second["resumedFromStep"] >= 10
-    assert status["effective"]["compute"]["microBatchTokens"] == int(notch["after"])
+    assert json.loads(status["state"])["effective"]["compute"]["microBatchTokens"] == int(notch["after"])

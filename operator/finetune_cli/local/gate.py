@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 from finetune_api import budget_policy
 from finetune_api.budget import BudgetSpec
+from finetune_api.operator_state import OperatorState
 from finetune_api.planner.draw import draw
 from finetune_api.planner.facts import PlanFacts
 from finetune_api.spec import FineTuneJobSpec
-from finetune_api.status import FineTuneJobStatus, Phase, PlanStatus
+from finetune_api.status import FineTuneJobStatus, Phase, PlanStatus, UsageStatus
 
 from finetune_cli.view import BUDGET_EXHAUSTED, PLANNED
 
@@ -31,16 +32,17 @@ class Held:
 
 def drawn(spec: FineTuneJobSpec, status: FineTuneJobStatus) -> PlanStatus | None:
     """The plan that prepare measured, with all that follows from model and data; `spec` is as it was written."""
-    if status.facts is None:
+    state = OperatorState.of(status)
+    if state.facts is None:
         return status.plan
-    return draw(spec, PlanFacts.model_validate(status.facts), status.decided or {}, status.plan)
+    return draw(spec, PlanFacts.model_validate(state.facts), state.decided or {}, status.plan)
 
 
 def held(spec: FineTuneJobSpec, status: FineTuneJobStatus, *, approved: str | None) -> Held | None:
     """None where training may begin. `approved` is the digest of the plan that somebody said yes to."""
     plan, budget = status.plan or PlanStatus(), spec.budget
-    if status.train_seconds:  # from then on what was used decides, not what was planned
-        if why := spent(budget, status.train_seconds, status.gpus or 0):
+    if seconds := status.used.train_seconds:  # from then on what was used decides, not what was planned
+        if why := spent(budget, seconds, status.gpus or 0):
             return exhausted(why)
     elif why := budget_policy.over_budget(plan, budget) or budget_policy.unknown_cost(plan, budget):
         return Held("Failed", OVER_BUDGET, why)
@@ -75,14 +77,14 @@ class Meter:
     """The one that was reached."""
 
     def __post_init__(self) -> None:
-        self._before, self._began = self.status.train_seconds or 0, self.clock()
+        self._before, self._began = self.status.used.train_seconds or 0, self.clock()
 
     def newly_reached(self) -> str | None:
         """The limit, when it is reached for the first time."""
         if not self.counts:
             return None
         gpus, seconds = self.status.gpus or 0, self._before + math.ceil(self.clock() - self._began)
-        self.status.train_seconds, self.status.gpu_seconds = seconds, gpus * seconds
+        self.status.usage = UsageStatus(train_seconds=seconds, gpu_seconds=gpus * seconds)
         if self.limit is None:
             self.limit = spent(self.budget, seconds, gpus)
             return self.limit

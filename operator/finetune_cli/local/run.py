@@ -17,6 +17,7 @@ from typing import NoReturn
 from finetune_api.contract import ExitCode, RunConfig, TerminationMessage
 from finetune_api.effective import resolve, shown
 from finetune_api.finetunejob import FineTuneJob
+from finetune_api.operator_state import OperatorState
 from finetune_api.planner import ladder
 from finetune_api.planner.facts import PlanFacts
 from finetune_api.pods import Pods
@@ -130,13 +131,13 @@ def _run(job: FineTuneJob, run: Run, claims_root: str, console: Console, given: 
 
 def _take_notch(job: FineTuneJob, run: Run, given: _Given) -> str | None:
     """Choose what the next attempt changes to need less memory: its sentence, or None with the reason in status.failure."""
-    status, notches = job.status, run.notches
-    if status.facts is None or status.failure is None:
+    status, state, notches = job.status, OperatorState.of(job.status), run.notches
+    if state.facts is None or status.failure is None:
         return None
     if len(notches) >= job.spec.retry.oom:
         status.failure.message += f" (spec.retry.oom {job.spec.retry.oom} is used up)"
         return None
-    spec, facts = resolve(given.spec, None, status.decided or {}), PlanFacts.model_validate(status.facts)
+    spec, facts = resolve(given.spec, None, state.decided or {}), PlanFacts.model_validate(state.facts)
     step = ladder.next_gpu_notch(spec, facts, notches, given=given.spec)
     if isinstance(step, ladder.Bottom):
         status.failure.remedy = step.sentence
@@ -147,9 +148,10 @@ def _take_notch(job: FineTuneJob, run: Run, given: _Given) -> str | None:
 
 def _settle(job: FineTuneJob, run: Run, given: _Given) -> None:
     """Resolve the spec over what prepare decided, lay the notches over it, and compute the plan, which an approval names, without them."""
-    status = job.status
-    job.spec = ladder.apply(resolve(given.spec, None, status.decided), run.notches, given=given.spec)
-    status.effective = shown(job.spec)
+    status, state = job.status, OperatorState.of(job.status)
+    job.spec = ladder.apply(resolve(given.spec, None, state.decided), run.notches, given=given.spec)
+    state.effective = shown(job.spec)
+    status.state = state.encode()
     status.plan = gate.drawn(given.spec, status)
 
 

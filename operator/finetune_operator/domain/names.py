@@ -21,8 +21,9 @@ from finetune_api.status import Stage
 
 ANNOTATION_HELD = f"{GROUP}/held"
 """On a suspended Job: this operator suspended it and may release it. A suspended Job without it is somebody else's to release."""
-ANNOTATION_DIGEST = f"{GROUP}/spec-digest"
-"""Which settings a Job was made from; a Job that never ran is replaced when they change."""
+ANNOTATION_DIGEST = f"{GROUP}/settings-digest"
+"""Which settings a Job was built from; a Job that never ran is replaced when they change. Earlier versions compare
+`spec-digest` and keep a Job without it, so queued Jobs survive a rollback."""
 ANNOTATION_PREVIOUS = f"{GROUP}/previous-attempt"
 """The verdict on the attempt before, since pods take their messages with them."""
 

@@ -246,12 +246,15 @@ class ClaimView:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """The API server did not take a child. `code` is the HTTP status."""
+    """The API server refused a request for a child. `code` is the HTTP status."""
 
     kind: str
     name: str
     code: int
     message: str
+    verb: Literal["create", "change", "delete"] = "create"
+    due: bool = True
+    """Its backoff has passed: the request may be repeated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,29 +268,35 @@ class ProgressReading:
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """Something that the plan must know and the cache does not hold: a claim, or what was told about an object (events)."""
+    """Something that the plan must know and the cache does not hold: a claim, the warnings about an object, or whether a Job
+    that the cache does not have is really gone."""
 
-    kind: Literal["claim", "warnings"]
+    kind: Literal["claim", "warnings", "job"]
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class ObservedState:
-    """One job with everything around it, at one moment. `invalid` says why `job.spec` could not be read."""
+    """One job with everything around it, at one moment."""
 
     job: FineTuneJob
     invalid: str | None = None
+    """Why `job.spec` could not be read whole; what could be read of it is there."""
+    unreadable: frozenset[str] = frozenset()
+    """Fields of `job.status` that another version wrote and this one cannot read."""
     jobs: Mapping[str, JobView] = field(default_factory=dict)
     """Its Jobs by name."""
     pods: Mapping[str, tuple[PodView, ...]] = field(default_factory=dict)
     """Pods by the name of their attempt's Job, also where that Job is gone."""
     departed: Mapping[str, tuple[PodView, ...]] = field(default_factory=dict)
     """Pods that ended and are gone since the last reconcile, likewise."""
-    known: frozenset[tuple[str, str]] = frozenset()
-    """(kind, name) of other children that are known to exist."""
+    known: Mapping[tuple[Literal["ConfigMap", "Service"], str], str] = field(default_factory=dict)
+    """uids of other children that are known to exist, by (kind, name)."""
     claims: Mapping[str, ClaimView] = field(default_factory=dict)
     warnings: Mapping[str, tuple[str, ...] | None] = field(default_factory=dict)
     """Warnings about an object by its name, newest first; None: this operator may not read events."""
     refusals: Mapping[tuple[str, str], Refusal] = field(default_factory=dict)
     """Children that were refused, by (kind, name)."""
+    jobs_read: Mapping[str, bool] = field(default_factory=dict)
+    """Whether Jobs exist that are not in `jobs`, by name."""
     progress: ProgressReading | None = None

@@ -28,6 +28,8 @@ class Reason(StrEnum):
     STAGE_DONE = "StageDone"
     EVICTED = "Evicted"
     PREEMPTED = "Preempted"
+    NODE_LOST = "NodeLost"
+    RESULT_LOST = "ResultLost"
     ATTEMPT_FAILED = "AttemptFailed"
     RESUMED = "Resumed"
     RERUN = "Rerun"
@@ -49,6 +51,9 @@ class Reason(StrEnum):
     NO_TRAINER_IMAGE = "NoTrainerImage"
     NAME_TAKEN = "NameTaken"
     NOT_ALLOWED = "NotAllowed"
+    REJECTED = "Rejected"
+    API_SERVER_ERROR = "APIServerError"
+    UNREADABLE_STATUS = "UnreadableStatus"
 
     # Progress of a training cannot be read.
     POLL_FAILED = "PollFailed"

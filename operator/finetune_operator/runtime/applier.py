@@ -7,6 +7,7 @@ import logging
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
+from finetune_operator.domain.names import attempt_name
 from finetune_operator.domain.observed import ClaimView, Read, Refusal, controller_uid
 from finetune_operator.domain.plan_builder import Delete, Patch, Plan
 from finetune_operator.domain.times import seconds_of
@@ -33,29 +34,44 @@ class Applier:
         self._client, self._cache = client, cache
 
     async def carry_out(self, key: Key, held: HeldJob, plan: Plan, done: Done) -> bool:
-        """Returns whether anything was done. Raises the first error that a later look may not meet."""
+        """Returns whether anything was tried. A refusal is remembered and shown; raises the first error that says nothing about
+        the request itself (no answer, too many requests)."""
         bodies = [b for b in plan.create if _first(done, "create", b["kind"], b["metadata"]["name"])]
-        patches = [p for p in plan.patch if _first(done, "patch", "Job", p.name)]
+        patches = [p for p in plan.patch if _first(done, "change", "Job", p.name)]
         deletes = [d for d in plan.delete if _first(done, "delete", d.kind, d.name)]
         await _all(
             [
-                *(self._patch(key, patch) for patch in patches),
+                *(self._patch(key, held, patch) for patch in patches),
                 *(self._create(held, body, _makes_job(plan, body)) for body in bodies if body["kind"] != "Job"),
                 *(self._delete(key, held, delete) for delete in deletes),
             ]
         )
-        # Jobs last: whenever there is one, what its pods are told is what it was made from.
-        await _all([self._create(held, body, True) for body in bodies if body["kind"] == "Job"])
+        # Jobs last: whenever there is one, what its pods read is there and is what it was made from.
+        refused = {name for _, name in held.facts.refusals}
+        jobs = [b for b in bodies if b["kind"] == "Job" and b["metadata"]["name"] not in refused]
+        await _all([self._create(held, body, True) for body in jobs])
         return bool(bodies or patches or deletes)
 
-    async def read(self, key: Key, held: HeldJob, wanted: frozenset[Read], now: float) -> None:
+    async def read(self, key: Key, held: HeldJob, wanted: frozenset[Read]) -> None:
         """Find out what the plan asked for."""
         for read in wanted:
-            if read.kind == "claim":
-                held.facts.claims[read.name] = await self._claim(key, read.name)
-            else:
-                held.facts.warnings[read.name] = await self._warnings(key, read.name)
-            held.facts.read(read.name, now)
+            match read.kind:
+                case "claim":
+                    held.facts.claims[read.name] = await self._claim(key, read.name)
+                case "warnings":
+                    held.facts.warnings[read.name] = await self._warnings(key, read.name)
+                case "job":
+                    await self._job(key, held, read.name)
+            held.facts.read(read.name)
+
+    async def _job(self, key: Key, held: HeldJob, name: str) -> None:
+        """Whether a Job is there that no watch shows."""
+        body = await self._client.get(JOB, key[0], name)
+        ours = body is not None and controller_uid(body) == held.uid
+        if body is not None and ours and attempt_name(body["metadata"].get("labels") or {}) == name:
+            self._cache.observe("Job", body)
+        else:
+            held.facts.jobs_read[name] = ours
 
     async def _create(self, held: HeldJob, body: Object, for_new_job: bool) -> None:
         kind, name = body["kind"], body["metadata"]["name"]
@@ -65,16 +81,25 @@ class Applier:
         except ApiError as error:
             if error.code == 409 and error.reason == "AlreadyExists":
                 await self._exists_already(held, body, for_new_job)
-            elif error.code in (400, 403, 422) or (error.code == 404 and kind != "Job"):
-                held.facts.refuse(Refusal(kind, name, error.code, error.message))
             else:
-                raise
+                self._refused(held, Refusal(kind, name, error.code, error.message), error)
             return
         logger.info("created", extra={"kind": kind, "child": name})
-        held.facts.exists(kind, name)
         if kind == "Job":
+            held.facts.done(kind, name)
             self._cache.observe("Job", made)
             self._measure(held, made)
+        else:
+            held.facts.exists(kind, name, made["metadata"]["uid"])
+
+    def _refused(self, held: HeldJob, refusal: Refusal, error: ApiError) -> None:
+        """Remember an answer that concerns this request; raise one that concerns the client or the whole server."""
+        if error.code in (401, 409, 429):
+            raise error
+        held.facts.refuse(refusal)
+        logger.warning(
+            "refused", extra={"verb": refusal.verb, "kind": refusal.kind, "child": refusal.name, "error": str(error)}
+        )
 
     def _measure(self, held: HeldJob, made: Object) -> None:
         if not held.status.get("attempts"):
@@ -93,24 +118,33 @@ class Applier:
         if kind == "ConfigMap" and for_new_job and there.get("data") != body["data"]:
             # Left by an attempt that got no further, whose settings have changed since. It cannot be changed, only replaced.
             await self._client.delete(BY_KIND[kind], namespace, name, there["metadata"]["uid"])
-            await self._client.create(BY_KIND[kind], body)
-        held.facts.exists(kind, name)
+            there = await self._client.create(BY_KIND[kind], body)
         if kind == "Job":
+            held.facts.done(kind, name)
             self._cache.observe("Job", there)
+        else:
+            held.facts.exists(kind, name, there["metadata"]["uid"])
 
-    async def _patch(self, key: Key, patch: Patch) -> None:
+    async def _patch(self, key: Key, held: HeldJob, patch: Patch) -> None:
+        """The uid makes it a conflict when another Job has the name by now."""
+        body = patch.body | {"metadata": patch.body["metadata"] | {"uid": patch.uid}}
         try:
-            self._cache.observe("Job", await self._client.merge(JOB, key[0], patch.name, patch.body))
+            self._cache.observe("Job", await self._client.merge(JOB, key[0], patch.name, body))
         except ApiError as error:
-            if error.code != 404:  # gone: the watch tells
-                raise
+            if error.code != 404:  # gone: the watch reports it
+                self._refused(held, Refusal("Job", patch.name, error.code, error.message, "change"), error)
             return
+        held.facts.done("Job", patch.name)
         logger.info("patched", extra={"kind": "Job", "child": patch.name, "change": sorted(patch.body)})
 
     async def _delete(self, key: Key, held: HeldJob, delete: Delete) -> None:
-        answer = await self._client.delete(BY_KIND[delete.kind], key[0], delete.name, delete.uid)
-        held.facts.gone([(delete.kind, delete.name)])
-        if delete.kind != "Job" or delete.uid is None:
+        try:
+            answer = await self._client.delete(BY_KIND[delete.kind], key[0], delete.name, delete.uid)
+        except ApiError as error:
+            self._refused(held, Refusal(delete.kind, delete.name, error.code, error.message, "delete"), error)
+            return
+        held.facts.gone(delete.kind, delete.name)
+        if delete.kind != "Job":
             return
         if answer is not None and answer.get("kind") == "Job":
             self._cache.observe("Job", answer)  # it waits for a finalizer

@@ -31,7 +31,7 @@ def test_the_whole_way(api: Any, jobs: Any, kubelet: Any, operator: Any) -> None
     assert (status["data"]["rows"], status["plan"]["steps"], status["evaluation"]["rows"]) == (100, 15, 10)
     assert (status["artifacts"]["uri"], status["gpus"], status["progress"]["percent"]) == ("pvc://models/out", 8, 100)
     assert status["lastCheckpoint"]["step"] == 15
-    assert status["gpuSeconds"] >= 0
+    assert status["usage"]["gpuSeconds"] >= 0
     assert len(kubelet.of("train")) == 2
     train = next(job for job in jobs.children() if job["metadata"]["labels"]["finetune.dev/stage"] == "train")
     assert train["spec"]["suspend"] is False
@@ -159,7 +159,7 @@ def test_a_disrupted_gang_goes_on_in_a_new_attempt_without_limit(jobs: Any, kube
     kubelet.script = acts.succeed
     status = jobs.wait("Completed", seconds=30)
     assert book(status) == [DONE[0], ("train", 1, "Evicted"), ("train", 2, "Succeeded"), DONE[2]]
-    assert "infraFailures" not in status
+    assert "infraFailures" not in json.loads(status["state"])
     assert (status["attempts"][1]["lastStep"], status["attempts"][1]["reason"]) == (9, "Evicted")
     job = next(j for j in jobs.children() if j["metadata"]["name"].endswith("train-2"))
     assert json.loads(job["metadata"]["annotations"]["finetune.dev/previous-attempt"])["outcome"] == "Evicted"
@@ -170,7 +170,7 @@ def test_retries_are_used_up(jobs: Any, kubelet: Any, acts: Any) -> None:
     jobs.create(retry={"infra": 2})
     status = jobs.wait("Failed", seconds=30)
     assert book(status) == [("prepare", n, "Failed") for n in (1, 2, 3)]
-    assert status["infraFailures"] == 3
+    assert json.loads(status["state"])["infraFailures"] == 3
     assert "the disk is on fire" in status["failure"]["message"]
     assert "spec.retry.infra 2 is used up" in status["failure"]["message"]
     # Each attempt began after the one before had ended.

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from finetune_api.budget import BudgetSpec
 from finetune_api.spec import FineTuneJobSpec
-from finetune_api.status import FineTuneJobStatus, PlanStatus
+from finetune_api.status import FineTuneJobStatus, PlanStatus, UsageStatus
 from finetune_cli.local import gate
 from finetune_cli.local import status as book
 
@@ -39,7 +39,7 @@ def spec(mode: str = "Run", **budget: Any) -> FineTuneJobSpec:
 def test_what_stands_before_training(
     wanted: FineTuneJobSpec, approved: str | None, seconds: int, held: tuple[str, str, str] | None
 ) -> None:
-    found = gate.held(wanted, FineTuneJobStatus(plan=PLAN, train_seconds=seconds), approved=approved)
+    found = gate.held(wanted, FineTuneJobStatus(plan=PLAN, usage=UsageStatus(train_seconds=seconds)), approved=approved)
     if held is None:
         assert found is None
     else:
@@ -55,17 +55,17 @@ def test_no_plan_is_no_approved_plan() -> None:
 
 
 def test_the_time_of_all_attempts_counts_and_is_told_once() -> None:
-    now, status = [100.0], FineTuneJobStatus(train_seconds=50, gpus=2)
+    now, status = [100.0], FineTuneJobStatus(usage=UsageStatus(train_seconds=50), gpus=2)
     meter = gate.Meter(BudgetSpec(max_duration="1m"), status, counts=True, clock=lambda: now[0])
     now[0] = 109.0
     assert meter.newly_reached() is None
-    assert (status.train_seconds, status.gpu_seconds) == (59, 118)
+    assert (status.used.train_seconds, status.used.gpu_seconds) == (59, 118)
     now[0] = 110.0
     assert meter.newly_reached() == "spec.budget.maxDuration: training has run for 1m00s, which is the limit"
     now[0] = 111.0
     assert meter.newly_reached() is None
     assert meter.limit
-    assert status.train_seconds == 61
+    assert status.used.train_seconds == 61
     idle = gate.Meter(BudgetSpec(max_duration="1s"), FineTuneJobStatus(), counts=False, clock=lambda: now[0])
     now[0] = 200
     assert idle.newly_reached() is None

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from finetune_api.contract import Cause, Progress, TerminationMessage
+from finetune_api.operator_state import OperatorState
 from finetune_api.planner.facts import DataFacts, ModelShape, PlanFacts
 from finetune_api.status import ArtifactsStatus, CheckpointStatus, DataStatus, FailureStatus, FineTuneJobStatus
 from finetune_cli import manifest
@@ -153,7 +154,7 @@ def test_each_out_of_memory_takes_one_notch_until_none_is_left(tmp_path: Path) -
         vocab_size=512, parameters=200_000,
     )  # fmt: skip
     facts = PlanFacts(model=shape, data=DataFacts(rows=640, tokens=640 * 300, longest=300))
-    given.job.status.facts = facts.wire()
+    given.job.status.state = OperatorState(facts=facts.wire()).encode()
     wanted = _Given(given.job.spec, approve=False)
     for tokens in (900, 450, 300):
         given.job.status.failure = FailureStatus(code="OutOfMemory", message="memory ran out")

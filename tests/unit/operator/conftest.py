@@ -73,11 +73,12 @@ class World:
     )
     jobs: dict[str, JobView] = field(default_factory=dict)
     pods: dict[str, dict[str, PodView]] = field(default_factory=dict)
-    known: set[tuple[str, str]] = field(default_factory=set)
+    known: dict[tuple[str, str], str] = field(default_factory=dict)
     manifests: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     claims: dict[str, ClaimView] = field(default_factory=dict)
     warnings: dict[str, tuple[str, ...] | None] = field(default_factory=dict)
     refusals: dict[tuple[str, str], Refusal] = field(default_factory=dict)
+    jobs_read: dict[str, bool] = field(default_factory=dict)
     progress: ProgressReading | None = None
     events: list[Any] = field(default_factory=list)
     queued_elsewhere: bool = False
@@ -87,20 +88,21 @@ class World:
 
     # Looking and acting.
 
-    def seen(self) -> ObservedState:
+    def observed(self) -> ObservedState:
         return ObservedState(
             job=FineTuneJob.parse(self.body),
             jobs=dict(self.jobs),
             pods={job: tuple(pods.values()) for job, pods in self.pods.items()},
-            known=frozenset(self.known),
+            known=dict(self.known),
             claims=dict(self.claims),
             warnings=dict(self.warnings),
             refusals=dict(self.refusals),
+            jobs_read=dict(self.jobs_read),
             progress=self.progress,
         )
 
     def plan(self) -> Plan:
-        return plan(self.seen(), self.now, self.config)
+        return plan(self.observed(), self.now, self.config)
 
     def step(self, upto: int | None = None) -> Plan:
         """One plan carried out. `upto`: a crash after so many writes."""
@@ -114,6 +116,7 @@ class World:
         for write in writes[:upto]:
             write()
         self.reads += sorted(drawn.reads, key=lambda read: read.name)
+        self.jobs_read |= {read.name: False for read in drawn.reads if read.kind == "job"}
         return drawn
 
     def settle(self, rounds: int = 20) -> Plan:
@@ -123,7 +126,8 @@ class World:
             before = copy.deepcopy(self.body.get("status"))
             drawn = self.step()
             asked = {(body["kind"], body["metadata"]["name"]) for body in drawn.create}
-            if asked <= tried and not (drawn.patch or drawn.delete) and before == self.body.get("status"):
+            quiet = not (drawn.patch or drawn.delete or any(read.kind == "job" for read in drawn.reads))
+            if asked <= tried and quiet and before == self.body.get("status"):
                 return drawn
             tried |= asked
         raise AssertionError("plans do not come to rest")
@@ -139,7 +143,7 @@ class World:
         kind, name = body["kind"], body["metadata"]["name"]
         self.manifests[kind, name] = body
         if kind != "Job":
-            self.known.add((kind, name))
+            self.known[kind, name] = f"{kind}-{name}"
             return
         if name in self.jobs:
             return  # AlreadyExists
@@ -158,7 +162,7 @@ class World:
 
     def _delete(self, kind: str, name: str) -> None:
         self.deleted.append(f"{kind}/{name}")
-        self.known.discard((kind, name))
+        self.known.pop((kind, name), None)
         if kind == "Job" and name in self.jobs:
             del self.jobs[name]
             self.pods.pop(name, None)
@@ -259,6 +263,17 @@ class World:
     @property
     def status(self) -> dict[str, Any]:
         found: dict[str, Any] = self.body.get("status") or {}
+        return found
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What only the operator reads."""
+        found: dict[str, Any] = json.loads(self.status.get("state", "{}"))
+        return found
+
+    @property
+    def usage(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.status.get("usage", {})
         return found
 
     def condition(self, kind: str) -> str | None:

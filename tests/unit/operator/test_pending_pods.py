@@ -35,7 +35,8 @@ def test_what_a_pod_says(make_world: Any, state: dict[str, Any], reason: str, wo
     world.settle()
     assert world.status["reason"] == reason
     assert all(word in world.status["message"] for word in words), world.status["message"]
-    assert (world.condition("Running"), world.condition("Stalled")) == ("False", None)
+    stalled = None if reason == "Unschedulable" else "True"
+    assert (world.condition("Running"), world.condition("Stalled")) == ("False", stalled)
     assert [(n.type, n.reason) for n in world.events][-1] == ("Warning", reason)
     told = len(world.events)
     world.settle()

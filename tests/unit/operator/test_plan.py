@@ -22,9 +22,11 @@ def test_first_look_creates_prepare_and_tells_where_the_job_stands(make_world: A
     assert not drawn.status_first, "the first stage does not wait for a status write"
     status = world.status
     assert (status["phase"], status["reason"], status["observedGeneration"]) == ("Preparing", "Starting", 1)
-    assert status["effective"]["training"]["schedule"] == "cosine"
-    assert "learningRate" not in status["effective"]["training"], "model and data decide it, which nobody has seen yet"
-    assert status["defaults"] == {"pods": {"image": "trainer:1"}}
+    assert world.state["effective"]["training"]["schedule"] == "cosine"
+    assert "learningRate" not in world.state["effective"]["training"], (
+        "model and data decide it, which nobody has seen yet"
+    )
+    assert world.state["defaults"] == {"pods": {"image": "trainer:1"}}
     assert (world.condition("Ready"), world.condition("Reconciling"), world.condition("Running")) == (
         "False",
         "True",
@@ -56,7 +58,7 @@ def test_the_whole_way(make_world: Any) -> None:
     world.now += 100
     world.finish("train", 2, step=4, metrics={"loss": 0.5}, evaluation={"rows": 1})
     world.settle()
-    assert world.status["gpuSeconds"] == 800
+    assert world.usage["gpuSeconds"] == 800
     world.run("publish")
     world.settle()
     world.finish("publish", artifacts={"uri": "pvc://models/out"})
@@ -67,7 +69,7 @@ def test_the_whole_way(make_world: Any) -> None:
         "pvc://models/out",
         100,
     )
-    assert status["gpuSeconds"] == 800
+    assert status["usage"]["gpuSeconds"] == 800
     assert {c: world.condition(c) for c in ("Ready", "Complete", "Published", "DataValid", "Running")} == {
         "Ready": "True", "Complete": "True", "Published": "True", "DataValid": "True", "Running": "False",
     }  # fmt: skip
@@ -258,7 +260,7 @@ def test_what_is_not_ours_is_left_alone(make_world: Any, gone: dict[str, Any]) -
 @pytest.mark.parametrize(
     ("claim", "phase", "reason"),
     [
-        (ClaimView("scratch", True, ("ReadWriteOnce",)), "Failed", "InvalidWorkspace"),
+        (ClaimView("scratch", True, ("ReadWriteOnce",)), "Pending", "InvalidWorkspace"),
         (ClaimView("scratch", False), "Pending", "MissingClaim"),
         (ClaimView("scratch", True, ("ReadWriteOnce", "ReadWriteMany")), "Preparing", "Starting"),
         (ClaimView("scratch", None), "Preparing", "Starting"),
@@ -274,9 +276,12 @@ def test_several_nodes_need_a_workspace_that_they_can_share(
     world.claims["scratch"] = claim
     world.settle()
     assert (world.status["phase"], world.status["reason"]) == (phase, reason)
-    if phase == "Failed":
-        assert "ReadWriteMany" in world.status["failure"]["message"]
-        assert "compute.nodes: 1" in world.status["failure"]["remedy"]
+    if reason == "InvalidWorkspace":
+        assert "ReadWriteMany" in world.status["message"]
+        assert world.condition("Stalled") == "True"
+        world.edit(compute={"device": "cpu", "nodes": 1})
+        world.settle()
+        assert world.status["reason"] == "Starting"
 
 
 def test_ready_when_completed(make_world: Any) -> None:

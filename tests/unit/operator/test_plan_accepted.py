@@ -145,10 +145,10 @@ def test_compute_that_no_longer_goes_with_what_was_decided(
         world.finish("prepare", **prepared)
         world.settle()
     assert world.status["phase"] == "Queued"
-    assert world.status["effective"]["compute"]["strategy"] in strategy
-    assert world.status["effective"]["training"]["learningRate"] == 3e-4, "the rest of what was decided holds"
-    assert world.status["effective"]["compute"].get("offload") == compute.get("offload")
-    assert world.status["decided"]["compute"] == {"strategy": "ddp"}, "should compute change back"
+    assert world.state["effective"]["compute"]["strategy"] in strategy
+    assert world.state["effective"]["training"]["learningRate"] == 3e-4, "the rest of what was decided holds"
+    assert world.state["effective"]["compute"].get("offload") == compute.get("offload")
+    assert world.state["decided"]["compute"] == {"strategy": "ddp"}, "should compute change back"
 
 
 @pytest.mark.parametrize("elsewhere", [False, True], ids=["ours to release", "in a queue"])
@@ -184,7 +184,7 @@ def test_a_pod_decides_what_the_data_decides_and_no_more(make_world: Any, prepar
         "checkpoint": {"everySteps": 9, "keep": 9},
     }
     world.prepare(**prepared)
-    assert world.status["decided"] == {
+    assert world.state["decided"] == {
         "training": {"learningRate": 3e-4},
         "compute": {"strategy": "zero2"},
         "method": {"lora": {"rank": 8}},
@@ -274,6 +274,6 @@ def test_hours_in_which_nothing_ran_are_nobodys(make_world: Any, prepared: Any, 
         world.fail("train")
     world.now += 9 * 3600
     world.settle()
-    assert (world.status["trainSeconds"], world.status["gpuSeconds"]) == (100, 400)
+    assert (world.usage["trainSeconds"], world.usage["gpuSeconds"]) == (100, 400)
     assert world.status["reason"] != "BudgetExhausted"
     assert "failure" not in world.status

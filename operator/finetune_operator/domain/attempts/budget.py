@@ -1,4 +1,4 @@
-"""Apply `finetune_api.budget_policy` to what the training of a job has used. The operator stops it; the trainer never decides that alone."""
+"""Apply `finetune_api.budget_policy` to what the training of a job has used."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from finetune_operator.domain.attempts.usage import spent
 from finetune_operator.domain.plan_builder import PlanBuilder
 
 
-def _used(draft: PlanBuilder) -> dict[str, Any]:
-    used = spent(draft)
-    gpus = draft.before.gpus or draft.status.gpus or 0
+def _used(builder: PlanBuilder) -> dict[str, Any]:
+    used = spent(builder)
+    gpus = builder.before.gpus or builder.status.gpus or 0
     return {"seconds": used.seconds, "gpu_seconds": used.gpu_seconds, "gpus": gpus}
 
 
-def exhausted(draft: PlanBuilder) -> str | None:
-    return budget_policy.exhausted(draft.spec.budget, **_used(draft))
+def exhausted(builder: PlanBuilder) -> str | None:
+    """One sentence when the training may use no more."""
+    return budget_policy.exhausted(builder.spec.budget, **_used(builder))
 
 
-def look_when_spent(draft: PlanBuilder) -> None:
+def requeue_when_spent(builder: PlanBuilder) -> None:
     """Reconcile again when the training, whose pods all run now, will have used up its budget."""
-    limit = budget_policy.tightest(draft.spec.budget, **_used(draft))
+    limit = budget_policy.tightest(builder.spec.budget, **_used(builder))
     if limit is not None:
-        draft.requeue_after(limit.left_seconds)
+        builder.requeue_after(limit.left_seconds)

@@ -60,12 +60,12 @@ class FailureClass:
     last_step: int | None = None
 
 
-def node_lost(pods: Sequence[PodView], now: float) -> bool:
-    """A pod should have ended long ago and has not: nothing on its node answers."""
-    return any(not p.over and p.deletion_due is not None and now > p.deletion_due + LOST_NODE_S for p in pods)
+def is_lost(pod: PodView, now: float) -> bool:
+    """The pod should have ended long ago and has not: nothing on its node answers."""
+    return not pod.over and pod.deletion_due is not None and now > pod.deletion_due + LOST_NODE_S
 
 
-def judge(job: JobView, pods: Sequence[PodView], stage: Stage, now: float) -> FailureClass:
+def classify_failure(job: JobView, pods: Sequence[PodView], stage: Stage, now: float) -> FailureClass:
     """The verdict on a Job that failed. `pods` are all that are known of it, those of earlier resumes too."""
     failing = sorted((pod for pod in pods if _failed(pod)), key=_when)
     step = max((m.step for pod in pods if (m := _message(pod)) is not None and m.step is not None), default=None)
@@ -87,6 +87,15 @@ def judge(job: JobView, pods: Sequence[PodView], stage: Stage, now: float) -> Fa
     if _too_much_disk(first):
         code = Code.STORAGE_FULL
     return FailureClass("infra", _failure(first, stage, code, retriable=True), step)
+
+
+def node_lost(stage: Stage, pod: PodView) -> FailureClass:
+    """The attempt continues elsewhere, without waiting for the Job controller, which waits for the kubelet."""
+    message = f"Node {pod.node} does not answer: pod {pod.name} should have ended {LOST_NODE_S / 60:.0f} minutes ago"
+    failure = FailureStatus(
+        code="NodeLost", stage=stage, rank=pod.index, node=pod.node, message=message, retriable=True
+    )
+    return FailureClass("evicted", failure)
 
 
 def vanished(stage: Stage, what: str) -> FailureClass:
@@ -149,8 +158,9 @@ def _disruption(job: JobView, pods: Sequence[PodView], first: PodView | None, no
             )
         if _deleted_by_somebody(pod, job, pods):
             return _evicted(pod, f"Pod {pod.name} was deleted{where}")
-        if not pod.over and pod.deletion_due is not None and now > pod.deletion_due + LOST_NODE_S:
-            return _evicted(pod, f"Pod {pod.name} does not end{where}: the node is taken for lost")
+        if is_lost(pod, now):
+            lost = _evicted(pod, f"Pod {pod.name} does not end{where}: the node is considered lost")
+            return lost.model_copy(update={"code": "NodeLost"})
     if len({pod.index for pod in pods}) < job.pods:
         return vanished("train", "A pod").failure
     return None

@@ -8,6 +8,7 @@ import json
 import math
 from typing import Any
 
+from finetune_api.base import known_fields
 from finetune_api.contract import Progress, TerminationMessage
 from finetune_api.planner.facts import LENGTH_BINS
 from pydantic import ValidationError
@@ -27,7 +28,9 @@ def last_words(text: str) -> TerminationMessage | None:
     """A termination message; None when the text is none. The same text gives the same object: it must not be written to."""
     fit = _load(text)
     try:
-        return TerminationMessage.model_validate(fit) if isinstance(fit, dict) else None
+        return (
+            TerminationMessage.model_validate(known_fields(TerminationMessage, fit)) if isinstance(fit, dict) else None
+        )
     except ValidationError:
         return None
 
@@ -36,7 +39,7 @@ def progress(content: bytes) -> Progress | None:
     """A progress record; None when the answer is none."""
     fit = _load(content)
     try:
-        return Progress.model_validate(fit) if isinstance(fit, dict) else None
+        return Progress.model_validate(known_fields(Progress, fit)) if isinstance(fit, dict) else None
     except ValidationError:
         return None
 
