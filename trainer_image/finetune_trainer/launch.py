@@ -33,7 +33,7 @@ from finetune_api.status import Stage
 from pydantic import ValidationError
 
 from finetune_trainer import environment, progress, stop, termination
-from finetune_trainer.errors import BadInput, StageError
+from finetune_trainer.errors import BadInput, StageError, accessing
 from finetune_trainer.settled import settle
 
 GRACE_SECONDS = 20.0
@@ -102,14 +102,8 @@ def _scratch(stage: Stage, node: int) -> Path:
 
 def _log_folder(config: RunConfig) -> Path:
     folder = config.layout.attempt(config.attempt)
-    try:
+    with accessing("spec.workspace.uri", config.spec.workspace.uri):
         folder.mkdir(parents=True, exist_ok=True)
-    except PermissionError as error:
-        raise BadInput(
-            f"spec.workspace: user {os.getuid()} may not write to {folder}",
-            code="InvalidSpec",
-            remedy="set pods.common.securityContext.fsGroup, or open the folder's permissions",
-        ) from error
     return folder
 
 
