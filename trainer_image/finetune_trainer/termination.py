@@ -170,7 +170,7 @@ def write_message(message: TerminationMessage) -> None:
 def _with_what_others_know(chosen: TerminationMessage, records: Sequence[TerminationMessage]) -> TerminationMessage:
     """A rank that was killed knows no step and no checkpoint; its peers do."""
     update = {}
-    for name in ("step", "resumed_from_step", "last_checkpoint"):
+    for name in ("step", "resumed_from_step", "last_checkpoint", "step_seconds", "checkpoint_seconds"):
         if getattr(chosen, name) is None:
             known = [getattr(record, name) for record in sorted(records, key=lambda r: r.rank)]
             update[name] = next((value for value in known if value is not None), None)

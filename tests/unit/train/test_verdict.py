@@ -50,8 +50,16 @@ def test_verdict(records: list[TerminationMessage], rank: int, exit_code: int) -
 
 def test_what_a_killed_rank_cannot_know_its_peers_tell() -> None:
     checkpoint = CheckpointStatus(step=40, path="x")
-    said = verdict([record(0, LOST, 3, step=47, last_checkpoint=checkpoint, resumed_from_step=20), killed(1, 2)])
-    assert (said.rank, said.step, said.resumed_from_step, said.last_checkpoint) == (1, 47, 20, checkpoint)
+    known = {
+        "step": 47,
+        "last_checkpoint": checkpoint,
+        "resumed_from_step": 20,
+        "step_seconds": 1.5,
+        "checkpoint_seconds": 9.0,
+    }
+    said = verdict([record(0, LOST, 3, **known), killed(1, 2)])
+    assert said.rank == 1
+    assert {name: getattr(said, name) for name in known} == known
 
 
 class OutOfMemoryError(RuntimeError):
