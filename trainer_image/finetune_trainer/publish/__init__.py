@@ -22,6 +22,7 @@ from finetune_trainer import sealed
 from finetune_trainer.errors import FULL, BadInput
 from finetune_trainer.publish import output, pages
 from finetune_trainer.publish.facts import Facts, gather
+from finetune_trainer.train.trained import sealed_evaluation
 
 if TYPE_CHECKING:
     from finetune_trainer.stage import StageContext
@@ -36,6 +37,7 @@ def run(context: StageContext) -> None:
     """The stage, in its own process. Tells the artifacts by `context.note`; raises StageError."""
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # nothing here needs it, and it is slow to import
     context.progress.update(stage="publish", force=True)
+    context.note(evaluation=sealed_evaluation(context.config.layout.trained))  # train's message may be lost
     artifacts = publish(context.config, lambda percent: context.progress.update(percent=percent))
     context.note(artifacts=artifacts)
     context.progress.update(percent=100.0, force=True)
