@@ -19,7 +19,6 @@ class FailureCode(StrEnum):
     INVALID_DATA = "InvalidData"
     INVALID_TEMPLATE = "InvalidTemplate"
     INVALID_MODEL = "InvalidModel"
-    INVALID_WORKSPACE = "InvalidWorkspace"
     OVER_BUDGET = "OverBudget"
     MISSING_CREDENTIAL = "MissingCredential"
     UNTRUSTED_CERTIFICATE = "UntrustedCertificate"
@@ -69,7 +68,6 @@ FAILURES: dict[FailureCode, Failure] = {
     FailureCode.INVALID_DATA: Failure("fatal", "A row, a file or a split cannot be used.", "Correct the line in the message; the data report in the run's folder lists all invalid rows"),
     FailureCode.INVALID_TEMPLATE: Failure("fatal", "The chat template would train on no tokens, or on the wrong ones.", "Correct the chat template (data-fixes.md), or set data.template"),
     FailureCode.INVALID_MODEL: Failure("fatal", "The model cannot be read or is of a kind that is not supported.", "Correct spec.model, or the files at its location"),
-    FailureCode.INVALID_WORKSPACE: Failure("fatal", "Several nodes are to train, but only one node can write to the workspace claim.", "Use a ReadWriteMany claim, or set spec.compute.nodes to 1"),
     FailureCode.OVER_BUDGET: Failure("fatal", "The plan is beyond a limit of spec.budget.", "Raise the limit or choose a cheaper plan, and set a new spec.runToken"),
     FailureCode.MISSING_CREDENTIAL: Failure("fatal", "A server refused access.", "Create a Secret with the keys of the scheme (sources.md) and set it as secretRef"),
     FailureCode.UNTRUSTED_CERTIFICATE: Failure("fatal", "The certificate of a server is not trusted.", "Create a ConfigMap with the certificate of its authority and set it as caBundleRef"),

@@ -42,6 +42,8 @@ class Reason(StrEnum):
     IMAGE_PULL_FAILED = "ImagePullFailed"
     WRONG_ARCHITECTURE = "WrongArchitecture"
     NO_TRAINER_IMAGE = "NoTrainerImage"
+    INVALID_SPEC = "InvalidSpec"
+    INVALID_WORKSPACE = "InvalidWorkspace"
     MISSING_SECRET = "MissingSecret"
     MISSING_CONFIG_MAP = "MissingConfigMap"
     MISSING_CLAIM = "MissingClaim"
@@ -84,6 +86,8 @@ WAITING: dict[Reason, Waiting] = {
     Reason.IMAGE_PULL_FAILED: Waiting("The image cannot be pulled.", "Correct `spec.pods.common.image` or the chart's `trainer.image`; set `imagePullSecrets` for a private registry"),
     Reason.WRONG_ARCHITECTURE: Waiting("The image does not exist for the CPU architecture of the node.", "Use an image for it, or set `spec.pods.common.nodeSelector[kubernetes.io/arch]`"),
     Reason.NO_TRAINER_IMAGE: Waiting("No trainer image is set.", "Set `trainer.image` in the chart, or `spec.pods.common.image`"),
+    Reason.INVALID_SPEC: Waiting("This version of the operator cannot read or combine fields of the spec.", "Correct the fields in the message, or upgrade the operator"),
+    Reason.INVALID_WORKSPACE: Waiting("Several nodes are to train, but only one node can write to the workspace claim.", "Use a ReadWriteMany claim, or set `spec.compute.nodes` to 1"),
     Reason.MISSING_SECRET: Waiting("A Secret, or a key of it, does not exist in the job's namespace.", "Create it, or correct the reference"),
     Reason.MISSING_CONFIG_MAP: Waiting("A ConfigMap, or a key of it, does not exist in the job's namespace.", "Create it, or correct the reference"),
     Reason.MISSING_CLAIM: Waiting("A PersistentVolumeClaim does not exist in the job's namespace.", "Create the claim, or correct the `pvc://` location"),

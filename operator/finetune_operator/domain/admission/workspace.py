@@ -5,7 +5,7 @@ from __future__ import annotations
 from finetune_operator.domain.diagnosis.pending_pods import missing_claim
 from finetune_operator.domain.observed import Read
 from finetune_operator.domain.plan_builder import JobState, PlanBuilder
-from finetune_operator.domain.reasons import Code, Reason
+from finetune_operator.domain.reasons import Reason
 
 
 def unshared_workspace(builder: PlanBuilder) -> JobState | None:
@@ -23,12 +23,12 @@ def unshared_workspace(builder: PlanBuilder) -> JobState | None:
         builder.retry(f"blocked:{problem.reason}")
         return JobState("Pending", problem.reason, problem.text, problem=True, blocked=True)
     if claim.found and "ReadWriteMany" not in claim.access_modes:
-        builder.retry(f"blocked:{Code.INVALID_WORKSPACE}")
+        builder.retry(f"blocked:{Reason.INVALID_WORKSPACE}")
         modes = ", ".join(claim.access_modes) or "none"
         message = (
             f"spec.workspace: claim {name} has the access modes {modes}, but compute.nodes {nodes} needs ReadWriteMany. "
             "Recreate the claim with a storage class that offers ReadWriteMany (NFS, CephFS, EFS, Filestore ...), or set "
             "compute.nodes: 1"
         )
-        return JobState("Pending", Code.INVALID_WORKSPACE, message, problem=True, blocked=True)
+        return JobState("Pending", Reason.INVALID_WORKSPACE, message, problem=True, blocked=True)
     return None

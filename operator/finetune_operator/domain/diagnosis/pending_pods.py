@@ -121,8 +121,12 @@ def steady_text(message: str) -> str:
 
 
 def same_problem(one: str, other: str) -> bool:
-    """Whether a message says nothing new, so that it needs no write and no event."""
+    """Whether the messages name the same problem, so that the second needs no write and no event."""
     return steady_text(one) == steady_text(other)
+
+
+COUNTED = (Reason.UNSCHEDULABLE, Reason.VOLUME_UNAVAILABLE, Reason.QUOTA_EXCEEDED)
+"""Reasons whose messages have numbers that other jobs change all the time."""
 
 
 # The containers of a pod.
@@ -365,7 +369,8 @@ def _no_pods(seen: ObservedState, job: JobView, now: float) -> Diagnosis:
 
 
 def refused_pods(text: str) -> Problem:
-    """Why the API server refuses pods, from its own sentence."""
+    """Why the API server refuses pods, from its own sentence. The name of the pod is left out: each try has another."""
+    text = re.sub(r'^(Error creating: )?(pods? "[^"]*" is forbidden: )?', "", text)
     if match := re.search(r"failed quota: [^:]+: must specify (.+)", text):
         fields = sorted(set(re.findall(r"((?:limits|requests)\.[\w./-]+|cpu|memory|ephemeral-storage)(?= for:)", text)))
         fields = [name if "." in name else f"requests.{name}" for name in fields]

@@ -303,3 +303,18 @@ def test_a_rank_that_cannot_start_is_shown_while_the_other_runs(make_world: Any)
     world.settle()
     assert (world.status["phase"], world.status["reason"]) == ("Queued", "Unschedulable")
     assert (world.condition("Ready"), world.condition("Reconciling")) == ("True", None)
+
+
+def test_the_scheduler_counting_anew_is_no_news(make_world: Any) -> None:
+    world = make_world()
+    world.settle()
+    shown = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
+    world.pod("prepare", unschedulable=shown, unschedulable_since=world.now - 9)
+    world.settle()
+    events, message = len(world.events), world.status["message"]
+    world.pod("prepare", unschedulable=shown.replace("3", "5"))
+    world.settle()
+    assert (len(world.events), world.status["message"]) == (events, message)
+    world.pod("prepare", unschedulable="0/3 nodes are available: 3 Insufficient memory.")
+    world.settle()
+    assert len(world.events) == events + 1

@@ -41,6 +41,17 @@ def test_what_is_unfit_is_left_out(said: dict[str, Any], left: dict[str, Any]) -
     assert {name: message.wire()[name] for name in left} == left
 
 
+def test_secrets_are_removed() -> None:
+    cause = {"code": "Unknown", "message": "https://me:pw1@hub.example.org failed", "remedy": "password=pw2"}
+    message = parse_termination_message(json.dumps({**BASE, "cause": cause, "artifacts": {"uri": "s3://b?sig=pw3"}}))
+    assert message is not None
+    shown = json.dumps(message.wire())
+    assert "[removed]" in shown
+    assert not [secret for secret in ("pw1", "pw2", "pw3") if secret in shown]
+    read = progress(json.dumps({"stage": "train", "lastCheckpoint": {"step": 1, "path": "token=pw4"}}).encode())
+    assert "pw4" not in str(read)
+
+
 @pytest.mark.parametrize("text", ["", "Traceback", "[]", "7", "{}", '{"stage":"cook"}', "[" * 100_000, '{"a":' * 5000])
 def test_what_is_no_message_is_none(text: str) -> None:
     assert parse_termination_message(text) is None
