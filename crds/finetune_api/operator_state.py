@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from finetune_api.base import StatusModel
+from finetune_api.planner.ladder import Notch
 from finetune_api.status import CheckpointStatus, FineTuneJobStatus, Time
 
 
@@ -19,6 +20,7 @@ class OperatorState(StatusModel):
     facts: dict[str, Any] | None = Field(default=None, description="Of model and data.")
     decided: dict[str, Any] | None = Field(default=None, description="What the data decided of absent fields.")
     infra_failures: int = Field(default=0, description="Failures counted against retry.infra.")
+    notches: list[Notch] | None = Field(default=None, max_length=100, description="Taken after running out of memory.")
     checkpoints: list[CheckpointStatus] | None = Field(default=None, max_length=10)
     running_since: Time | None = Field(
         default=None, description="Since when all training pods run: the time that status.usage does not hold yet."

@@ -31,6 +31,7 @@ class Reason(StrEnum):
     PREEMPTED = "Preempted"
     NODE_LOST = "NodeLost"
     RESULT_LOST = "ResultLost"
+    MEMORY_REDUCED = "MemoryReduced"
     ATTEMPT_FAILED = "AttemptFailed"
     RESUMED = "Resumed"
     RERUN = "Rerun"

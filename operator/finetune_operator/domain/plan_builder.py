@@ -8,6 +8,7 @@ from typing import Any, Literal
 from finetune_api.effective import PlatformDefaults, resolve, shown
 from finetune_api.finetunejob import Metadata
 from finetune_api.operator_state import OperatorState
+from finetune_api.planner.ladder import apply
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import AttemptStatus, FineTuneJobStatus, Phase, Stage
 
@@ -104,6 +105,8 @@ class PlanBuilder:
     before: FineTuneJobStatus
     state: OperatorState
     spec: FineTuneJobSpec
+    planned_spec: FineTuneJobSpec
+    """`spec` without the notches that were taken after running out of memory."""
     job_state: JobState | None = None
     status_first: bool = False
     create: list[dict[str, Any]] = field(default_factory=list)
@@ -124,7 +127,9 @@ class PlanBuilder:
         # The parts that policies write into; everything else they replace.
         status.attempts = before.attempts and [attempt.model_copy() for attempt in before.attempts]
         status.progress = before.progress and before.progress.model_copy()
-        return cls(observed, now, config, status, before, OperatorState.of(before), observed.job.spec)
+        return cls(
+            observed, now, config, status, before, OperatorState.of(before), observed.job.spec, observed.job.spec
+        )
 
     @property
     def metadata(self) -> Metadata:
@@ -150,7 +155,8 @@ class PlanBuilder:
         defaults = PlatformDefaults.model_validate(self.state.defaults or {})
         # Before prepare is done, what model and data decide stays open; after it, nothing does.
         prepared = any(a.stage == "prepare" and a.outcome == "Succeeded" for a in self.status.attempts or [])
-        self.spec = resolve(self.wanted, defaults, (self.state.decided or {}) if prepared else None)
+        self.planned_spec = resolve(self.wanted, defaults, (self.state.decided or {}) if prepared else None)
+        self.spec = apply(self.planned_spec, self.state.notches or [], given=self.wanted)
 
     def resolve_and_show(self) -> None:
         """Resolve, and show what it came to."""

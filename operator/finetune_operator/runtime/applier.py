@@ -8,14 +8,14 @@ from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from finetune_operator.domain.names import attempt_name
-from finetune_operator.domain.observed import ClaimView, EventView, Read, Refusal, controller_uid
+from finetune_operator.domain.observed import ClaimView, EventView, NodeView, Read, Refusal, controller_uid
 from finetune_operator.domain.plan_builder import Delete, Patch, Plan
 from finetune_operator.domain.times import seconds_of
 from finetune_operator.runtime.cache import Cache, HeldJob
 from finetune_operator.runtime.client import Client
 from finetune_operator.runtime.errors import ApiError
 from finetune_operator.runtime.queue import Key
-from finetune_operator.runtime.resources import BY_KIND, CLAIM, EVENT, JOB
+from finetune_operator.runtime.resources import BY_KIND, CLAIM, EVENT, JOB, NODE
 from finetune_operator.telemetry import metrics
 
 logger = logging.getLogger(__name__)
@@ -60,9 +60,20 @@ class Applier:
                     held.facts.claims[read.name] = await self._claim(key, read.name)
                 case "warnings":
                     held.facts.warnings[read.name] = await self._warnings(key, read.name)
+                case "node":
+                    held.facts.nodes[read.name] = await self._node(read.name)
                 case "job":
                     await self._job(key, held, read.name)
             held.facts.read(read.name)
+
+    async def _node(self, name: str) -> NodeView:
+        try:
+            body = await self._client.get(NODE, None, name)
+        except ApiError as error:
+            if error.code == 403:  # an installation for some namespaces has no right to nodes
+                return NodeView(name, ready=None)
+            raise
+        return NodeView(name, ready=False) if body is None else NodeView.of(body)
 
     async def _job(self, key: Key, held: HeldJob, name: str) -> None:
         """Whether a Job is there that no watch shows."""

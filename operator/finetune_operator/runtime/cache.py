@@ -151,6 +151,7 @@ class Cache:
             claims=dict(facts.claims),
             warnings=dict(facts.warnings),
             refusals=facts.refusals,
+            nodes=dict(facts.nodes),
             jobs_read=dict(facts.jobs_read),
             progress=facts.progress,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field, replace
 
-from finetune_operator.domain.observed import ClaimView, EventView, ProgressReading, Refusal
+from finetune_operator.domain.observed import ClaimView, EventView, NodeView, ProgressReading, Refusal
 
 FRESH_S = 4.0
 """How long an answer to a read counts."""
@@ -19,6 +19,7 @@ class JobCache:
     """uids of ConfigMaps and Services, by (kind, name)."""
     claims: dict[str, ClaimView] = field(default_factory=dict)
     warnings: dict[str, tuple[EventView, ...] | None] = field(default_factory=dict)
+    nodes: dict[str, NodeView] = field(default_factory=dict)
     jobs_read: dict[str, bool] = field(default_factory=dict)
     progress: ProgressReading | None = None
     _refusals: dict[tuple[str, str], Refusal] = field(default_factory=dict)
@@ -46,6 +47,7 @@ class JobCache:
                 del self._read_at[name]
                 self.claims.pop(name, None)
                 self.warnings.pop(name, None)
+                self.nodes.pop(name, None)
                 self.jobs_read.pop(name, None)
 
     def retry_in(self, seconds: float) -> None:

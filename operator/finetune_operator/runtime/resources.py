@@ -32,6 +32,7 @@ POD = Resource("Pod", "", "v1", "pods", OWN_CHILDREN)
 CONFIG_MAP = Resource("ConfigMap", "", "v1", "configmaps")
 SERVICE = Resource("Service", "", "v1", "services")
 CLAIM = Resource("PersistentVolumeClaim", "", "v1", "persistentvolumeclaims")
+NODE = Resource("Node", "", "v1", "nodes")
 EVENT = Resource("Event", "events.k8s.io", "v1", "events")
 
 WATCHED = (FINETUNEJOB, JOB, POD)

@@ -16,7 +16,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +52,8 @@ class Checkpoint:
     metric: Metric
     value: float | None
     time: float
+    seconds: float | None = None
+    """How long it took to write and seal; known only to the process that did."""
 
     def state(self) -> dict[str, Any]:
         """Content of its state.json."""
@@ -130,6 +132,7 @@ class CheckpointStore:
 
     def seal_files(self, write: Callable[[Path], None], state: dict[str, Any], manifest: dict[str, Any]) -> Checkpoint:
         """As `seal`, with files of tensors that `write` puts into the folder it is given."""
+        began = time.perf_counter()
         step = manifest["step"]
         manifest = {
             "kind": KIND,
@@ -146,8 +149,9 @@ class CheckpointStore:
         self.fence.check()  # as late as can be: hashing and syncing may have taken minutes
         final = self.folder / f"step-{step}"
         sealed.replace_folder(staged, final)
+        seconds = time.perf_counter() - began
         self._prune()
-        return checkpoint_in(final, manifest)
+        return replace(checkpoint_in(final, manifest), seconds=seconds)
 
     def _prune(self) -> None:
         all_of_them = self.sealed()

@@ -25,7 +25,7 @@ from finetune_trainer.model.speed import speed_up
 from finetune_trainer.stage import StageContext
 from finetune_trainer.tasks import probes
 from finetune_trainer.tasks.choose import task_of
-from finetune_trainer.train import handshake, result, shortage
+from finetune_trainer.train import handshake, result, shortage, trained
 from finetune_trainer.train.checkpoint import Checkpoint, CheckpointReader, CheckpointStore, sealed_folders
 from finetune_trainer.train.determinism import only_deterministic_kernels
 from finetune_trainer.train.engines.choose import engine_of
@@ -139,7 +139,7 @@ def _finish(
         for name, value in (("best_eval_loss", best.eval_loss), (f"best_{eval_name(best.metric)}", best.value))
         if value is not None
     }
-    context.note(evaluation=result.status_of(measured), metrics=context.known.get("metrics", {}) | metrics)
+    context.note(evaluation=trained.status_of(measured), metrics=context.known.get("metrics", {}) | metrics)
     result.seal(
         context,
         store.fence,

@@ -8,15 +8,17 @@ from typing import Any
 from finetune_api.contract import TerminationMessage
 from finetune_api.effective import holding
 from finetune_api.planner.decide import FIELDS
+from finetune_api.planner.ladder import Notch
 from finetune_api.status import AttemptStatus, CheckpointStatus, FailureStatus, FineTuneJobStatus, PlanStatus, Stage
 
 from finetune_operator.domain import numbers
 from finetune_operator.domain.admission import plan_admission
 from finetune_operator.domain.attempts.completion import fail
+from finetune_operator.domain.attempts.memory import take_notch
 from finetune_operator.domain.diagnosis.failures import FailureClass
 from finetune_operator.domain.observed import JobView, PodView
 from finetune_operator.domain.plan_builder import JobState, PlanBuilder
-from finetune_operator.domain.reasons import Reason
+from finetune_operator.domain.reasons import Code, Reason
 from finetune_operator.domain.times import human, seconds_of, stamp
 
 SETTLE_S = 5.0
@@ -196,6 +198,16 @@ def record_failure(
     if verdict.last_step is not None:
         attempt.last_step = max(verdict.last_step, attempt.last_step or 0)
     _close(builder, attempt, "Evicted" if verdict.kind == "evicted" else "Failed")
+    if failure.code == Code.OUT_OF_MEMORY:
+        notch = take_notch(builder, attempt.stage, pods)
+        if isinstance(notch, Notch):
+            attempt.message = f"{failure.message}. {notch.sentence}"[:1000]
+            text = f"{attempt.message}. {_resumes(builder, attempt.stage)}"
+            builder.emit_event("Warning", Reason.MEMORY_REDUCED, "Retry", text)
+            return
+        failure = failure.model_copy(
+            update={"remedy": f"{failure.remedy}. {notch.sentence}" if failure.remedy else notch.sentence}
+        )
     if verdict.kind == "fatal":
         fail(builder, failure)
         return

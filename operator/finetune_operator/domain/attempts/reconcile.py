@@ -79,7 +79,12 @@ def _continue(builder: PlanBuilder, stage: Stage, attempt: AttemptStatus) -> Non
         began = [t for pod in pods if (t := pod.running_since or (pod.ended and pod.ended.started))]
         attempt.started = stamp(min(began)) if began else None
     end.read_messages(builder, attempt, (*pods, *builder.observed.departed.get(attempt.job, ())))
-    current = Current(builder, stage, attempt, job, pods, classify(attempt, job, pods, builder.now))
+    # The node lifecycle controller takes a pod's readiness when its node is silent; the node has the last word.
+    doubtful = (pod.node for pod in pods if pod.not_ready_since is not None and pod.node and not pod.over)
+    builder.reads |= {Read("node", node) for node in doubtful}
+    current = Current(
+        builder, stage, attempt, job, pods, classify(attempt, job, pods, builder.now, builder.observed.nodes)
+    )
     if any(pod.ended is not None and not pod.over for pod in pods):
         builder.requeue_after(standing.SIDECAR_S + 1)
     step = decide(current.standing, _wish(current))
@@ -361,7 +366,7 @@ def _end_failed(current: Current) -> None:
 def _end_lost(current: Current) -> None:
     """A rank that knows its cause decides before the node does."""
     builder, stage, job = current.builder, current.stage, current.job
-    lost = next(pod for pod in current.pods if is_lost(pod, builder.now))
+    lost = next(pod for pod in current.pods if is_lost(pod, builder.now, builder.observed.nodes))
     failure = node_lost(stage, lost)
     if job is not None and any(standing.failed(pod) for pod in current.pods):
         known = classify_failure(job, current.pods, stage, builder.now)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 
 from finetune_api.contract import ExitCode
 from finetune_api.status import AttemptStatus
 
 from finetune_operator.domain.diagnosis.failures import is_lost
-from finetune_operator.domain.observed import JobView, PodView
+from finetune_operator.domain.observed import JobView, NodeView, PodView
 
 SIDECAR_S = 30.0
 """How long a pod may run on after its trainer ended before its other containers are ignored."""
@@ -39,10 +39,17 @@ class Standing(StrEnum):
     COMPLETE = "Complete"
 
 
-def classify(attempt: AttemptStatus, job: JobView | None, pods: Sequence[PodView], now: float) -> Standing:
-    """`pods` are those of the attempt, whichever Job they belonged to; `now` in seconds since 1970."""
+def classify(
+    attempt: AttemptStatus,
+    job: JobView | None,
+    pods: Sequence[PodView],
+    now: float,
+    nodes: Mapping[str, NodeView] | None = None,
+) -> Standing:
+    """`pods` are those of the attempt, whichever Job they belonged to; `nodes` those that were read; `now` in seconds since
+    1970."""
     live = [pod for pod in pods if not has_ended(pod, now)]
-    lost = [pod for pod in live if is_lost(pod, now)]
+    lost = [pod for pod in live if is_lost(pod, now, nodes)]
     if job is None:
         if len(live) > len(lost):
             return Standing.STOPPING

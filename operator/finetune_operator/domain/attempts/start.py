@@ -58,7 +58,9 @@ def still_running(builder: PlanBuilder, attempt: str | None = None) -> list[PodV
         for name, pods in builder.observed.pods.items()
         if name != attempt
         for pod in pods
-        if not has_ended(pod, builder.now) and not is_lost(pod, builder.now) and (name, pod.node) not in lost
+        if not has_ended(pod, builder.now)
+        and not is_lost(pod, builder.now, builder.observed.nodes)
+        and (name, pod.node) not in lost
     ]
 
 
