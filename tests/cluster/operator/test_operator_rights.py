@@ -154,6 +154,7 @@ def test_every_right_of_the_chart_is_used_and_no_other_is_needed(
         proxy.kubeconfig,
         FINETUNE_NAMESPACES=namespace if scope == "namespace" else "",
         FINETUNE_SWEEP_SECONDS="2",
+        FINETUNE_RESYNC_SECONDS="2",
         FINETUNE_LEADER_ELECTION="true",
         FINETUNE_LEASE="operator",
         POD_NAME="operator-0",
