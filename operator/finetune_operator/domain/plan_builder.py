@@ -35,7 +35,7 @@ class Patch:
 class Delete:
     """A child to delete, if it still is the object with this uid (None: whichever has the name)."""
 
-    kind: Literal["Job", "ConfigMap", "Service"]
+    kind: Literal["Job", "Service"]
     name: str
     uid: str | None = None
 

@@ -165,6 +165,11 @@ class World:
 
     # What happens in the cluster.
 
+    def run_config(self, stage: str) -> str:
+        """What the pods of the stage's latest Job are to do."""
+        manifest = self.manifests["Job", self.job(stage).name]
+        return str(manifest["spec"]["template"]["metadata"]["annotations"]["finetune.dev/run-config"])
+
     def job(self, stage: str) -> JobView:
         """The newest Job of a stage."""
         return max((j for j in self.jobs.values() if j.stage == stage), key=lambda j: (j.created, j.attempt))

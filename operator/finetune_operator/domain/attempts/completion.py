@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from finetune_api.effective import PlatformDefaults
 from finetune_api.status import FailureStatus, FineTuneJobStatus
 
@@ -15,8 +13,6 @@ from finetune_operator.domain.times import human, seconds_of, stamp
 
 KEPT_ATTEMPTS = 3
 """Jobs of a stage whose pods are kept for their logs."""
-_BESIDE: tuple[Literal["ConfigMap", "Service"], ...] = ("ConfigMap", "Service")
-"""What stands beside a Job under its name."""
 
 
 def finished(status: FineTuneJobStatus) -> bool:
@@ -99,13 +95,13 @@ def clean_up(draft: PlanBuilder) -> None:
         if job.deleting:
             continue
         draft.delete.append(Delete("Job", job.name, job.uid))
-        draft.delete.append(Delete("ConfigMap", job.name))
         if job.stage == "train":
             draft.delete.append(Delete("Service", job.name))
     # Of attempts whose Job was never made, or is gone.
     without_job = {attempt.job for attempt in draft.attempts if attempt.outcome != "Running"} - draft.seen.jobs.keys()
     for name in sorted(without_job):
-        draft.delete += [Delete(kind, name) for kind in _BESIDE if (kind, name) in draft.seen.known]
+        if ("Service", name) in draft.seen.known:
+            draft.delete.append(Delete("Service", name))
 
 
 def _after_the_end(draft: PlanBuilder) -> list[JobView]:

@@ -220,8 +220,6 @@ def _run(draft: PlanBuilder, stage: Stage, entry: AttemptStatus, job: JobView, p
     if problem is None:
         draft.situation = _too_few(draft, stage, entry, job, pods)
         return
-    if problem.reason == Reason.MISSING_CONFIG_MAP and entry.job in problem.message:
-        start.ensure(draft, stage, entry, again=True)
     if entry.started is None and outdated(job.digest, draft.wanted, stage):
         end.stop(draft, entry, Reason.REPLACED, "Its settings changed before its pods ran")
         return

@@ -10,8 +10,8 @@ from finetune_operator.domain.admission import plan_admission
 from finetune_operator.domain.attempts import budget
 from finetune_operator.domain.attempts.completion import fail
 from finetune_operator.domain.attempts.history import delay, trimmed
-from finetune_operator.domain.builders.configmap import config_map
 from finetune_operator.domain.builders.job import job as build_job
+from finetune_operator.domain.builders.run_config import MAX_BYTES, run_config
 from finetune_operator.domain.builders.service import service
 from finetune_operator.domain.names import child_name
 from finetune_operator.domain.observed import Refusal
@@ -80,6 +80,14 @@ def create(draft: PlanBuilder, stage: Stage, entry: AttemptStatus) -> None:
         # Given up, and deleted in this look: two gangs of one job never stand side by side, whatever crashes in between.
         draft.requeue_after(_GONE_LOOK_AGAIN_S)
         return
+    config = run_config(draft.metadata, draft.spec, draft.run, stage, entry.number, draft.status.plan)
+    if len(config.encode()) > MAX_BYTES:
+        size = f"{len(config.encode())} bytes, more than the {MAX_BYTES} that its pods can hold"
+        message = f"spec: the run config of stage {stage} has {size}"
+        remedy = "Shorten spec.data: name a folder instead of many files, or shorten the template"
+        fail(draft, FailureStatus(code=Code.INVALID_SPEC, stage=stage, message=message, remedy=remedy))
+        entry.outcome, entry.reason = "Failed", Code.INVALID_SPEC
+        return
     if not _told_refusal(draft, stage, entry):
         ensure(draft, stage, entry, again=True)  # the settings may have changed since a refusal
         draft.create.append(
@@ -89,6 +97,7 @@ def create(draft: PlanBuilder, stage: Stage, entry: AttemptStatus) -> None:
                 draft.run,
                 stage,
                 entry.number,
+                config,
                 previous=_previous(draft, entry),
                 wanted=draft.wanted,
             )
@@ -96,11 +105,9 @@ def create(draft: PlanBuilder, stage: Stage, entry: AttemptStatus) -> None:
 
 
 def ensure(draft: PlanBuilder, stage: Stage, entry: AttemptStatus, *, again: bool = False) -> bool:
-    """Ask for the attempt's ConfigMap and Service, unless they are known to exist. `again`: whatever is known.
+    """Ask for the attempt's Service, unless it is known to exist. `again`: whatever is known.
     Returns whether nothing is missing. A refusal is told, and then settles where the job stands."""
     known, before = draft.seen.known, len(draft.create)
-    if again or ("ConfigMap", entry.job) not in known:
-        draft.create.append(config_map(draft.metadata, draft.spec, draft.run, stage, entry.number, draft.status.plan))
     if stage == "train" and (again or ("Service", entry.job) not in known):
         draft.create.append(service(draft.metadata, draft.run, entry.number))
     missing = len(draft.create) > before
