@@ -178,7 +178,7 @@ def test_a_job_goes_on_through_eviction_upgrade_and_reinstall(cluster: Any, team
     cluster.kubectl("delete", "-n", team, "ftj", name, "--wait")
     cluster.until(
         "its children are gone",
-        lambda: not cluster.get("jobs,pods,services,configmaps", team, "-l", f"finetune.dev/job={name}")["items"],
+        lambda: not cluster.get("jobs,pods,services", team, "-l", f"finetune.dev/job={name}")["items"],
         180,
     )
 

@@ -428,8 +428,8 @@ class ObservedState:
     """Pods by the name of their attempt's Job, also where that Job is gone."""
     departed: Mapping[str, tuple[PodView, ...]] = field(default_factory=dict)
     """Pods that ended and are gone since the last reconcile, likewise."""
-    known: Mapping[tuple[Literal["ConfigMap", "Service"], str], str] = field(default_factory=dict)
-    """uids of other children that are known to exist, by (kind, name)."""
+    known: frozenset[tuple[str, str]] = frozenset()
+    """(kind, name) of other children that are known to exist."""
     claims: Mapping[str, ClaimView] = field(default_factory=dict)
     nodes: Mapping[str, NodeView] = field(default_factory=dict)
     warnings: Mapping[str, tuple[EventView, ...] | None] = field(default_factory=dict)

@@ -60,7 +60,7 @@ def plan(observed: ObservedState, now: float, config: Config) -> Plan:
     if job.metadata.deletion_timestamp is not None:
         # Its children go with it, but not before somebody else's finalizer: GPUs are given back now.
         jobs = (child for child in observed.jobs.values() if not child.deleting)
-        return Plan(delete=tuple(Delete("Job", child.name, child.uid) for child in jobs))
+        return Plan(delete=tuple(Delete(child.name, child.uid) for child in jobs))
     builder = PlanBuilder.open(observed, now, config)
     if observed.unreadable:
         fields = ", ".join(f"status.{name}" for name in sorted(observed.unreadable))

@@ -38,9 +38,8 @@ class Patch:
 
 @dataclass(frozen=True, slots=True)
 class Delete:
-    """A child to delete, if it still is the object with this uid."""
+    """A Job to delete, if it still is the one with this uid. What it owns goes with it."""
 
-    kind: Literal["Job", "ConfigMap", "Service"]
     name: str
     uid: str
 

@@ -28,7 +28,7 @@ _RECENT_EVENTS = 20
 
 
 class Applier:
-    """What the API server answers goes into the cache at once, so that the next look knows it."""
+    """Put what the API server answers into the cache at once, so that the next reconcile knows it."""
 
     def __init__(self, client: Client, cache: Cache) -> None:
         self._client, self._cache = client, cache
@@ -38,18 +38,14 @@ class Applier:
         the request itself (no answer, too many requests)."""
         bodies = [b for b in plan.create if _first(done, "create", b["kind"], b["metadata"]["name"])]
         patches = [p for p in plan.patch if _first(done, "change", "Job", p.name)]
-        deletes = [d for d in plan.delete if _first(done, "delete", d.kind, d.name)]
+        deletes = [d for d in plan.delete if _first(done, "delete", "Job", d.name)]
         await _all(
             [
                 *(self._patch(key, held, patch) for patch in patches),
-                *(self._create(held, body, _makes_job(plan, body)) for body in bodies if body["kind"] != "Job"),
+                *(self._create(held, body) for body in bodies),
                 *(self._delete(key, held, delete) for delete in deletes),
             ]
         )
-        # Jobs last: whenever there is one, what its pods read is there and is what it was made from.
-        refused = {name for _, name in held.facts.refusals}
-        jobs = [b for b in bodies if b["kind"] == "Job" and b["metadata"]["name"] not in refused]
-        await _all([self._create(held, body, True) for body in jobs])
         return bool(bodies or patches or deletes)
 
     async def read(self, key: Key, held: HeldJob, wanted: frozenset[Read]) -> None:
@@ -84,14 +80,14 @@ class Applier:
         else:
             held.facts.jobs_read[name] = ours
 
-    async def _create(self, held: HeldJob, body: Object, for_new_job: bool) -> None:
+    async def _create(self, held: HeldJob, body: Object) -> None:
         kind, name = body["kind"], body["metadata"]["name"]
         resource = BY_KIND[kind]
         try:
             made = await self._client.create(resource, body)
         except ApiError as error:
             if error.code == 409 and error.reason == "AlreadyExists":
-                await self._exists_already(held, body, for_new_job)
+                await self._exists_already(held, body)
             else:
                 self._refused(held, Refusal(kind, name, error.code, error.message), error)
             return
@@ -101,7 +97,7 @@ class Applier:
             self._cache.observe("Job", made)
             self._measure(held, made)
         else:
-            held.facts.exists(kind, name, made["metadata"]["uid"])
+            held.facts.exists(kind, name)
 
     def _refused(self, held: HeldJob, refusal: Refusal, error: ApiError) -> None:
         """Remember an answer that concerns this request; raise one that concerns the client or the whole server."""
@@ -117,24 +113,20 @@ class Applier:
             asked, done = (seconds_of(body["metadata"]["creationTimestamp"]) for body in (held.body, made))
             metrics.child_created_seconds.observe(max(0.0, (done or 0.0) - (asked or 0.0)))
 
-    async def _exists_already(self, held: HeldJob, body: Object, for_new_job: bool) -> None:
+    async def _exists_already(self, held: HeldJob, body: Object) -> None:
         """Ours from before a crash or a lost answer, or somebody else's: only the controller's uid says which."""
         kind, name, namespace = body["kind"], body["metadata"]["name"], body["metadata"]["namespace"]
         there = await self._client.get(BY_KIND[kind], namespace, name)
         if there is None:
-            return  # gone again; the next look creates it
-        if controller_uid(there) != held.uid:
+            return  # gone again; the next reconcile creates it
+        # Version 0.1 let the FineTuneJob own the Service, not its Job.
+        if controller_uid(there) not in (controller_uid(body), held.uid):
             held.facts.refuse(Refusal(kind, name, 409, "it belongs to something else"))
-            return
-        if kind == "ConfigMap" and for_new_job and there.get("data") != body["data"]:
-            # Left by an attempt that got no further, whose settings have changed since. It cannot be changed, only replaced.
-            await self._client.delete(BY_KIND[kind], namespace, name, there["metadata"]["uid"])
-            there = await self._client.create(BY_KIND[kind], body)
-        if kind == "Job":
+        elif kind == "Job":
             held.facts.done(kind, name)
             self._cache.observe("Job", there)
         else:
-            held.facts.exists(kind, name, there["metadata"]["uid"])
+            held.facts.exists(kind, name)
 
     async def _patch(self, key: Key, held: HeldJob, patch: Patch) -> None:
         """The uid makes it a conflict when another Job has the name by now."""
@@ -150,13 +142,11 @@ class Applier:
 
     async def _delete(self, key: Key, held: HeldJob, delete: Delete) -> None:
         try:
-            answer = await self._client.delete(BY_KIND[delete.kind], key[0], delete.name, delete.uid)
+            answer = await self._client.delete(JOB, key[0], delete.name, delete.uid)
         except ApiError as error:
-            self._refused(held, Refusal(delete.kind, delete.name, error.code, error.message, "delete"), error)
+            self._refused(held, Refusal("Job", delete.name, error.code, error.message, "delete"), error)
             return
-        held.facts.gone(delete.kind, delete.name)
-        if delete.kind != "Job":
-            return
+        held.facts.done("Job", delete.name)
         if answer is not None and answer.get("kind") == "Job":
             self._cache.observe("Job", answer)  # it waits for a finalizer
         else:
@@ -199,8 +189,3 @@ def _first(done: Done, verb: str, kind: str, name: str) -> bool:
         return False
     done.add((verb, kind, name))
     return True
-
-
-def _makes_job(plan: Plan, body: Object) -> bool:
-    name = body["metadata"]["name"]
-    return any(other["kind"] == "Job" and other["metadata"]["name"] == name for other in plan.create)

@@ -147,7 +147,7 @@ class Cache:
             jobs=dict(jobs),
             pods=_by_attempt(self._pods.get(held.uid, {}).values()),
             departed=_by_attempt(self._departed.get(held.uid, ())),
-            known=dict(facts.known),  # type: ignore[arg-type]
+            known=frozenset(facts.known),
             claims=dict(facts.claims),
             warnings=dict(facts.warnings),
             refusals=facts.refusals,

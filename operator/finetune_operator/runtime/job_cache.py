@@ -15,8 +15,8 @@ FRESH_S = 4.0
 class JobCache:
     """Of one job. Durations are of the monotonic clock."""
 
-    known: dict[tuple[str, str], str] = field(default_factory=dict)
-    """uids of ConfigMaps and Services, by (kind, name)."""
+    known: set[tuple[str, str]] = field(default_factory=set)
+    """(kind, name) of Services."""
     claims: dict[str, ClaimView] = field(default_factory=dict)
     warnings: dict[str, tuple[EventView, ...] | None] = field(default_factory=dict)
     nodes: dict[str, NodeView] = field(default_factory=dict)
@@ -59,8 +59,8 @@ class JobCache:
         self._retry_at = float("-inf")
         self.known.clear()
 
-    def exists(self, kind: str, name: str, uid: str) -> None:
-        self.known[kind, name] = uid
+    def exists(self, kind: str, name: str) -> None:
+        self.known.add((kind, name))
         self._refusals.pop((kind, name), None)
 
     def refuse(self, refusal: Refusal) -> None:
@@ -68,8 +68,4 @@ class JobCache:
 
     def done(self, kind: str, name: str) -> None:
         """A request that was refused before has succeeded."""
-        self._refusals.pop((kind, name), None)
-
-    def gone(self, kind: str, name: str) -> None:
-        self.known.pop((kind, name), None)
         self._refusals.pop((kind, name), None)

@@ -130,7 +130,7 @@ def test_every_right_of_the_chart_is_used_and_no_other_is_needed(
     config = yaml.safe_load(proxy.kubeconfig.read_text())
     config["users"][0]["user"] = {"token": token}
     proxy.kubeconfig.write_text(yaml.safe_dump(config))
-    to_lose = {"configmaps", "services", "jobs"}
+    to_lose = {"services", "jobs"}
 
     def rule(method: str, path: str) -> Fault | None:
         resource = path.rpartition("/")[2]
@@ -154,6 +154,7 @@ def test_every_right_of_the_chart_is_used_and_no_other_is_needed(
         proxy.kubeconfig,
         FINETUNE_NAMESPACES=namespace if scope == "namespace" else "",
         FINETUNE_SWEEP_SECONDS="2",
+        FINETUNE_RESYNC_SECONDS="2",
         FINETUNE_LEADER_ELECTION="true",
         FINETUNE_LEASE="operator",
         POD_NAME="operator-0",

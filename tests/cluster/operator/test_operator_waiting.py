@@ -219,25 +219,3 @@ def test_a_name_that_is_taken(jobs: Any, kubelet: Any, operator: Any) -> None:
 def test_pod_settings_that_the_api_server_refuses(jobs: Any, kubelet: Any, pods: dict[str, Any], words: str) -> None:
     jobs.create(pods=pods)
     assert words in jobs.wait_reason("Rejected")["message"]
-
-
-def test_a_lost_config_map_is_made_again(jobs: Any, kubelet: Any, acts: Any, eventually: Callable[..., Any]) -> None:
-    """The kubelet tells of it in an event of the pod, and nowhere else. What the scheduler told of the pod is past, however new."""
-    kubelet.script = lambda pod: acts.Act(waiting=("ContainerCreating", ""))
-    jobs.create()
-    name = eventually("a ConfigMap", lambda: jobs.children("configmaps"))[0]["metadata"]["name"]
-    pod = eventually("a pod", lambda: kubelet.of("prepare"))[0]
-    jobs.api.delete(f"/api/v1/namespaces/{jobs.namespace}/configmaps/{name}")
-    mount = f'MountVolume.SetUp failed for volume "run-config" : configmap "{name}" not found'
-    unbound = "0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims"
-    for at, reason, message in ((1, "FailedMount", mount), (2, "FailedScheduling", unbound)):
-        event = {
-            "metadata": {"name": f"{reason.lower()}.1", "namespace": jobs.namespace},
-            "involvedObject": {"kind": "Pod", "name": pod["metadata"]["name"], "namespace": jobs.namespace},
-            "type": "Warning",
-            "reason": reason,
-            "message": message,
-            "lastTimestamp": stamp(time.time() + at),
-        }
-        jobs.api.post(f"/api/v1/namespaces/{jobs.namespace}/events", event)
-    eventually("it is back", lambda: jobs.children("configmaps"), 60)

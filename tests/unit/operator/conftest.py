@@ -73,7 +73,7 @@ class World:
     )
     jobs: dict[str, JobView] = field(default_factory=dict)
     pods: dict[str, dict[str, PodView]] = field(default_factory=dict)
-    known: dict[tuple[str, str], str] = field(default_factory=dict)
+    known: set[tuple[str, str]] = field(default_factory=set)
     manifests: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     claims: dict[str, ClaimView] = field(default_factory=dict)
     warnings: dict[str, tuple[str, ...] | None] = field(default_factory=dict)
@@ -93,7 +93,7 @@ class World:
             job=FineTuneJob.parse(self.body),
             jobs=dict(self.jobs),
             pods={job: tuple(pods.values()) for job, pods in self.pods.items()},
-            known=dict(self.known),
+            known=frozenset(self.known),
             claims=dict(self.claims),
             warnings=dict(self.warnings),
             refusals=dict(self.refusals),
@@ -109,7 +109,7 @@ class World:
         drawn = self.plan()
         writes = [lambda m=m: self._create(m) for m in drawn.create]
         writes += [lambda p=p: self._patch(p.name, p.body) for p in drawn.patch]
-        writes += [lambda d=d: self._delete(d.kind, d.name) for d in drawn.delete]
+        writes += [lambda d=d: self._delete(d.name) for d in drawn.delete]
         if drawn.status is not None:
             place = 0 if drawn.status_first else len(writes)
             writes.insert(place, lambda: self._write(drawn))
@@ -143,7 +143,7 @@ class World:
         kind, name = body["kind"], body["metadata"]["name"]
         self.manifests[kind, name] = body
         if kind != "Job":
-            self.known[kind, name] = f"{kind}-{name}"
+            self.known.add((kind, name))
             return
         if name in self.jobs:
             return  # AlreadyExists
@@ -160,14 +160,19 @@ class World:
         held = body["metadata"]["annotations"]["finetune.dev/held"] is not None
         self.jobs[name] = replace(self.jobs[name], suspended=body["spec"]["suspend"], held=held)
 
-    def _delete(self, kind: str, name: str) -> None:
-        self.deleted.append(f"{kind}/{name}")
-        self.known.pop((kind, name), None)
-        if kind == "Job" and name in self.jobs:
+    def _delete(self, name: str) -> None:
+        self.deleted.append(name)
+        self.known.discard(("Service", name))
+        if name in self.jobs:
             del self.jobs[name]
             self.pods.pop(name, None)
 
     # What happens in the cluster.
+
+    def run_config(self, stage: str) -> str:
+        """What the pods of the stage's latest Job are to do."""
+        manifest = self.manifests["Job", self.job(stage).name]
+        return str(manifest["spec"]["template"]["metadata"]["annotations"]["finetune.dev/run-config"])
 
     def job(self, stage: str) -> JobView:
         """The newest Job of a stage."""

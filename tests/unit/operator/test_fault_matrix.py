@@ -173,7 +173,7 @@ def test_standing_times_wish_times_stage(
     if wish == Wish.BLOCK and standing == Standing.NOT_CREATED:
         assert not creates
     assert len(world.book) <= 20
-    assert set(jobs) >= {delete.name for delete in drawn.delete if delete.kind == "Job"}
+    assert set(jobs) >= {delete.name for delete in drawn.delete}
     # Repeating it with nothing changed settles.
     world.settle()
 
@@ -195,7 +195,7 @@ def test_a_sidecar_that_outlives_the_trainer_does_not_hold_the_stage(
     world.settle()
     expected = {0: "Succeeded", 5: "Stopped"}.get(exit_code, "Failed")
     assert world.book[0] == ("prepare", 1, expected)
-    assert world.deleted[:1] == [f"Job/{world.status['attempts'][0]['job']}"] or exit_code == 3
+    assert world.deleted[:1] == [world.status["attempts"][0]["job"]] or exit_code == 3
 
 
 def test_a_job_that_is_deleted_gives_its_gpus_back_before_a_foreign_finalizer_lets_it_go(make_world: Any) -> None:

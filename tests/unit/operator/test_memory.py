@@ -22,8 +22,12 @@ def out_of_memory(world: Any, words: Any, reason: str = "Error") -> None:
 
 
 def config_of(world: Any) -> dict[str, Any]:
-    told = world.manifests["ConfigMap", world.job("train").name]["data"]["run.json"]
-    return json.loads(told)["spec"]  # type: ignore[no-any-return]
+    return json.loads(world.run_config("train"))["spec"]  # type: ignore[no-any-return]
+
+
+def asked(world: Any) -> dict[str, Any]:
+    manifest = world.manifests["Job", world.job("train").name]
+    return manifest["spec"]["template"]["spec"]["containers"][0]["resources"]  # type: ignore[no-any-return]
 
 
 @pytest.fixture
@@ -58,12 +62,9 @@ def test_each_attempt_needs_less_memory_until_the_retries_are_used(training: Any
 
 def test_a_killed_container_gets_more_host_memory(training: Any, words: Any) -> None:
     world = training
-    asked = lambda: world.manifests["Job", world.job("train").name]["spec"]["template"]["spec"]["containers"][0][
-        "resources"
-    ]  # noqa: E731
-    before = asked()
+    before = asked(world)
     out_of_memory(world, words, "OOMKilled")
-    assert asked()["requests"]["memory"] != before["requests"]["memory"]
+    assert asked(world)["requests"]["memory"] != before["requests"]["memory"]
     assert world.state["notches"][0]["kind"] == "host"
     assert config_of(world).get("training") is not None
 

@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 from finetune_api.contract import RunConfig
+from finetune_api.effective import PlatformDefaults
+from finetune_api.pods import PodSettings
+from finetune_operator.domain.attempts import start
 from finetune_operator.domain.observed import ClaimView
 from finetune_operator.domain.times import stamp
 
@@ -18,7 +21,7 @@ def kinds(plan: Any) -> list[str]:
 def test_first_look_creates_prepare_and_tells_where_the_job_stands(make_world: Any) -> None:
     world = make_world()
     drawn = world.step()
-    assert kinds(drawn) == ["ConfigMap", "Job"]
+    assert kinds(drawn) == ["Job"]
     assert not drawn.status_first, "the first stage does not wait for a status write"
     status = world.status
     assert (status["phase"], status["reason"], status["observedGeneration"]) == ("Preparing", "Starting", 1)
@@ -33,9 +36,16 @@ def test_first_look_creates_prepare_and_tells_where_the_job_stands(make_world: A
         "False",
     )
     assert [(n.type, n.reason) for n in world.events] == [("Normal", "StageStarted")]
-    config = world.manifests["ConfigMap", world.job("prepare").name]["data"]["run.json"]
-    run = RunConfig.model_validate_json(config)
+    run = RunConfig.model_validate_json(world.run_config("prepare"))
     assert (run.stage, run.attempt, run.job.run, run.spec.pods) == ("prepare", 1, status["run"], None)
+
+
+def test_a_run_config_that_no_pod_can_hold_ends_the_job(make_world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(start, "MAX_BYTES", 100)
+    world = make_world()
+    world.settle()
+    assert (world.status["phase"], world.jobs) == ("Failed", {})
+    assert "the run config of stage prepare has" in world.status["failure"]["message"]
 
 
 def test_the_whole_way(make_world: Any) -> None:
@@ -48,7 +58,7 @@ def test_the_whole_way(make_world: Any) -> None:
     world.finish("prepare", data={"rows": 10, "trainRows": 8}, plan={"steps": 4})
     drawn = world.step()
     assert drawn.status_first, "the outcome is on record before the next stage exists"
-    assert "train" not in {job.stage for job in world.jobs.values()} or kinds(drawn) == ["ConfigMap", "Job", "Service"]
+    assert "train" not in {job.stage for job in world.jobs.values()} or kinds(drawn) == ["Job"]
     assert (world.status["phase"], world.condition("Ready"), world.condition("Reconciling")) == ("Queued", "True", None)
     world.settle()
     assert (world.job("train").suspended, world.job("train").held) == (False, False), "released at once"
@@ -131,7 +141,7 @@ def test_a_queue_is_never_fought(make_world: Any) -> None:
     world.edit(suspend=True)
     world.settle()
     assert world.book[-1] == ("train", 1, "Stopped")
-    assert any(name.startswith("Job/bot-") for name in world.deleted), (
+    assert any(name.startswith("bot-") for name in world.deleted), (
         "given back whole, since its switch is the queue's"
     )
 
@@ -232,8 +242,25 @@ def test_time_to_live_takes_the_children_and_nothing_else(make_world: Any) -> No
     world.now += 61
     world.settle()
     assert not world.jobs
-    assert len([name for name in world.deleted if name.startswith("ConfigMap/")]) == 3
     assert world.status["phase"] == "Completed"
+
+
+@pytest.mark.parametrize(("platform", "own", "kept"), [(60, None, 0), (60, 600, 3), (None, None, 3)])
+def test_time_to_live_of_the_platform(make_world: Any, platform: int | None, own: int | None, kept: int) -> None:
+    """Frozen at acceptance, beneath the job's own."""
+    world = make_world(**({"ttlSecondsAfterFinished": own} if own is not None else {}))
+    world.config = replace(
+        world.config, defaults=PlatformDefaults(pods=PodSettings(image="i"), ttl_seconds_after_finished=platform)
+    )
+    world.through("prepare", "train", "publish")
+    world.config = replace(
+        world.config, defaults=PlatformDefaults(pods=PodSettings(image="i"), ttl_seconds_after_finished=1)
+    )
+    world.settle()
+    assert len(world.jobs) == 3
+    world.now += 61
+    world.settle()
+    assert len(world.jobs) == kept
 
 
 def test_no_child_is_deleted_before_the_end_is_on_record(make_world: Any) -> None:

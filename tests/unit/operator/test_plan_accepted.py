@@ -82,7 +82,7 @@ def test_what_counts_while_a_training_waits(
 
 
 def test_a_refused_job_is_made_by_the_settings_that_count_then(make_world: Any, prepared: Any) -> None:
-    """Its ConfigMap too, which was taken before, and the plan that was approved."""
+    """Its run config too, and the plan that was approved."""
     world = make_world(budget={"approval": "Manual"})
     world.share("scratch")
     take = refuse_trainings(world)
@@ -90,7 +90,6 @@ def test_a_refused_job_is_made_by_the_settings_that_count_then(make_world: Any, 
     world.edit(budget={"approval": "Manual", "approvedPlan": world.status["plan"]["digest"]})
     world.settle()
     assert world.status["reason"] == "QuotaExceeded"
-    told = next(m for (kind, n), m in world.manifests.items() if kind == "ConfigMap" and "-train-" in n)
     world.edit(compute={"device": "cpu", "nodes": 2})
     take()
     world.settle()
@@ -100,23 +99,18 @@ def test_a_refused_job_is_made_by_the_settings_that_count_then(make_world: Any, 
     world.settle()
     made = world.manifests["Job", world.job("train").name]
     assert made["spec"]["parallelism"] == 2
-    again = world.manifests["ConfigMap", world.job("train").name]
-    assert again["data"] != told["data"]
-    assert digest in again["data"]["run.json"]
+    assert digest in world.run_config("train")
 
 
-def test_a_refused_config_map_is_asked_for_with_the_job(make_world: Any, prepared: Any) -> None:
+def test_a_refused_job_gets_the_run_config_of_now(make_world: Any, prepared: Any) -> None:
     """Where nobody has to approve, the attempt stays; what it is told must not be what was true at the refusal."""
     world = make_world()
     take = refuse_trainings(world)
     world.prepare(**prepared)
     world.edit(checkpoint={"everySteps": 7})
     take()
-    drawn = world.step()
-    assert {body["kind"] for body in drawn.create} >= {"Job", "ConfigMap"}
     world.settle()
-    (told,) = (m for (kind, n), m in world.manifests.items() if kind == "ConfigMap" and "-train-" in n)
-    assert '"everySteps":7' in told["data"]["run.json"]
+    assert '"everySteps":7' in world.run_config("train")
 
 
 @pytest.mark.parametrize("prepared_before", [False, True], ids=["while it is prepared", "afterwards"])

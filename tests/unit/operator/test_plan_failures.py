@@ -21,7 +21,7 @@ from finetune_operator.domain.observed import ClaimView, Ended, Refusal
     ],
 )
 def test_what_is_never_retried(make_world: Any, stage: str, exit_code: int, reason: str, code: str) -> None:
-    world = make_world()
+    world = make_world(retry={"oom": 0})
     world.through(*("prepare", "train", "publish")[: ("prepare", "train", "publish").index(stage)])
     world.run(stage)
     world.settle()

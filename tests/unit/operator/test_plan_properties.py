@@ -265,7 +265,7 @@ def test_nothing_is_asked_of_a_gpu_before_the_plan_is_accepted(
             assert world.condition("PlanAccepted") == "True", "an object of a training that nobody accepted"
             if kind == "Job":
                 assert world.body["spec"]["budget"].get("approvedPlan") == world.status["plan"]["digest"]
-                told = json.loads(world.manifests["ConfigMap", name]["data"]["run.json"])
+                told = json.loads(body["spec"]["template"]["metadata"]["annotations"]["finetune.dev/run-config"])
                 assert told["plan"]["digest"] == world.status["plan"]["digest"]
                 if told_story.refusing:
                     world.refusals[kind, name] = Refusal(kind, name, 403, "exceeded quota")

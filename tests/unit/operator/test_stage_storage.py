@@ -51,7 +51,7 @@ def test_certificates_are_mounted_once_and_only_where_servers_are_asked() -> Non
             "data": {"train": [{"uri": "hf://datasets/org/set/b.jsonl", **mirror}, other]},
         }
     )
-    pod, mounts = volumes(spec, PodSettings(), "prepare", "config")
+    pod, mounts = volumes(spec, PodSettings(), "prepare")
     places = {mount["name"]: mount for mount in mounts}
     found = {
         volume["configMap"]["name"]: places[volume["name"]]
@@ -64,7 +64,7 @@ def test_certificates_are_mounted_once_and_only_where_servers_are_asked() -> Non
     }
     assert all(mount["readOnly"] for mount in found.values())
     for stage in ("train", "publish"):
-        assert "/etc/finetune/ca" not in str(volumes(spec, PodSettings(), stage, "config"))
+        assert "/etc/finetune/ca" not in str(volumes(spec, PodSettings(), stage))
 
 
 def test_a_stage_sees_the_claims_that_it_uses_and_writes_to_few() -> None:
@@ -100,7 +100,7 @@ def test_a_mount_of_the_user_replaces_ours_and_no_names_meet(
     named = [{"name": name, "emptyDir": {}} for name in ("tmp", "scratch", "claim-0", "finetune-scratch")]
     settings = PodSettings(volumes=[OWN, *named], volume_mounts=theirs)
     for stage in STAGES:
-        made, mounts = volumes(cuda, settings, stage, "config")
+        made, mounts = volumes(cuda, settings, stage)
         names, paths = [v["name"] for v in made], [m["mountPath"].rstrip("/") for m in mounts]
         assert (len(set(names)), len(set(paths))) == (len(names), len(paths))
         assert {m["name"] for m in mounts} <= set(names)
@@ -113,7 +113,7 @@ def test_shared_memory_may_have_a_size() -> None:
         (ComputeSpec(device="cpu"), None),
         (ComputeSpec(device="cpu", shared_memory="2Gi"), {"medium": "Memory", "sizeLimit": "2Gi"}),
     ):
-        made, _ = volumes(SPEC.model_copy(update={"compute": compute}), PodSettings(), "train", "config")
+        made, _ = volumes(SPEC.model_copy(update={"compute": compute}), PodSettings(), "train")
         assert next((v["emptyDir"] for v in made if "shared-memory" in v["name"]), None) == expected
 
 

@@ -92,20 +92,12 @@ def clean_up(builder: PlanBuilder) -> None:
         stale = _after_the_end(builder)
     else:
         stale = _on_the_way(builder)
-    builder.delete += [Delete("Job", job.name, job.uid) for job in stale if not job.deleting]
-    # What an attempt needed besides its Job.
-    current = {attempt.job for attempt in builder.attempts if attempt.outcome == "Running"}
-    kept = builder.observed.jobs.keys() - {job.name for job in stale}
-    builder.delete += [
-        Delete(kind, name, uid)
-        for (kind, name), uid in sorted(builder.observed.known.items())
-        if name not in kept and name not in current
-    ]
+    builder.delete += [Delete(job.name, job.uid) for job in stale if not job.deleting]
     for refusal in builder.observed.refusals.values():
         if refusal.verb == "delete":
             builder.retry("blocked:delete")
             if not refusal.due:
-                builder.delete = [d for d in builder.delete if (d.kind, d.name) != (refusal.kind, refusal.name)]
+                builder.delete = [delete for delete in builder.delete if delete.name != refusal.name]
 
 
 def _after_the_end(builder: PlanBuilder) -> list[JobView]:

@@ -234,7 +234,7 @@ def _stopping(current: Current) -> None:
 
 
 def _await_queue(current: Current) -> None:
-    start.ensure(current.builder, current.stage, current.attempt)
+    start.ensure(current.builder, current.stage, current.attempt, current.existing_job)
     if current.builder.job_state is not None:
         return
     job = current.existing_job
@@ -249,7 +249,7 @@ def _await_queue(current: Current) -> None:
 def _release(current: Current) -> None:
     """Ranks look for each other as soon as they run, so what they need is there before."""
     builder, job = current.builder, current.existing_job
-    missing = start.ensure(builder, current.stage, current.attempt)
+    missing = start.ensure(builder, current.stage, current.attempt, job)
     if builder.job_state is not None:
         return
     if not missing:
@@ -263,7 +263,7 @@ def _release(current: Current) -> None:
 def _start(current: Current) -> None:
     builder, stage = current.builder, current.stage
     _follow_progress(current)
-    start.ensure(builder, stage, current.attempt)
+    start.ensure(builder, stage, current.attempt, current.existing_job)
     if builder.job_state is not None:
         return
     diagnosis = _diagnosed(current)

@@ -5,20 +5,21 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from finetune_api.status import AttemptStatus, Stage
+from finetune_api.status import AttemptStatus, FailureStatus, Stage
 
 from finetune_operator.domain.admission import plan_admission
 from finetune_operator.domain.attempts import budget
+from finetune_operator.domain.attempts.completion import fail
 from finetune_operator.domain.attempts.history import delay, latest, trimmed
 from finetune_operator.domain.attempts.standing import has_ended
-from finetune_operator.domain.builders.configmap import config_map
 from finetune_operator.domain.builders.job import job as build_job
+from finetune_operator.domain.builders.run_config import MAX_BYTES, run_config
 from finetune_operator.domain.builders.service import service
 from finetune_operator.domain.diagnosis.failures import is_lost
 from finetune_operator.domain.names import child_name
 from finetune_operator.domain.observed import JobView, PodView, Refusal
 from finetune_operator.domain.plan_builder import WAITING_PHASE, JobState, PlanBuilder
-from finetune_operator.domain.reasons import Reason
+from finetune_operator.domain.reasons import Code, Reason
 from finetune_operator.domain.times import human, seconds_of
 
 _CHECK_PODS_S = 5.0
@@ -136,11 +137,15 @@ def create(builder: PlanBuilder, stage: Stage, attempt: AttemptStatus) -> None:
     builder.job_state = waiting(stage)
     if _refused(builder, stage, attempt) is not None:
         return
-    builder.create.append(
-        config_map(builder.metadata, builder.spec, builder.run, stage, attempt.number, builder.status.plan)
-    )
-    if stage == "train":
-        builder.create.append(service(builder.metadata, builder.run, attempt.number))
+    config = run_config(builder.metadata, builder.spec, builder.run, stage, attempt.number, builder.status.plan)
+    if (size := len(config.encode())) > MAX_BYTES:
+        message = (
+            f"spec: the run config of stage {stage} has {size} bytes, more than the {MAX_BYTES} that a pod can hold"
+        )
+        remedy = "Shorten spec.data: name a folder instead of many files, or shorten the template"
+        attempt.outcome, attempt.reason = "Failed", Code.INVALID_SPEC
+        fail(builder, FailureStatus(code=Code.INVALID_SPEC, stage=stage, message=message, remedy=remedy))
+        return
     builder.create.append(
         build_job(
             builder.metadata,
@@ -148,26 +153,21 @@ def create(builder: PlanBuilder, stage: Stage, attempt: AttemptStatus) -> None:
             builder.run,
             stage,
             attempt.number,
+            config,
             previous=_previous(builder, attempt),
             wanted=builder.wanted,
         )
     )
 
 
-def ensure(builder: PlanBuilder, stage: Stage, attempt: AttemptStatus) -> bool:
-    """Create what an existing Job's pods need and is not known to exist. Returns whether something is missing; a refusal
-    settles the job's state."""
-    known = builder.observed.known
-    missing = []
-    if ("ConfigMap", attempt.job) not in known:
-        missing.append(
-            config_map(builder.metadata, builder.spec, builder.run, stage, attempt.number, builder.status.plan)
-        )
-    if stage == "train" and ("Service", attempt.job) not in known:
-        missing.append(service(builder.metadata, builder.run, attempt.number))
-    if missing and _refused(builder, stage, attempt) is None:
-        builder.create += missing
-    return bool(missing)
+def ensure(builder: PlanBuilder, stage: Stage, attempt: AttemptStatus, job: JobView) -> bool:
+    """Create the Service of a gang, unless it is known to exist. Returns whether it is missing; a refusal settles the job's
+    state."""
+    if stage != "train" or ("Service", attempt.job) in builder.observed.known:
+        return False
+    if _refused(builder, stage, attempt) is None:
+        builder.create.append(service(builder.metadata, builder.run, attempt.number, job.uid))
+    return True
 
 
 def _refused(builder: PlanBuilder, stage: Stage, attempt: AttemptStatus) -> Refusal | None:

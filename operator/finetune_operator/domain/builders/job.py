@@ -78,6 +78,7 @@ def job(
     run: str,
     stage: Stage,
     attempt: int,
+    run_config: str,
     previous: Mapping[str, Any] | None = None,
     *,
     wanted: FineTuneJobSpec | None = None,
@@ -85,7 +86,7 @@ def job(
 ) -> dict[str, Any]:
     """Build a gang of `nodes` pods for train, one pod for the other stages.
 
-    `spec` is resolved, `wanted` the one it was resolved from (None: `spec`). `previous` is the end of the attempt before;
+    `spec` is resolved, `run_config` the text of its run config, `wanted` the one it was resolved from (None: `spec`). `previous` is the end of the attempt before;
     `checkpoint_seconds` how long a checkpoint of this job was measured to take.
 
     Exit 5 (stopped with a checkpoint) is ignored, so that the same Job resumes; 3, 4 and 6 end it at once; anything else
@@ -130,7 +131,7 @@ def job(
             },
             **({"suspend": True} if stage == "train" else {}),
             "template": pod_template(
-                spec, settings, stage, name, common, grace_seconds(settings, stage, checkpoint_seconds)
+                spec, settings, stage, name, common, run_config, grace_seconds(settings, stage, checkpoint_seconds)
             ),
         },
     }

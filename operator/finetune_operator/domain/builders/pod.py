@@ -22,6 +22,7 @@ from finetune_api.status import Stage
 
 from finetune_operator.domain.builders.resources import resources
 from finetune_operator.domain.builders.storage import secrets, volumes
+from finetune_operator.domain.names import ANNOTATION_RUN_CONFIG
 
 USER = 65532
 GRACE_SECONDS: Mapping[str, int] = {"prepare": 30, "train": 120, "publish": 30}
@@ -43,13 +44,20 @@ def grace_seconds(settings: PodSettings, stage: Stage, checkpoint_seconds: float
 
 
 def pod_template(
-    spec: FineTuneJobSpec, settings: PodSettings, stage: Stage, name: str, labels: Mapping[str, str], grace: int
+    spec: FineTuneJobSpec,
+    settings: PodSettings,
+    stage: Stage,
+    name: str,
+    labels: Mapping[str, str],
+    run_config: str,
+    grace: int,
 ) -> dict[str, Any]:
-    """`spec` resolved, `settings` those of this stage, `name` that of its Job, ConfigMap and Service."""
-    pod_volumes, mounts = volumes(spec, settings, stage, name)
-    metadata: dict[str, Any] = {"labels": {**(settings.labels or {}), **labels}}
-    if settings.annotations:
-        metadata["annotations"] = dict(settings.annotations)
+    """`spec` resolved, `settings` those of this stage, `name` that of its Job and Service."""
+    pod_volumes, mounts = volumes(spec, settings, stage)
+    metadata: dict[str, Any] = {
+        "labels": {**(settings.labels or {}), **labels},
+        "annotations": {**(settings.annotations or {}), ANNOTATION_RUN_CONFIG: run_config},
+    }
     pod: dict[str, Any] = {
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": grace,

@@ -5,11 +5,13 @@ from __future__ import annotations
 import posixpath
 from typing import Any
 
-from finetune_api.contract import CA_BUNDLES, RUN_CONFIG_DIR, SCRATCH, secret_prefix
+from finetune_api.contract import CA_BUNDLES, RUN_CONFIG_DIR, RUN_CONFIG_KEY, SCRATCH, secret_prefix
 from finetune_api.location import CLAIMS_ROOT, Location, Place
 from finetune_api.pods import PodSettings
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Stage
+
+from finetune_operator.domain.names import ANNOTATION_RUN_CONFIG
 
 _VOLUME_PREFIX = "finetune-"
 
@@ -71,15 +73,16 @@ def claims_needing_many(spec: FineTuneJobSpec) -> dict[str, bool]:
 
 
 def volumes(
-    spec: FineTuneJobSpec, settings: PodSettings, stage: Stage, config_map: str
+    spec: FineTuneJobSpec, settings: PodSettings, stage: Stage
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Volumes of a stage's pods and the mounts of their container. Each claim is mounted once, below CLAIMS_ROOT.
 
     A mount of the user replaces ours at the same path, except for the run config's, and no name of ours meets one of theirs:
     such a pod would be refused only when its stage begins, hours after the job was accepted.
     """
+    run_config = {"path": RUN_CONFIG_KEY, "fieldRef": {"fieldPath": f"metadata.annotations['{ANNOTATION_RUN_CONFIG}']"}}
     own: list[tuple[str, str, dict[str, Any], bool]] = [
-        ("run-config", RUN_CONFIG_DIR, {"configMap": {"name": config_map}}, True),
+        ("run-config", RUN_CONFIG_DIR, {"downwardAPI": {"items": [run_config]}}, True),
         ("scratch", SCRATCH, {"emptyDir": {}}, False),
         ("tmp", "/tmp", {"emptyDir": {}}, False),
     ]
