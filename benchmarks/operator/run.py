@@ -1,7 +1,7 @@
 """`make bench-operator`: the operator against Kubeflow Trainer and JobSet on one real API server, one after the other.
 
 ONLY=burst,charges,life,scale,refused,failover does some of it; LONG=1 watches refused jobs for ten minutes; PROFILE=1 prints
-where the API server's CPU time goes for creates and status writes, and measures nothing else.
+which parts of the schema cost the API server's CPU time and where it goes, and measures nothing else.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable
 
-from benchmarks.operator import pace, rival, scale
+from benchmarks.operator import pace, rival, scale, schema
 from benchmarks.operator.specimen import Specimen, record
 from benchmarks.report import Row, write
 
@@ -109,6 +109,9 @@ async def measure(options: argparse.Namespace) -> None:
     began = time.monotonic()
     specimen = await record(CLUSTER)
     if options.profile:
+        print(f"\n{'API server CPU, ms':32} {'create':>8} {'status':>8}")
+        for variant, (create, status) in (await schema.costs(CLUSTER, specimen, options.jobs // 5)).items():
+            print(f"{variant:32} {create:8.2f} {status:8.2f}")
         await pace.charges(CLUSTER, specimen, options.jobs, profile=True)
         return
     rows: list[Row] = []
