@@ -48,14 +48,14 @@ class Applier:
         await _all([self._create(held, body, True) for body in bodies if body["kind"] == "Job"])
         return bool(bodies or patches or deletes)
 
-    async def read(self, key: Key, held: HeldJob, wanted: frozenset[Read], now: float) -> None:
+    async def read(self, key: Key, held: HeldJob, wanted: frozenset[Read]) -> None:
         """Find out what the plan asked for."""
         for read in wanted:
             if read.kind == "claim":
                 held.facts.claims[read.name] = await self._claim(key, read.name)
             else:
                 held.facts.warnings[read.name] = await self._warnings(key, read.name)
-            held.facts.read(read.name, now)
+            held.facts.read(read.name)
 
     async def _create(self, held: HeldJob, body: Object, for_new_job: bool) -> None:
         kind, name = body["kind"], body["metadata"]["name"]
@@ -130,7 +130,10 @@ class Applier:
     async def _warnings(self, key: Key, name: str) -> tuple[str, ...] | None:
         """Warnings about an object, the newest first; None when we may not read events. The scheduler's are left out: a pod says
         itself why it has no node, and once it has one they are past."""
-        query = {"fieldSelector": f"regarding.name={name},type=Warning,reason!=FailedScheduling"}
+        # By kind too: a job's Service has the same name as its Job.
+        kind = "Pod" if self._cache.holds("Pod", (key[0], name)) else "Job"
+        selector = f"regarding.kind={kind},regarding.name={name},type=Warning,reason!=FailedScheduling"
+        query = {"fieldSelector": selector}
         found: list[tuple[str, str]] = []
         try:
             async for page in self._client.pages(EVENT, key[0], query=query):

@@ -1,8 +1,9 @@
-"""What is known of a job beside the objects that are watched. Lost at a restart, and found again when it is needed."""
+"""What is known of a job beyond the objects that are watched. Lost at a restart, and found again when it is needed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from finetune_operator.domain.observed import ClaimView, ProgressReading, Refusal
@@ -13,20 +14,26 @@ FRESH_S = 4.0
 
 @dataclass(slots=True)
 class JobCache:
-    """Of one job."""
+    """Of one job. `clock` is monotonic: a wall clock that is set back would keep answers for ever."""
 
     known: set[tuple[str, str]] = field(default_factory=set)
     claims: dict[str, ClaimView] = field(default_factory=dict)
     warnings: dict[str, tuple[str, ...] | None] = field(default_factory=dict)
     refusals: dict[tuple[str, str], Refusal] = field(default_factory=dict)
     progress: ProgressReading | None = None
+    clock: Callable[[], float] = time.monotonic
     _read_at: dict[str, float] = field(default_factory=dict)
 
-    def read(self, name: str, now: float) -> None:
-        self._read_at[name] = now
+    @property
+    def empty(self) -> bool:
+        return not (self.known or self.claims or self.warnings or self.refusals or self.progress or self._read_at)
 
-    def drop_stale(self, now: float) -> None:
-        """Forget answers that are old: what a person has mended must be seen."""
+    def read(self, name: str) -> None:
+        self._read_at[name] = self.clock()
+
+    def drop_stale(self) -> None:
+        """Forget answers that are old: what a person has fixed must be seen."""
+        now = self.clock()
         for name, at in list(self._read_at.items()):
             if now - at > FRESH_S:
                 del self._read_at[name]

@@ -59,7 +59,7 @@ class Reconciler:
                 self._poller.follow(key, None)
                 return None
             now = self._clock()
-            held.facts.drop_stale(now)
+            held.facts.drop_stale()
             plan = draw_up(seen, now, self._config)
             if plan.status is None:
                 self._poller.follow(key, None)
@@ -68,7 +68,7 @@ class Reconciler:
                 read for read in plan.reads if read.name not in held.facts.claims.keys() | held.facts.warnings.keys()
             )
             if unread:
-                await self._actions.read(key, held, unread, now)
+                await self._actions.read(key, held, unread)
                 continue
             if plan.status_first and await self._write_status(key, held, plan, now):
                 continue
