@@ -18,6 +18,7 @@ from kopf._cogs.clients import auth, errors, watching
 from kopf._cogs.structs import credentials, references
 
 from finetune_operator.runtime.connection import Connection, Credentials
+from finetune_operator.runtime.decoding import ListResponse
 from finetune_operator.runtime.errors import ApiError, Unreachable
 from finetune_operator.runtime.informer import Receiver, Watch
 from finetune_operator.runtime.resources import Resource
@@ -53,7 +54,8 @@ class _Session:
 
     def __init__(self, connection: Connection) -> None:
         # One connection for each watch, however many there are; kopf sends nothing else.
-        self.info = kopf.AiohttpSession(server=connection.server, aiohttp_session=connection.session(limit=0))
+        session = connection.session(limit=0, response=ListResponse)
+        self.info = kopf.AiohttpSession(server=connection.server, aiohttp_session=session)
         self._context: Any = None
 
     async def extended(self, factory: Callable[[Any], Any], purpose: str | None = None) -> AsyncIterator[Any]:

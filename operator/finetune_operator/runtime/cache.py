@@ -9,7 +9,6 @@ managedFields, a Job or pod as the record that plans read, packed once it has en
 
 from __future__ import annotations
 
-import json
 import pickle
 import sys
 import time
@@ -25,6 +24,7 @@ from finetune_api.finetunejob import FineTuneJob, Metadata
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
 from pydantic import ValidationError
+from pydantic_core import from_json, to_json
 
 from finetune_operator.domain.observed import JobView, ObservedState, PodView
 from finetune_operator.runtime.job_cache import JobCache
@@ -51,11 +51,11 @@ _LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 
 
 def _pack(value: Any) -> bytes:
-    return zlib.compress(json.dumps(value, separators=(",", ":")).encode(), 1)
+    return zlib.compress(to_json(value), 1)
 
 
 def _unpack(data: bytes) -> Any:
-    return json.loads(zlib.decompress(data))
+    return from_json(zlib.decompress(data))
 
 
 class HeldJob:

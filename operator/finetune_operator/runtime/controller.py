@@ -123,6 +123,7 @@ class Controller:
             finally:
                 self.queue.done(key)
                 key_in_work.reset(token)
+            await asyncio.sleep(0)  # thousands of keys without a request must not keep the loop from everything else
         await asyncio.Event().wait()  # until the process has stopped
 
     async def _reconcile(self, key: Key) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
-from finetune_operator.domain.observed import ClaimView, Ended, PodView, ProgressReading
+from finetune_operator.domain.observed import ClaimView, Ended, JobView, PodView, ProgressReading
 from finetune_operator.domain.plan_builder import Event
 from finetune_operator.domain.reasons import Reason
 from finetune_operator.domain.status.write_policy import can_wait
@@ -24,6 +24,7 @@ from finetune_operator.handlers.http import listen
 from finetune_operator.runtime.cache import Cache, read_status
 from finetune_operator.runtime.client import Client
 from finetune_operator.runtime.connection import Connection, Credentials
+from finetune_operator.runtime.decoding import decode_list
 from finetune_operator.runtime.errors import ApiError, Unreachable
 from finetune_operator.runtime.informer import Informers, Receiver
 from finetune_operator.runtime.job_cache import JobCache
@@ -464,6 +465,24 @@ async def test_ready_is_every_namespace_that_can_be_listed(
     assert woken[1:] == [(A, False)]
     for task in tasks:
         task.cancel()
+
+
+def test_a_list_is_decoded_without_what_nobody_reads() -> None:
+    pod = child("Pod", 3, uid="p", status={"phase": "Running", "podIP": "10.0.0.1"})
+    pod["metadata"]["managedFields"] = [{"manager": "kubelet", "fieldsV1": {"f:status": {}}}]
+    pod["spec"] = {
+        "nodeName": "n1",
+        "containers": [{"name": "trainer", "image": "i", "env": [{"name": "A", "value": "b"}]}],
+        "volumes": [{"name": "claim-0", "persistentVolumeClaim": {"claimName": "scratch"}}],
+    }
+    job = child("Job", 2, spec={"completions": 2, "suspend": True, "template": {"spec": pod["spec"]}})
+    found = decode_list(json.dumps({"kind": "List", "metadata": {"continue": "x"}, "items": [pod, job]}).encode())
+    assert found["metadata"] == {"continue": "x"}
+    assert "kubelet" not in json.dumps(found)
+    assert found["items"][0]["spec"]["containers"] == [{"name": "trainer", "image": "i"}]
+    assert found["items"][1]["spec"] == {"completions": 2, "suspend": True, "template": {}}
+    assert (PodView.of(found["items"][0]), JobView.of(found["items"][1])) == (PodView.of(pod), JobView.of(job))
+    assert decode_list(b'{"items": null}') == {"items": None}
 
 
 async def test_a_background_task_that_ends_is_started_again(caplog: pytest.LogCaptureFixture) -> None:
