@@ -14,7 +14,7 @@ import sys
 import time
 import zlib
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,19 +61,25 @@ def _unpack(data: bytes) -> Any:
 class HeldJob:
     """A FineTuneJob."""
 
-    __slots__ = ("_facts", "_packed", "generation", "gpus", "key", "phase", "uid", "version")
+    __slots__ = ("_facts", "_packed", "generation", "gpus", "key", "phase", "uid", "unreadable", "version")
 
     def __init__(self, body: Object) -> None:
         metadata = body["metadata"]
         self.key: Key = (sys.intern(metadata["namespace"]), metadata["name"])
         self.uid = sys.intern(metadata["uid"])
+        self.unreadable: frozenset[str] = frozenset()
+        """Fields of the status that this version cannot read, and must not write."""
         self._facts: JobCache | None = None
+        self.generation = metadata.get("generation", 0)
         self.take(body)
 
     def take(self, body: Object) -> None:
         metadata, status = body["metadata"], body.get("status") or {}
         self.version = _version(body)
-        self.generation: int = metadata.get("generation", 0)
+        if self.generation != metadata.get("generation", 0):
+            self.generation = metadata.get("generation", 0)
+            if self._facts is not None:
+                self._facts.retry_now()  # what was refused may have been corrected
         self.phase: str | None = status.get("phase")
         self.gpus: int = status.get("gpus") or 0
         kept = {name: metadata[name] for name in _METADATA if name in metadata}
@@ -105,6 +111,10 @@ class HeldJob:
             self._facts = None
 
 
+def _ended(view: JobView | PodView) -> bool:
+    return view.over if isinstance(view, PodView) else not view.alive
+
+
 @dataclass(slots=True)
 class _Family:
     """The Jobs and pods of one FineTuneJob, by name."""
@@ -130,8 +140,7 @@ class _Child:
 
     @view.setter
     def view(self, view: JobView | PodView) -> None:
-        ended = view.over if isinstance(view, PodView) else not view.alive
-        self._view = pickle.dumps(view, pickle.HIGHEST_PROTOCOL) if ended else view
+        self._view = pickle.dumps(view, pickle.HIGHEST_PROTOCOL) if _ended(view) else view
 
 
 class Cache:
@@ -149,6 +158,8 @@ class Cache:
         """FineTuneJobs by phase."""
         self.gpus = 0
         """GPUs of jobs whose training pods run."""
+        self.on_freed: Callable[[str], None] = lambda namespace: None
+        """Called when something that holds quota in a namespace has ended or is gone."""
 
     # What happens in the cluster.
 
@@ -173,6 +184,8 @@ class Cache:
             held = None
         if held is not None:
             before, held.version, held.view = held.view, version, view
+            if _ended(view) and not _ended(before):
+                self.on_freed(place[0])
             return held.family.key if held.family is not None and before != view else None
         if not owner:
             # Not one of ours: remembered by version alone, so that a comparison with the list does not take it for missed.
@@ -206,6 +219,8 @@ class Cache:
             pod: PodView = child.view
             if pod.ended is not None and pod.ended.message is not None:
                 self._departed.setdefault(child.owner, []).append(pod)
+        if child.family is not None and not _ended(child.view):
+            self.on_freed(namespace)
         self._drop(kind, place)
         return child.family.key if child.family is not None else None
 
@@ -221,21 +236,23 @@ class Cache:
             return None
         body = held.body
         spec, invalid = self._spec(held, body["spec"])
-        job = FineTuneJob.model_construct(
-            metadata=Metadata.model_validate(body["metadata"]), spec=spec, status=read_status(held.status)
-        )
+        status, held.unreadable = read_status(held.status)
+        job = FineTuneJob.model_construct(metadata=Metadata.model_validate(body["metadata"]), spec=spec, status=status)
         family = self._families.get(held.uid)
         facts = held.facts
         return ObservedState(
             job=job,
             invalid=invalid,
+            unreadable=held.unreadable,
             jobs={} if family is None else {name: child.view for name, child in family.jobs.items()},
             pods={} if family is None else _by_attempt(child.view for child in family.pods.values()),
             departed=_by_attempt(self._departed.get(held.uid, ())),
             known=frozenset(facts.known),
             claims=dict(facts.claims),
             warnings=dict(facts.warnings),
-            refusals=dict(facts.refusals),
+            refusals=facts.refusals,
+            nodes=dict(facts.nodes),
+            jobs_read=dict(facts.jobs_read),
             progress=facts.progress,
         )
 
@@ -327,12 +344,22 @@ def _parse(raw: Object) -> tuple[FineTuneJobSpec, str | None]:
         return FineTuneJobSpec.model_validate(raw), None
     except ValidationError as error:
         invalid = "; ".join(f"spec.{text}" for text in sentences(error, FineTuneJobSpec)[:5])
-        switches = {
-            name: raw[alias]
-            for name, alias in (("managed_by", "managedBy"), ("run_token", "runToken"), ("ready_when", "readyWhen"))
-            if isinstance(raw.get(alias), str)
+        return _readable(raw, error), invalid
+
+
+def _readable(raw: Object, error: ValidationError) -> FineTuneJobSpec:
+    """What can be read of a spec: pods that run by it are followed on, and its switches count."""
+    bad = {str(item["loc"][0]) for item in error.errors(include_url=False) if item["loc"]}
+    rest = {name: value for name, value in raw.items() if name not in bad}
+    try:
+        return FineTuneJobSpec.model_validate(rest)
+    except ValidationError:
+        fields = FineTuneJobSpec.model_fields.items()
+        switches = {name: rest[field.alias or name] for name, field in fields if (field.alias or name) in rest}
+        simple: dict[str, Any] = {
+            name: value for name, value in switches.items() if isinstance(value, str | bool | int)
         }
-        return FineTuneJobSpec.model_construct(**switches), invalid
+        return FineTuneJobSpec.model_construct(**simple)
 
 
 def _by_attempt(pods: Iterable[PodView]) -> dict[str, tuple[PodView, ...]]:
@@ -342,13 +369,13 @@ def _by_attempt(pods: Iterable[PodView]) -> dict[str, tuple[PodView, ...]]:
     return found
 
 
-def read_status(raw: Object) -> FineTuneJobStatus:
-    """A status that may have been written by another version of us: what cannot be read is left out."""
+def read_status(raw: Object) -> tuple[FineTuneJobStatus, frozenset[str]]:
+    """A status that another version may have written, and the fields that this one cannot read."""
     try:
-        return FineTuneJobStatus.model_validate(raw)
+        return FineTuneJobStatus.model_validate(raw), frozenset()
     except ValidationError as error:
-        bad = {str(item["loc"][0]) for item in error.errors(include_url=False) if item["loc"]}
-        return FineTuneJobStatus.model_validate({name: value for name, value in raw.items() if name not in bad})
+        bad = frozenset(str(item["loc"][0]) for item in error.errors(include_url=False) if item["loc"])
+        return FineTuneJobStatus.model_validate({name: value for name, value in raw.items() if name not in bad}), bad
 
 
 def _version(body: Object) -> int:

@@ -50,6 +50,7 @@ class Controller:
     ) -> None:
         self.client = Client(connection)
         self.cache = Cache()
+        self.cache.on_freed = self._freed
         self.queue = WorkQueue(share=max(4, workers // 4))
         self._workers, self._resync_seconds = workers, resync_seconds
         self._recorder = Recorder(self.client)
@@ -107,6 +108,12 @@ class Controller:
         else:
             self.queue.add(key, Priority.LATER if listed else Priority.NORMAL)
 
+    def _freed(self, namespace: str) -> None:
+        for key in self.queue.freed(namespace):
+            held = self.cache.finetunejob(key)
+            if held is not None:
+                held.facts.retry_now()
+
     def _progress(self, key: Key, reading: ProgressReading) -> None:
         held = self.cache.finetunejob(key)
         if held is not None:
@@ -133,9 +140,15 @@ class Controller:
             async with asyncio.timeout(_RECONCILE_S):
                 again = await self._reconciler.reconcile(key)
             self.queue.forget(key)
-            if again is not None:
+            held = self.cache.finetunejob(key)
+            if again.retry is None:
+                self.queue.settled(key)
+            elif held is not None:
                 result = "requeue_after"
-                self.queue.add_after(key, again)
+                held.facts.retry_in(self.queue.retry(key, again.retry))
+            if again.after is not None:
+                result = "requeue_after"
+                self.queue.add_after(key, again.after)
         except Conflict:
             result = "requeue"
             self.queue.add_failed(key)

@@ -1,15 +1,15 @@
-"""What is known of a job beyond the objects that are watched. Lost at a restart, and found again when it is needed."""
+"""What is known of a job besides the objects that are watched. It is lost at a restart and found again when it is needed."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
-from finetune_operator.domain.observed import ClaimView, ProgressReading, Refusal
+from finetune_operator.domain.observed import ClaimView, EventView, NodeView, ProgressReading, Refusal
 
 FRESH_S = 4.0
-"""For how long an answer to a read counts."""
+"""How long an answer to a read counts."""
 
 
 @dataclass(slots=True)
@@ -17,35 +17,64 @@ class JobCache:
     """Of one job. `clock` is monotonic: a wall clock that is set back would keep answers for ever."""
 
     known: set[tuple[str, str]] = field(default_factory=set)
+    """(kind, name) of Services."""
     claims: dict[str, ClaimView] = field(default_factory=dict)
-    warnings: dict[str, tuple[str, ...] | None] = field(default_factory=dict)
-    refusals: dict[tuple[str, str], Refusal] = field(default_factory=dict)
+    warnings: dict[str, tuple[EventView, ...] | None] = field(default_factory=dict)
+    nodes: dict[str, NodeView] = field(default_factory=dict)
+    jobs_read: dict[str, bool] = field(default_factory=dict)
     progress: ProgressReading | None = None
     clock: Callable[[], float] = time.monotonic
+    _refusals: dict[tuple[str, str], Refusal] = field(default_factory=dict)
     _read_at: dict[str, float] = field(default_factory=dict)
+    _retry_at: float = float("-inf")
 
     @property
     def empty(self) -> bool:
-        return not (self.known or self.claims or self.warnings or self.refusals or self.progress or self._read_at)
+        """Whether nothing would be lost with it."""
+        known = (self.known, self.claims, self.warnings, self.nodes, self.jobs_read, self._refusals, self._read_at)
+        return not any(known) and self.progress is None
+
+    @property
+    def refusals(self) -> dict[tuple[str, str], Refusal]:
+        due = self.clock() >= self._retry_at
+        return {what: replace(refusal, due=due) for what, refusal in self._refusals.items()}
+
+    def has_read(self, name: str) -> bool:
+        return name in self._read_at
 
     def read(self, name: str) -> None:
         self._read_at[name] = self.clock()
 
     def drop_stale(self) -> None:
-        """Forget answers that are old: what a person has fixed must be seen."""
+        """Forget answers that are old, so that a fix is seen, and at a retry what is believed to exist."""
         now = self.clock()
+        if now >= self._retry_at > float("-inf"):
+            self.retry_now()
         for name, at in list(self._read_at.items()):
             if now - at > FRESH_S:
                 del self._read_at[name]
                 self.claims.pop(name, None)
                 self.warnings.pop(name, None)
+                self.nodes.pop(name, None)
+                self.jobs_read.pop(name, None)
 
-    def exists(self, kind: str, name: str) -> None:
+    def retry_in(self, seconds: float) -> None:
+        """Refused requests may be repeated then."""
+        self._retry_at = self.clock() + seconds
+
+    def retry_now(self) -> None:
+        """Something changed, or the backoff has passed. A Service may have been deleted meanwhile."""
+        self._retry_at = float("-inf")
+        self.known.clear()
+
+    def exists(self, kind: str, name: str) -> bool:
+        """Returns whether it was refused before."""
         self.known.add((kind, name))
-        self.refusals.pop((kind, name), None)
+        return self.done(kind, name)
 
     def refuse(self, refusal: Refusal) -> None:
-        self.refusals[refusal.kind, refusal.name] = refusal
+        self._refusals[refusal.kind, refusal.name] = refusal
 
-    def gone(self, items: Iterable[tuple[str, str]]) -> None:
-        self.known.difference_update(items)
+    def done(self, kind: str, name: str) -> bool:
+        """A request has succeeded. Returns whether it was refused before."""
+        return self._refusals.pop((kind, name), None) is not None

@@ -150,13 +150,14 @@ class WorkQueue:
         if self._retries.pop(key, None) is not None:
             self._unblock(key)
 
-    def freed(self, namespace: str) -> None:
-        """Something that may let a job of this namespace proceed has happened: reconcile the two that have waited longest.
-        Each that proceeds calls this again, so that a thousand are not woken for one place."""
-        blocked = self._blocked.get(namespace, ())
-        for key in list(blocked)[:_WOKEN_AT_ONCE]:
+    def freed(self, namespace: str) -> list[Key]:
+        """Something that may let a job of this namespace proceed has happened: reconcile the two that have waited longest, and
+        return them. Each that proceeds calls this again, so that a thousand are not woken for one place."""
+        keys = list(self._blocked.get(namespace, ()))[:_WOKEN_AT_ONCE]
+        for key in keys:
             self._unblock(key)
             self.add(key)
+        return keys
 
     # What workers call.
 

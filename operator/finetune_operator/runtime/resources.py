@@ -31,11 +31,11 @@ class Resource:
 FINETUNEJOB = Resource("FineTuneJob", GROUP, VERSION, PLURAL)
 JOB = Resource("Job", "batch", "v1", "jobs", CHILDREN)
 POD = Resource("Pod", "", "v1", "pods", CHILDREN)
-CONFIG_MAP = Resource("ConfigMap", "", "v1", "configmaps")
 SERVICE = Resource("Service", "", "v1", "services")
 CLAIM = Resource("PersistentVolumeClaim", "", "v1", "persistentvolumeclaims")
+NODE = Resource("Node", "", "v1", "nodes")
 EVENT = Resource("Event", "events.k8s.io", "v1", "events")
 LEASE = Resource("Lease", "coordination.k8s.io", "v1", "leases")
 
 WATCHED = (FINETUNEJOB, JOB, POD)
-BY_KIND = {resource.kind: resource for resource in (FINETUNEJOB, JOB, POD, CONFIG_MAP, SERVICE, CLAIM, EVENT)}
+BY_KIND = {resource.kind: resource for resource in (FINETUNEJOB, JOB, POD, SERVICE, CLAIM, EVENT)}
