@@ -56,7 +56,9 @@ class Controller:
         self._recorder = Recorder(self.client)
         self._poller = Poller(poll_seconds, self._progress, progress_port)
         self._informers = Informers(namespaces, watch, self.client, self.cache, self._wake)
-        self._reconciler = Reconciler(self.client, self.cache, self._recorder, self._poller, config)
+        self._reconciler = Reconciler(
+            self.client, self.cache, self._recorder, self._poller, config, connection.clock.now
+        )
         self._worker_tasks: list[asyncio.Task[None]] = []
         self._supervisor = Supervisor()
         self._beat = time.monotonic()

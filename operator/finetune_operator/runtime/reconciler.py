@@ -6,7 +6,6 @@ Nothing here decides anything. When the process dies between any two writes, the
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -40,7 +39,7 @@ class Requeue:
 
 
 class Reconciler:
-    """`clock` gives seconds since 1970."""
+    """`clock` gives seconds since 1970, by the API server."""
 
     def __init__(
         self,
@@ -49,7 +48,7 @@ class Reconciler:
         recorder: Recorder,
         poller: Poller,
         config: Config,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float],
     ) -> None:
         self._client, self._cache, self._recorder, self._poller = client, cache, recorder, poller
         self._config, self._clock = config, clock
