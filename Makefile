@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup lint types unit unit-data unit-others trainer trainer-gangs trainer-parts built cluster-test e2e test crds images quickstart quickstart-data cluster-up cluster-down cluster-status clean bench-trainer bench-quality bench-gpu bench-plan bench-data
+.PHONY: help setup lint types unit unit-data unit-others trainer trainer-gangs trainer-parts built cluster-test e2e test crds images quickstart quickstart-data cluster-up cluster-down cluster-status clean bench-trainer bench-quality bench-gpu bench-plan bench-data bench-operator soak
 
 CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/finetune-operator
 SIZE ?= node
@@ -140,6 +140,12 @@ bench-gpu: $(BENCH)/.made ## Throughput on one GPU: CASE=lora-8b|qlora-8b|full-3
 
 bench-data: .venv/.all ## Checks of data, on GSM8K and a generated file: DATA=folder ROWS=1000000
 	$(RUN) -m benchmarks.data.run $(if $(DATA),--data $(DATA)) --rows $(or $(ROWS),1000000)
+
+bench-operator: .venv/.all ## The operator against Kubeflow Trainer: ONLY=life,burst,charges,scale,refused,failover LONG=1 PROFILE=1 JOBS=1000
+	$(RUN) -m benchmarks.operator.run $(if $(ONLY),--only $(ONLY)) $(if $(LONG),--long) $(if $(PROFILE),--profile) --jobs $(or $(JOBS),1000)
+
+soak: .venv/.all ## Random faults, and invariants that must hold throughout: MINUTES=30 SEED=1 JOBS=500
+	$(RUN) -m benchmarks.operator.soak --minutes $(or $(MINUTES),30) --jobs $(or $(JOBS),500) $(if $(SEED),--seed $(SEED))
 
 bench-plan: $(BENCH)/.made ## Plans against what happens: memory, steps, tokens, time, published claims: ONLY=memory|published|speed
 	$(BENCH_RUN) benchmarks.plan.run $(if $(ONLY),--only $(ONLY))

@@ -41,7 +41,7 @@ def _up(options: argparse.Namespace) -> int:
         say(f"CLUSTER=current: using your own cluster ({kubeconfig.users_own()}); nothing to start.")
         return 0
     name = options.name or options.size
-    cluster.up(cluster.Request(name, options.size, options.port, _flags(options.flag)))
+    cluster.up(cluster.Request(name, options.size, options.port, _flags(options.flag), options.kwok))
     return 0
 
 
@@ -142,6 +142,14 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="COMPONENT=--FLAG",
         help="add a flag to a component's command line, for example kube-controller-manager=--kube-api-qps=200",
+    )
+
+    up.add_argument(
+        "--kwok",
+        type=int,
+        default=0,
+        metavar="N",
+        help="N nodes of 8 GPUs each whose pods KWOK plays (size control)",
     )
 
     down = verbs.add_parser("down", help="stop a cluster and delete its state")

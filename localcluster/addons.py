@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from localcluster.api import Api, Object
+from localcluster.components import KWOK_ANNOTATION
 from localcluster.pki import USERS
 from localcluster.spec import DNS_SERVICE_ADDRESS, NODE_ADDRESS, Spec
 
@@ -13,6 +14,13 @@ _LABELS = {"app.kubernetes.io/managed-by": "localcluster"}
 _RBAC = "/apis/rbac.authorization.k8s.io/v1"
 _PROVISIONER = "finetune.dev/local"
 
+_KWOK_SIZE = {
+    "cpu": "128",
+    "memory": "2Ti",
+    "ephemeral-storage": "8Ti",
+    "pods": "1000",
+    "nvidia.com/gpu": "8",
+}
 _READ = ["get", "list", "watch"]
 _RULES: dict[str, list[dict[str, list[str]]]] = {
     "localcluster:coredns": [
@@ -34,7 +42,9 @@ _RULES: dict[str, list[dict[str, list[str]]]] = {
 
 
 def apply(api: Api, spec: Spec) -> None:
-    """Create or repair the objects of a cluster with a node; smaller sizes have none."""
+    """Create or repair the objects of a cluster with nodes; other clusters have none."""
+    for number in range(spec.kwok_nodes):
+        _kwok_node(api, kwok_node(number))
     if not spec.has_node:
         return
     for user, rules in _RULES.items():
@@ -42,6 +52,23 @@ def apply(api: Api, spec: Spec) -> None:
     for name, mode in ((STORAGE_CLASS, "Immediate"), (f"{STORAGE_CLASS}-wait", "WaitForFirstConsumer")):
         _storage_class(api, name, mode)
     _dns_service(api)
+
+
+def kwok_node(number: int) -> str:
+    """The name of a node that KWOK plays."""
+    return f"kwok-{number}"
+
+
+def _kwok_node(api: Api, name: str) -> None:
+    path = f"/api/v1/nodes/{name}"
+    if api.get(path) is not None:
+        return
+    node = _object("v1", "Node", name)
+    node["metadata"]["annotations"] = {KWOK_ANNOTATION: "fake"}
+    node["metadata"]["labels"] |= {"kubernetes.io/hostname": name}
+    api.apply(path, node)
+    # KWOK adds conditions and addresses.
+    api.merge(f"{path}/status", {"status": {"capacity": _KWOK_SIZE, "allocatable": _KWOK_SIZE}})
 
 
 def _role(api: Api, user: str, rules: list[dict[str, list[str]]]) -> None:

@@ -47,6 +47,10 @@ class Api:
         """Merge CHANGE into the object at PATH."""
         self._request("PATCH", path, change, {"Content-Type": "application/merge-patch+json"})
 
+    def delete(self, path: str) -> None:
+        """Delete the object at PATH."""
+        self._request("DELETE", path, None, {})
+
     def _ok(self, call: Callable[[], object]) -> bool:
         try:
             call()

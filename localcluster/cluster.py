@@ -14,14 +14,14 @@ from localcluster.api import Api
 from localcluster.builder import Builder
 from localcluster.console import say
 from localcluster.errors import ClusterError, NotReadyToStart
-from localcluster.gobuild import COREDNS, KUBE, OF_SIZE, REGISTRY, binary, build_all
+from localcluster.gobuild import COREDNS, KUBE, KWOK, OF_SIZE, REGISTRY, binary, build_all
 from localcluster.locks import locked
 from localcluster.paths import clusters_root
 from localcluster.processes import Registry, boot_id, tail
 from localcluster.spec import Spec
 
 _START_TIMEOUT_S = 90.0
-_OWN_PROGRAM = {"coredns": COREDNS, "registry": REGISTRY}
+_OWN_PROGRAM = {"coredns": COREDNS, "registry": REGISTRY, "kwok": KWOK}
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Request:
     size: str
     port: int | None = None
     extra_flags: dict[str, list[str]] = field(default_factory=dict)
+    kwok_nodes: int = 0
 
 
 def records(cluster: Spec) -> Registry:
@@ -42,13 +43,21 @@ def records(cluster: Spec) -> Registry:
 def up(request: Request) -> Spec:
     """Start the cluster, or what is dead of it; a cluster that is well is left alone."""
     spec.check_name(request.name)
+    if request.kwok_nodes and request.size != "control":
+        raise NotReadyToStart("Only a cluster of size control can have KWOK nodes: use --size control with --kwok.")
     with _locked(request.name):
         cluster = _existing(request)
         if cluster is None:
             cluster = _create(request)
         else:
-            if request.extra_flags not in ({}, cluster.extra_flags) or request.port not in (None, cluster.ports["api"]):
-                say(f"Cluster {cluster.name} exists: its flags and port stay as they are until it is taken down.")
+            if (
+                request.extra_flags not in ({}, cluster.extra_flags)
+                or request.port not in (None, cluster.ports["api"])
+                or request.kwok_nodes not in (0, cluster.kwok_nodes)
+            ):
+                say(
+                    f"Cluster {cluster.name} exists: its flags, port and nodes stay as they are until it is taken down."
+                )
             dead = _dead(cluster)
             if not dead and readiness.ready(cluster):
                 say(f"Cluster {cluster.name} ({cluster.size}) is already up: {cluster.paths.kubeconfig}")
@@ -97,13 +106,13 @@ def _create(request: Request) -> Spec:
     if request.size == "node":
         debian.install_missing()
     preflight.check(request.size, request.name, request.port)
-    build_all(OF_SIZE[request.size])
+    build_all([*OF_SIZE[request.size], *([KWOK] if request.kwok_nodes else [])])
     with locked(clusters_root() / ".ports.lock"):
         taken = {port for other in spec.load_all() for port in other.ports.values()}
         chosen = ports.choose(request.name, spec.port_names(request.size), taken)
         if request.port is not None:
             chosen["api"] = request.port
-        cluster = Spec(request.name, request.size, boot_id(), chosen, request.extra_flags)
+        cluster = Spec(request.name, request.size, boot_id(), chosen, request.extra_flags, request.kwok_nodes)
         cluster.save()
     from localcluster import certs  # a third of a second, which no other verb needs to wait for
 
@@ -115,7 +124,7 @@ def _start(cluster: Spec) -> None:
     running = records(cluster)
     configs.write_all(cluster)
     api = Api(cluster.server, cluster.pki)
-    order = components.of_size(cluster.size)
+    order = components.of(cluster)
     first, last = _split(order)
     if cluster.has_node:
         node.prepare_network(cluster)
@@ -163,12 +172,12 @@ def _wait(cluster: Spec, running: Registry, started: tuple[str, ...], what: str,
 
 def _dead(cluster: Spec) -> list[str]:
     running = records(cluster)
-    return [f"{component} is dead" for component in components.of_size(cluster.size) if not running.alive(component)]
+    return [f"{component} is dead" for component in components.of(cluster) if not running.alive(component)]
 
 
 def _remove(cluster: Spec, purge: bool) -> None:
     running = records(cluster)
-    order = components.of_size(cluster.size)
+    order = components.of(cluster)
     first, last = _split(order)
     # The API server and etcd have nothing to save: their state is about to be deleted.
     if cluster.has_node:

@@ -10,6 +10,8 @@ from localcluster.spec import API_SERVICE_ADDRESS, LOOPBACK, NODE_NAME, SERVICE_
 
 Command = list[str]
 
+KWOK_ANNOTATION = "kwok.x-k8s.io/node"
+
 
 def config_file(spec: Spec, name: str) -> Path:
     """A configuration file of the cluster; kubeconfigs of components are among them."""
@@ -167,6 +169,21 @@ def provisioner(spec: Spec) -> Command:
     return ["provisioner", f"--kubeconfig={_kubeconfig(spec, 'provisioner')}", f"--root={spec.paths.volumes}"]
 
 
+def kwok(spec: Spec) -> Command:
+    """Plays the kubelets of nodes that carry KWOK_ANNOTATION, by the stages in kwok.yaml. Pods get loopback addresses, so
+    that a connection to one is refused at once, or answered by whoever listens on that port of this machine."""
+    return [
+        "kwok",
+        f"--kubeconfig={spec.paths.kubeconfig}",
+        f"--config={Path(__file__).parent / 'kwok.yaml'}",
+        f"--manage-nodes-with-annotation-selector={KWOK_ANNOTATION}=fake",
+        "--cidr=127.64.0.1/10",
+        f"--node-ip={LOOPBACK}",
+        "--node-lease-duration-seconds=0",
+        "--v=WARN",
+    ]
+
+
 BUILDERS: dict[str, Callable[[Spec], Command]] = {
     "containerd": containerd,
     "registry": registry,
@@ -178,11 +195,12 @@ BUILDERS: dict[str, Callable[[Spec], Command]] = {
     "kube-proxy": proxy,
     "coredns": coredns,
     "provisioner": provisioner,
+    "kwok": kwok,
 }
 _OF_SIZE = {
     "api": ("etcd", "kube-apiserver"),
     "control": ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"),
-    "node": tuple(BUILDERS),
+    "node": tuple(name for name in BUILDERS if name != "kwok"),
 }
 # component -> user of pki.USERS, for those that call the API server
 CLIENTS = {
@@ -196,9 +214,9 @@ CLIENTS = {
 SERVING_ADDRESSES = [LOOPBACK, API_SERVICE_ADDRESS]
 
 
-def of_size(size: str) -> tuple[str, ...]:
-    """The components of a cluster of SIZE, in the order of their starting."""
-    return _OF_SIZE[size]
+def of(spec: Spec) -> tuple[str, ...]:
+    """The components of a cluster, in the order of their starting."""
+    return (*_OF_SIZE[spec.size], *(("kwok",) if spec.kwok_nodes else ()))
 
 
 def command(spec: Spec, component: str) -> Command:

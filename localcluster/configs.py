@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from localcluster import kubeconfig
-from localcluster.components import CLIENTS, config_file, of_size
+from localcluster.components import CLIENTS, config_file, of
 from localcluster.debian import cni_folder
 from localcluster.spec import (
     BRIDGE,
@@ -24,7 +24,7 @@ from localcluster.spec import (
 def write_all(spec: Spec) -> None:
     """Write every file that the cluster's components read."""
     spec.paths.config.mkdir(parents=True, exist_ok=True)
-    for component in of_size(spec.size):
+    for component in of(spec):
         if user := CLIENTS.get(component):
             rendered = kubeconfig.render(spec.name, spec.server, spec.pki, user)
             _write(spec, f"{component}.kubeconfig", rendered, mode=0o600)

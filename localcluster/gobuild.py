@@ -20,16 +20,19 @@ _STAMP = "k8s.io/component-base/version"
 
 @dataclass(frozen=True)
 class Program:
-    """A Go main package under ``go/<name>`` and the module whose version it carries."""
+    """A Go main package in ``go/<name>``, or in SOURCES, and the module whose version it carries."""
 
     name: str
     module: str | None
     usual_time: str
+    package: str = "."
+    """A ``tool`` of the go.mod where the main package is another module's."""
+    folder_of_sources: Path | None = None
 
     @property
     def sources(self) -> Path:
         """The folder with go.mod, go.sum and the sources."""
-        return GO_SOURCES / self.name
+        return self.folder_of_sources or GO_SOURCES / self.name
 
     @property
     def _go_mod(self) -> str:
@@ -79,6 +82,7 @@ KUBE = Program("kube", "k8s.io/kubernetes", "about 6 minutes on 2 cores")
 COREDNS = Program("coredns", "github.com/coredns/coredns", "about 75 seconds")
 REGISTRY = Program("registry", "github.com/distribution/distribution/v3", "about 100 seconds")
 PAUSE = Program("pause", None, "seconds")
+KWOK = Program("kwok", "sigs.k8s.io/kwok", "about 90 seconds", "sigs.k8s.io/kwok/cmd/kwok")
 
 OF_SIZE: dict[str, tuple[Program, ...]] = {
     "api": (KUBE,),
@@ -94,7 +98,8 @@ def binary(program: Program) -> Path:
         go = toolchain.go(program.needed_go)
         title = f"Building {program.name} {program.version} (once; {program.usual_time})"
         log = target.with_name(f"{program.folder.name}.log")
-        command = [str(go), "build", "-v", "-o", str(target / program.name), f"-ldflags={program.linker_flags}", "."]
+        command = [str(go), "build", "-v", "-o", str(target / program.name), f"-ldflags={program.linker_flags}"]
+        command.append(program.package)
         with progress(title, lambda: f"{_lines(log)} packages"), log.open("w") as output:
             done = subprocess.run(
                 command, cwd=program.sources, env=toolchain.environment(), stderr=output, stdout=output, check=False

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from localcluster.addons import STORAGE_CLASS
+from localcluster.addons import STORAGE_CLASS, kwok_node
 from localcluster.api import Api
 from localcluster.spec import API_SERVICE_ADDRESS, DNS_SERVICE_ADDRESS, LOOPBACK, NODE_NAME, REGISTRY_PORT, Spec
 
@@ -38,13 +38,15 @@ def conditions(cluster: Spec) -> list[Condition]:
             "the default service account", lambda: _exists(api, "/api/v1/namespaces/default/serviceaccounts/default")
         ),
     ]
+    if cluster.kwok_nodes:
+        found.append(Condition("the KWOK nodes", lambda: _node_ready(api, kwok_node(cluster.kwok_nodes - 1))))
     if cluster.has_node:
         found += [
             Condition(
                 "the storage class", lambda: _exists(api, f"/apis/storage.k8s.io/v1/storageclasses/{STORAGE_CLASS}")
             ),
             Condition("the image registry", registry_answers),
-            Condition(f"node {NODE_NAME}", lambda: _node_ready(api)),
+            Condition(f"node {NODE_NAME}", lambda: _node_ready(api, NODE_NAME)),
             Condition("the cluster's DNS", _dns_answers),
         ]
     return found
@@ -64,8 +66,8 @@ def _exists(api: Api, path: str) -> bool:
     return _quietly(lambda: api.get(path)) is not None
 
 
-def _node_ready(api: Api) -> bool:
-    found = _quietly(lambda: api.get(f"/api/v1/nodes/{NODE_NAME}"))
+def _node_ready(api: Api, name: str) -> bool:
+    found = _quietly(lambda: api.get(f"/api/v1/nodes/{name}"))
     return any(
         c["type"] == "Ready" and c["status"] == "True" for c in (found or {}).get("status", {}).get("conditions", [])
     )

@@ -54,6 +54,8 @@ class Spec:
     boot: str
     ports: dict[str, int]
     extra_flags: dict[str, list[str]] = field(default_factory=dict)
+    kwok_nodes: int = 0
+    """Nodes that KWOK plays, in a cluster of size control."""
 
     @property
     def has_node(self) -> bool:

@@ -20,7 +20,7 @@ def show(name: str, output: str) -> int:
     unmet = [condition.what for condition in readiness.conditions(cluster) if not condition.holds()]
     parts = [
         {"name": part, "alive": running.alive(part), "pid": _pid(running.get(part)), "log": str(running.log(part))}
-        for part in components.of_size(cluster.size)
+        for part in components.of(cluster)
     ]
     ready = not unmet and all(part["alive"] for part in parts)
     report = {

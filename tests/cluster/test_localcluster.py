@@ -120,6 +120,57 @@ def test_the_job_controller_makes_pods_and_nodes_can_be_made_up(control: Api) ->
     assert wait_until(placed, 60)
 
 
+def test_kwok_pods_end_as_their_annotations_say(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path_factory.mktemp("k")
+    monkeypatch.setenv("XDG_STATE_HOME", str(folder))
+    try:
+        started = localcluster(folder, "up", "--size", "control", "--name", "k", "--kwok", "2")
+        assert started.returncode == 0, started.stderr
+        cluster = spec.load("k")
+        assert cluster is not None
+        api = Api(cluster.server, cluster.pki)
+        pods = "/api/v1/namespaces/default/pods"
+        message = json.dumps({"text": "a \"quoted\" one: it's 'x'"})
+        for name, annotations in (
+            ("ends", {"run-for": "0.5s", "exit-code": "3", "message": message}),
+            ("stays", {"stop-exit-code": "5", "stop-message": "saved"}),
+        ):
+            pod = {
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "metadata": {
+                    "name": name,
+                    "annotations": {f"localcluster/{key}": value for key, value in annotations.items()},
+                    "finalizers": ["example.com/kept"],
+                },
+                "spec": {
+                    "restartPolicy": "Never",
+                    "containers": [{"name": "c", "image": "none", "resources": {"limits": {"nvidia.com/gpu": "8"}}}],
+                },
+            }
+            api.apply(f"{pods}/{name}", pod)
+
+        def phase(name: str) -> str:
+            return str((api.get(f"{pods}/{name}") or {})["status"].get("phase"))
+
+        def ended(name: str) -> dict[str, Any]:
+            assert wait_until(lambda: phase(name) == "Failed", 30)
+            status = (api.get(f"{pods}/{name}") or {})["status"]
+            terminated: dict[str, Any] = status["containerStatuses"][0]["state"]["terminated"]
+            return terminated
+
+        first = ended("ends")
+        assert (first["exitCode"], first["message"]) == (3, message)
+        assert wait_until(lambda: phase("stays") == "Running", 30)
+        api.delete(f"{pods}/stays")
+        last = ended("stays")
+        assert (last["exitCode"], last["message"]) == (5, "saved")
+    finally:
+        localcluster(folder, "down", "--name", "k")
+
+
 def test_up_again_changes_nothing(state: Path) -> None:
     before = pids(state, "one")
     again = localcluster(state, "up", "--size", "control", "--name", "one")
