@@ -217,10 +217,6 @@ class WorkQueue:
         self.clear()
         self._available.set()
 
-    def open(self) -> None:
-        """Take work again after `close`."""
-        self._closed = False
-
     def clear(self) -> None:
         """Forget what waits. Keys in work stay."""
         for timer in self._later.values():
