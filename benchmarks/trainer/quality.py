@@ -52,7 +52,7 @@ class Stages:
             "compute": {"device": "cpu", "strategy": "ddp"},
             "evaluation": {"metrics": ["loss"]},
             "workspace": {"uri": "pvc://scratch"},
-            "output": {"uri": "pvc://scratch/out"},
+            "output": {"uri": f"pvc://scratch/out/{name}"},
         }
         for stage in ("prepare", "train"):
             config = RunConfig(

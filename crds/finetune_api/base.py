@@ -23,6 +23,30 @@ class ApiModel(BaseModel):
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
+class StatusModel(ApiModel):
+    """A part of a status. Fields of another version are kept, so that writing it back loses none of them."""
+
+    model_config = ApiModel.model_config | {"extra": "allow"}
+
+
+def known_fields(annotation: Any, value: Any) -> Any:
+    """`value` without the fields that the models in `annotation` do not have."""
+    if isinstance(value, list):
+        return [known_fields(annotation, item) for item in value]
+    model = _model_in(annotation)
+    if model is None or not isinstance(value, dict):
+        return value
+    fields = {field.alias or name: field.annotation for name, field in model.model_fields.items()}
+    return {name: known_fields(fields[name], item) for name, item in value.items() if name in fields}
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    models = (_model_in(argument) for argument in getattr(annotation, "__args__", ()))
+    return next((model for model in models if model is not None), None)
+
+
 def schema(**keywords: Any) -> dict[str, Any]:
     """Keywords that `crdgen` copies into the structural schema as they stand (x-kubernetes-*, format ...)."""
     return keywords

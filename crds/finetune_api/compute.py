@@ -83,6 +83,10 @@ class ComputeSpec(ApiModel, Ruled):
     gpu_memory: Annotated[str, Field(max_length=16, pattern=r"^[1-9][0-9]*(Mi|Gi)$")] | None = Field(
         default=None, description="Memory of one GPU. Absent: that of gpuType."
     )
+    shared_memory: Annotated[str, Field(max_length=16, pattern=r"^[1-9][0-9]*(Mi|Gi)$")] | None = Field(
+        default=None,
+        description="Size of /dev/shm in training pods; what is used of it counts as memory of the pod. Absent: not limited on cuda, the container runtime's 64 MiB on cpu.",
+    )
     strategy: Strategy | None = Field(
         default=None,
         description="ddp keeps everything on each process; DeepSpeed's zero1 shards optimizer states, zero2 gradients too, zero3 weights too; fsdp2 is PyTorch's own full sharding. Absent: the fastest that fits; zero2 for several processes where the GPU is not known.",

@@ -114,6 +114,11 @@ class RunConfig(ApiModel):
     def layout(self) -> Layout:
         return Layout(self.path(self.spec.workspace) / self.job.uid / self.job.run)
 
+    @property
+    def attempt_uri(self) -> str:
+        """The attempt's folder on the workspace, as people name it."""
+        return f"{self.spec.workspace.uri.rstrip('/')}/{self.job.uid}/{self.job.run}/attempt-{self.attempt}"
+
     def path(self, location: Place) -> Path:
         """Where a pvc or file location lies on this machine."""
         return location.parsed.on_disk(self.claims_root)
@@ -201,6 +206,16 @@ class Progress(ApiModel):
     world_size: int = 1
     resumed_from_step: int | None = None
     last_checkpoint: CheckpointStatus | None = None
+    step_seconds: float | None = Field(
+        default=None, ge=0, description="Duration of a step, over the last log interval."
+    )
+    checkpoint_seconds: float | None = Field(default=None, ge=0, description="As in TerminationMessage.")
+    slowest_rank: int | None = Field(
+        default=None, ge=0, description="The rank whose forward passes took longest over the last 20 steps or more."
+    )
+    step_time_skew: float | None = Field(
+        default=None, ge=1, description="Its time over the median rank's (of two ranks: over the other's)."
+    )
     updated: float = Field(default=0, description="Unix time in seconds at which the trainer wrote this.")
 
 
@@ -218,9 +233,19 @@ class TerminationMessage(ApiModel):
         default=0, description="Unix time in seconds: the earliest failing rank is the one that counts."
     )
     cause: Cause | None = None
-    step: int | None = None
+    step: int | None = Field(
+        default=None, description="The last step that was done. Steps lost: this minus last_checkpoint.step."
+    )
     resumed_from_step: int | None = None
     last_checkpoint: CheckpointStatus | None = None
+    step_seconds: float | None = Field(default=None, description="Duration of a step, over the last log interval.")
+    checkpoint_seconds: float | None = Field(
+        default=None,
+        description="From taking the last checkpoint to its seal. A stop needs the rest of a step and this, twice if one is being written.",
+    )
+    stacks: str | None = Field(
+        default=None, description="Folder on the workspace with the stack dumps of a hang or a lost peer, as a URI."
+    )
     metrics: dict[str, float] = Field(default_factory=dict, description="Final loss, eval_loss, tokens_per_second ...")
     data: DataStatus | None = None
     plan: PlanStatus | None = None

@@ -19,7 +19,7 @@ from finetune_api.finetunejob import FineTuneJob
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
 
-MAX_BYTES = 60_000
+MAX_BYTES = 180_000
 
 COLUMNS: tuple[tuple[str, str, str, int], ...] = (
     # name, type, path, priority (1: only with -o wide)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from finetune_api import API_VERSION, KIND, checks_page, combinations_page
+from finetune_api import API_VERSION, KIND, checks_page, combinations_page, status_page
 from finetune_api.crdgen import COLUMNS, structural
 from finetune_api.location import Location
 from finetune_api.spec import FineTuneJobSpec
@@ -121,7 +121,12 @@ def _escape(meaning: str) -> str:
     return meaning.replace("|", "\\|")
 
 
-PAGES = {"reference/api.md": text, "reference/combinations.md": combinations_page.text, "checks.md": checks_page.text}
+PAGES = {
+    "reference/api.md": text,
+    "reference/combinations.md": combinations_page.text,
+    "checks.md": checks_page.text,
+    "status.md": status_page.text,
+}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -6,7 +6,7 @@ everything else is decided here, before anything runs.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -33,6 +33,10 @@ class PlatformDefaults(ApiModel):
     pods: PodSettings = Field(default_factory=PodSettings)
     gpu_hour_price: Money | None = Field(default=None, description="Of one GPU, in your currency.")
     gpu_type: str | None = Field(default=None, max_length=63, description="What most GPUs of the cluster are: h100 ...")
+    ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = Field(
+        default=None,
+        description="When a finished job's children are deleted (chart value `jobs.ttlSecondsAfterFinished`).",
+    )
 
 
 LEARNING_RATES: dict[MethodType, float] = {
@@ -120,6 +124,8 @@ def _under_defaults(spec: FineTuneJobSpec, defaults: PlatformDefaults) -> None:
         spec.budget = spec.budget.model_copy(update={"gpu_hour_price": defaults.gpu_hour_price})
     if spec.compute.gpu_type is None and spec.compute.device == "cuda":
         spec.compute.gpu_type = defaults.gpu_type
+    if spec.ttl_seconds_after_finished is None:
+        spec.ttl_seconds_after_finished = defaults.ttl_seconds_after_finished
 
 
 def _usual(spec: FineTuneJobSpec) -> None:

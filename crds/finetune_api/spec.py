@@ -40,6 +40,12 @@ class RetrySpec(ApiModel):
     infra: int = Field(
         default=3, ge=0, le=100, description="Failures of unknown or infrastructure cause, over the whole job."
     )
+    oom: int = Field(
+        default=4,
+        ge=0,
+        le=20,
+        description="Notches down the memory ladder, over the whole job: the attempt after one that ran out of memory needs less GPU memory, or its pods get more host memory; the global batch stays. Fields that the spec sets are kept, except memory in pods.*.resources. 0: none.",
+    )
 
 
 _FROZEN_LOCATION = "has(self.{0}.revision) == has(oldSelf.{0}.revision) && (!has(self.{0}.revision) || self.{0}.revision == oldSelf.{0}.revision)"
@@ -130,7 +136,7 @@ class FineTuneJobSpec(ApiModel, Ruled):
     )
     ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = Field(
         default=None,
-        description="Delete the finished job's pods, Jobs and ConfigMaps after this time; never the FineTuneJob itself.",
+        description="Delete the finished job's Jobs and pods after this time; never the FineTuneJob itself. Absent: the platform's, by default 7 days.",
     )
     run_token: str | None = Field(
         default=None,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
 
-from finetune_api.base import ApiModel, Int64, PreservedObject, schema
+from finetune_api.base import Int64, PreservedObject, StatusModel, schema
 
 Phase = Literal[
     "Pending", "Preparing", "AwaitingApproval", "Queued", "Training", "Publishing", "Suspended", "Completed", "Failed"
@@ -18,7 +18,11 @@ Time = Annotated[str, Field(json_schema_extra=schema(format="date-time"))]
 """RFC 3339 in UTC with seconds, as Kubernetes writes it: 2026-01-31T12:00:00Z."""
 
 
-class Condition(ApiModel):
+def _deprecated(instead: str, **bounds: Any) -> Any:
+    return Field(default=None, description=f"Deprecated: see {instead}.", **bounds)
+
+
+class Condition(StatusModel):
     """As metav1.Condition."""
 
     type: str
@@ -29,7 +33,7 @@ class Condition(ApiModel):
     last_transition_time: Time
 
 
-class FindingStatus(ApiModel):
+class FindingStatus(StatusModel):
     """What a check found. The report has the rows."""
 
     code: str
@@ -38,14 +42,14 @@ class FindingStatus(ApiModel):
     where: str | None = Field(default=None, description="FILE:LINE of the first row.")
 
 
-class SourceStatus(ApiModel):
+class SourceStatus(StatusModel):
     """Where something was downloaded from, pinned to what it was."""
 
     uri: str
     digest: str
 
 
-class DataStatus(ApiModel):
+class DataStatus(StatusModel):
     """What prepare found."""
 
     format: str | None = None
@@ -64,7 +68,7 @@ class DataStatus(ApiModel):
     sources: list[SourceStatus] | None = Field(default=None, max_length=16, description="What was downloaded.")
 
 
-class ChoiceStatus(ApiModel):
+class ChoiceStatus(StatusModel):
     """A field that was left out, what it became, and why."""
 
     field: str
@@ -72,7 +76,7 @@ class ChoiceStatus(ApiModel):
     why: str
 
 
-class PlanStatus(ApiModel):
+class PlanStatus(StatusModel):
     """What training will do, and what it will take."""
 
     digest: str | None = Field(default=None, description="Names this plan, for budget.approvedPlan.")
@@ -97,7 +101,7 @@ class PlanStatus(ApiModel):
     choices: list[ChoiceStatus] | None = Field(default=None, max_length=32)
 
 
-class ProgressStatus(ApiModel):
+class ProgressStatus(StatusModel):
     """How far the running stage is; at most every 15 seconds once it moves."""
 
     stage: str | None = Field(
@@ -116,7 +120,7 @@ class ProgressStatus(ApiModel):
     eval_loss: float | None = None
 
 
-class AttemptStatus(ApiModel):
+class AttemptStatus(StatusModel):
     """One Job of one stage."""
 
     stage: Stage
@@ -127,11 +131,15 @@ class AttemptStatus(ApiModel):
     outcome: Literal["Running", "Succeeded", "Stopped", "Failed", "Evicted"] = "Running"
     reason: str | None = None
     message: str | None = None
+    node: str | None = Field(default=None, description="Where the pod ran that ended the attempt.")
     resumed_from_step: int | None = None
     last_step: int | None = None
+    steps_lost: int | None = Field(
+        default=None, description="Steps since the checkpoint that the next attempt resumes from."
+    )
 
 
-class CheckpointStatus(ApiModel):
+class CheckpointStatus(StatusModel):
     """A sealed checkpoint."""
 
     step: int
@@ -140,7 +148,7 @@ class CheckpointStatus(ApiModel):
     eval_loss: float | None = None
 
 
-class MetricRow(ApiModel):
+class MetricRow(StatusModel):
     """One line of the base-against-tuned table."""
 
     metric: str
@@ -148,7 +156,7 @@ class MetricRow(ApiModel):
     tuned: float | None = None
 
 
-class EvaluationStatus(ApiModel):
+class EvaluationStatus(StatusModel):
     """Base against tuned on the test split."""
 
     rows: int | None = Field(default=None, description="Rows of the test split that were measured.")
@@ -156,7 +164,7 @@ class EvaluationStatus(ApiModel):
     metrics: list[MetricRow] | None = Field(default=None, max_length=16)
 
 
-class FailureStatus(ApiModel):
+class FailureStatus(StatusModel):
     """Why the job failed, and what to do."""
 
     code: str
@@ -169,7 +177,7 @@ class FailureStatus(ApiModel):
     retriable: bool = False
 
 
-class ArtifactsStatus(ApiModel):
+class ArtifactsStatus(StatusModel):
     """Where the result lies."""
 
     uri: str
@@ -179,7 +187,15 @@ class ArtifactsStatus(ApiModel):
     digest: str | None = Field(default=None, description="sha256 of SHA256SUMS, which lists every file.")
 
 
-class FineTuneJobStatus(ApiModel):
+class UsageStatus(StatusModel):
+    """What the training has used, over all attempts of this run."""
+
+    train_seconds: Int64 | None = Field(default=None, description="Seconds in which all training pods ran.")
+    gpu_seconds: Int64 | None = Field(default=None, description="The same times their GPUs.")
+    cost: float | None = Field(default=None, description="By spec.budget.gpuHourPrice.")
+
+
+class FineTuneJobStatus(StatusModel):
     """Written by the operator alone."""
 
     observed_generation: Int64 = -1
@@ -193,25 +209,36 @@ class FineTuneJobStatus(ApiModel):
     )
     run: str | None = Field(default=None, description="Name of this run: changes with spec.runToken.")
     gpus: int | None = Field(default=None, description="GPUs that training holds: nodes * gpusPerNode.")
-    effective: PreservedObject | None = Field(
-        default=None, description="The spec with every absent field decided, without pods."
-    )
-    defaults: PreservedObject | None = Field(
-        default=None, description="The platform's defaults as they were when the job was accepted."
-    )
     data: DataStatus | None = None
-    facts: PreservedObject | None = Field(default=None, description="Of model and data.")
-    decided: PreservedObject | None = Field(default=None, description="What the data decided of absent fields.")
     plan: PlanStatus | None = None
     progress: ProgressStatus | None = None
     attempts: list[AttemptStatus] | None = Field(default=None, max_length=20, description="The newest ones.")
-    infra_failures: int | None = Field(default=None, description="Failures counted against retry.infra.")
-    checkpoints: list[CheckpointStatus] | None = Field(default=None, max_length=10)
     last_checkpoint: CheckpointStatus | None = None
     evaluation: EvaluationStatus | None = None
     failure: FailureStatus | None = None
     artifacts: ArtifactsStatus | None = None
-    gpu_seconds: Int64 | None = Field(default=None, description="GPUs times the seconds in which training pods ran.")
-    train_seconds: Int64 | None = Field(default=None, description="Seconds in which training pods ran.")
+    usage: UsageStatus | None = None
     start_time: Time | None = None
     completion_time: Time | None = None
+    state: str | None = Field(
+        default=None,
+        max_length=262144,
+        description="For the operator alone; `ftj describe --effective` prints the resolved spec that is in it.",
+    )
+
+    # Of version 0.1: read where `state` and `usage` are missing, and left as they are.
+    effective: PreservedObject | None = _deprecated("state")
+    defaults: PreservedObject | None = _deprecated("state")
+    facts: PreservedObject | None = _deprecated("state")
+    decided: PreservedObject | None = _deprecated("state")
+    infra_failures: int | None = _deprecated("state")
+    checkpoints: list[CheckpointStatus] | None = _deprecated("lastCheckpoint", max_length=10)
+    gpu_seconds: Int64 | None = _deprecated("usage")
+    train_seconds: Int64 | None = _deprecated("usage")
+
+    @property
+    def used(self) -> UsageStatus:
+        """`usage`, also of a status that version 0.1 wrote."""
+        if self.usage is not None:
+            return self.usage
+        return UsageStatus(train_seconds=self.train_seconds, gpu_seconds=self.gpu_seconds)

@@ -16,6 +16,9 @@ from finetune_api.crdgen import structural
 from finetune_api.effective import PlatformDefaults
 from finetune_api.pods import PodSettings
 
+_ELSEWHERE = ("pods", "ttlSecondsAfterFinished")
+"""Not in `trainer.defaults`: the pods' fields are its top level, and the other is the value `jobs.ttlSecondsAfterFinished`."""
+
 
 def json_schema(node: Any) -> Any:
     """A structural schema as draft-07, as far as `PodSettings` needs it: unknown fields are refused, quantities may be numbers."""
@@ -38,7 +41,7 @@ def text(current: str) -> str:
     """The schema file with the generated definition in its place."""
     schema = json.loads(current)
     pods, beside = json_schema(structural(PodSettings)), json_schema(structural(PlatformDefaults))
-    pods["properties"] |= {name: node for name, node in beside["properties"].items() if name != "pods"}
+    pods["properties"] |= {name: node for name, node in beside["properties"].items() if name not in _ELSEWHERE}
     schema["definitions"]["platformDefaults"] = pods
     return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
 

@@ -113,7 +113,9 @@ def test_rights_as_granted(tools: Tools, eventually: Callable[..., Any]) -> None
         ("list", "finetunejobs.finetune.dev"),
         ("patch", "finetunejobs.finetune.dev/status"),
         ("create", "jobs.batch"),
+        ("get", "pods"),
         ("list", "pods"),
+        ("get", "nodes"),
         ("create", "events.events.k8s.io"),
     ):
         assert tools.may(verb, resource, *everywhere), (verb, resource)
@@ -124,11 +126,16 @@ def test_rights_as_granted(tools: Tools, eventually: Callable[..., Any]) -> None
         ("create", "pods"),
         ("create", "pods/exec"),
         ("delete", "persistentvolumeclaims"),
-        ("get", "nodes"),
+        ("list", "nodes"),
+        ("create", "leases.coordination.k8s.io"),
         ("create", "clusterrolebindings"),
         ("*", "*"),
     ):
         assert not tools.may(verb, resource, *everywhere), (verb, resource)
+    lease = "leases.coordination.k8s.io/finetune-operator"
+    for name, allowed in ((lease, True), (f"{lease}-of-another", False)):
+        command = ("auth", "can-i", "update", name, "--as", ACCOUNT, "-n", SYSTEM)
+        assert (tools.kubectl(*command, check=False) == "yes") is allowed, name
     for person, role in (("reader", "view"), ("editor", "edit")):
         binding = {
             "apiVersion": "rbac.authorization.k8s.io/v1",
@@ -151,4 +158,5 @@ def test_a_namespaced_operator_has_rights_nowhere_else(tools: Tools) -> None:
     tools.helm("upgrade", str(CHART), "--install", "--create-namespace", "--set", "watchNamespaces={team-a}")
     assert tools.may("create", "jobs.batch", "-n", "team-a")
     assert not tools.may("create", "jobs.batch", "-n", "team-b")
+    assert not tools.may("get", "nodes", "--all-namespaces")
     assert not tools.may("list", "finetunejobs.finetune.dev", "--all-namespaces")

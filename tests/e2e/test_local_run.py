@@ -60,9 +60,9 @@ LlamaForCausalLM(config).save_pretrained({str(folder)!r})
     return root
 
 
-def start(claims: Path, manifest: Path, *arguments: str) -> subprocess.Popen[str]:
+def start(claims: Path, manifest: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-u", "-m", "finetune_cli", "run", "--local", str(manifest), "--claims", str(claims)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **environment}
     return subprocess.Popen(
         [*command, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -171,11 +171,11 @@ def test_a_plan_is_made_approved_and_stopped_by_its_budget(claims: Path, tmp_pat
     assert code == 3
     assert out.splitlines()[-1].endswith(f"give --approve, or set spec.budget.approvedPlan: {digest}")
     _, spent = status()
-    file.write_text(json.dumps(spent | {"trainSeconds": 1000}))
+    file.write_text(json.dumps(spent | {"usage": {"trainSeconds": 1000}}))
     code, out = run("--approve", budget={"approval": "Manual", "maxDuration": "1003s"})
     assert code == 5, out
-    assert "Stopping: spec.budget.maxDuration: trained for" in out
-    assert "raise it, and the same command goes on" in out.splitlines()[-1]
+    assert "Stopping: spec.budget.maxDuration: training has run for" in out
+    assert "raise it, and the same command resumes" in out.splitlines()[-1]
     code, out = run(budget={"approval": "Manual", "maxDuration": "2h"})
     assert code == 0, out
     assert out.splitlines()[-1].startswith("gated completed")
@@ -217,3 +217,30 @@ def test_validate_and_plan_say_what_a_run_would(claims: Path, tmp_path: Path) ->
     (written,) = [file for file in tmp_path.glob("bad*.jsonl") if file.name != "bad.jsonl"]
     assert len(written.read_text().splitlines()) == 9
     assert ftj("validate", written.name, cwd=tmp_path).returncode == 0
+
+
+SHORT_OF_MEMORY = """
+import finetune_trainer.train.step as steps
+take = steps.Stepper.take
+def short(self, step, rate):
+    if step == 12 and self._budget == 2048:
+        raise steps.shortage.OutOfMemory("memory ran out", code="OutOfMemory", remedy="none")
+    return take(self, step, rate)
+steps.Stepper.take = short
+"""
+"""For sitecustomize: a step runs out of memory as long as no notch was taken."""
+
+
+def test_out_of_memory_takes_a_notch_and_resumes(claims: Path, tmp_path: Path) -> None:
+    others = set((claims / "scratch").glob("*/*/status.json"))
+    (tmp_path / "sitecustomize.py").write_text(SHORT_OF_MEMORY)
+    manifest = manifest_with(tmp_path, mode="Run")
+    code, out, err = ends(start(claims, manifest, PYTHONPATH=f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"))
+    (file,) = set((claims / "scratch").glob("*/*/status.json")) - others
+    status, (notch,) = json.loads(file.read_text()), json.loads((file.parent / "notches.json").read_text())
+    assert (code, err) == (0, "")
+    assert f"The training ran out of memory. {notch['sentence']}." in out
+    first, second = [attempt for attempt in status["attempts"] if attempt["stage"] == "train"]
+    assert (first["reason"], second["outcome"]) == ("OutOfMemory", "Succeeded")
+    assert second["resumedFromStep"] >= 10
+    assert json.loads(status["state"])["effective"]["compute"]["microBatchTokens"] == int(notch["after"])

@@ -56,7 +56,7 @@ def test_a_plan_is_made_approved_stopped_by_its_budget_and_ends_well(
     choices = {choice["field"]: choice for choice in plan["choices"]}
     for field in ("training.learningRate", "training.globalBatchSize", "training.epochs", "training.schedule"):
         group, leaf = field.split(".")
-        shown = job["status"]["effective"][group][leaf]
+        shown = json.loads(job["status"]["state"])["effective"][group][leaf]
         assert choices[field]["why"], field
         assert choices[field]["value"] in (str(shown), f"{shown:g}" if isinstance(shown, float) else shown), field
     approved = cluster.run("ftj", "approve", name, "-n", team, "--plan", plan["digest"], "--yes")

@@ -260,11 +260,11 @@ def make_job(claims: Path) -> Iterator[Callable[..., Job]]:
             },
         )
         jobs.append(job)
-        if own_data:
+        if own_data or not prepared:
             job.run("prepare")
-        elif not prepared:
-            job.run("prepare")
-            prepared["folder"] = job.folder / "prepared"
+            (claims / "out" / ".finetune-reserved-result.json").unlink()  # all jobs name the same output
+            if not own_data:
+                prepared["folder"] = job.folder / "prepared"
         else:  # the same rows, tokenizer and batch: the same shards
             shutil.copytree(prepared["folder"], job.folder / "prepared")
         return job

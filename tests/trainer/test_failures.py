@@ -96,6 +96,7 @@ def test_a_hang_leaves_the_stacks_of_all_ranks_of_its_pod(make_job) -> None:
         frozen.resume()
     assert pod.wait() == 7
     assert pod.message().cause.code == "Hang"
+    assert pod.message().stacks == "pvc://scratch/hang-stacks/abcde/attempt-1"
     for rank in (0, 1):
         assert "loop.py" in (job.folder / "attempt-1" / f"stacks-rank-{rank}.txt").read_text()
 

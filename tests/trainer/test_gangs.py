@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,39 @@ def test_stop_of_one_pod_stops_all_with_a_checkpoint(preempted: Any) -> None:
     first, second = (pod.message() for pod in preempted.first)
     assert first.outcome == second.outcome == "stopped"
     assert first.step == second.step == first.last_checkpoint.step < preempted.steps
+    for message in (first, second):
+        assert 0 < message.checkpoint_seconds < 60
+        assert 0 < message.step_seconds < 60
+        assert (message.resumed_from_step, message.stacks) == (None, None)
     assert "DeepSpeedEngine over 2 ranks: strategy zero2" in preempted.first[0].said()
+
+
+def test_steps_lost_by_a_killed_rank_are_known(preempted: Any) -> None:
+    message = preempted.second.message()
+    assert message.resumed_from_step == preempted.first[0].message().step
+    assert 0 <= message.step - message.last_checkpoint.step <= 4
+    assert preempted.second.message().checkpoint_seconds > 0
+
+
+def test_a_slow_rank_is_named(make_job) -> None:
+    """Rank 1 is held up for most of the time, as by a hot GPU: both ranks' steps take longer, but only its own work does."""
+    training = {"maxSteps": 1000, "globalBatchSize": 8, "learningRate": 0.01}
+    job = make_job("slow", training=training, checkpoint={"everySteps": 1000}, own_data=True)
+    (pod,) = job.start(processesPerNode=2, strategy="ddp")
+    pod.wait_for_step(1)
+    slow = next(worker for worker in pod.workers() if worker.environ()["RANK"] == "1")
+    while "rank 1 is slow" not in pod.said():
+        assert pod.process.poll() is None, pod.said()
+        slow.suspend()
+        time.sleep(0.03)
+        slow.resume()
+        time.sleep(0.005)
+    progress = json.loads(pod.get("/progress"))
+    pod.process.send_signal(signal.SIGTERM)
+    assert progress["slowestRank"] == 1
+    assert progress["stepTimeSkew"] > 1.5
+    assert progress["stepSeconds"] > 0
+    assert pod.wait() == 5
 
 
 def test_progress_is_served_while_training(preempted: Any) -> None:

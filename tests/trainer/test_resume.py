@@ -98,8 +98,19 @@ def test_stop_and_end_wait_for_the_writer(
     with pytest.raises(Stopped):
         job.here(attempt=2, stop_when=lambda progress: progress.step == 46)
     assert json.loads((job.folder / "checkpoints" / "step-47" / "state.json").read_text())["step"] == 47
-    job.here(attempt=3)
+    assert job.here(attempt=3).known["checkpoint_seconds"] > 0
     assert_same_end(job, undisturbed, within=0.0)
+
+
+def test_resumes_after_notches_down_the_memory_ladder(make_job: Callable[..., Any], undisturbed: Any) -> None:
+    """Activation checkpointing and smaller micro-batches between two attempts are the same training."""
+    job = make_job("notched", method=FULL, evaluation={"metrics": ["loss"]})
+    with pytest.raises(Stopped):
+        job.here(stop_when=lambda progress: progress.step == 20)
+    job.spec["training"] = {**job.spec["training"], "activationCheckpointing": "full"}
+    context = job.here(attempt=2, microBatchTokens=48)
+    assert context.known["resumed_from_step"] >= 20
+    assert_same_end(job, undisturbed, within=APART)
 
 
 @pytest.fixture(scope="module")

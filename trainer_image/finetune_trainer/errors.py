@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+
 from finetune_api.contract import Cause, ExitCode
 
 
@@ -53,3 +58,31 @@ def first_line(error: BaseException) -> str:
     """What a library said, shortened to one line."""
     lines = str(error).strip().splitlines()
     return (lines[0] if lines else type(error).__name__)[:300]
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+_USERS_TO_FIX = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+
+
+@contextlib.contextmanager
+def accessing(field: str, uri: str) -> Iterator[None]:
+    """Around reads and writes of a user's location: what only the user can fix becomes BadInput (NotFound, StorageFull).
+
+    Other OSErrors, such as those of a network volume, are raised as they are and retried.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            raise BadInput(
+                f"{field}: {uri} is full",
+                code="StorageFull",
+                remedy="name a larger volume, or delete what is no longer needed on it",
+            ) from error
+        if error.errno not in _USERS_TO_FIX:
+            raise
+        raise BadInput(
+            f"{field}: {uri} cannot be read and written by user {os.geteuid()}: {error.strerror}",
+            code="NotFound",
+            remedy="give that user or its group read and write permission on the folder and those above it, or set spec.pods.common.securityContext.fsGroup",
+        ) from error

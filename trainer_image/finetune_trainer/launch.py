@@ -33,7 +33,7 @@ from finetune_api.status import Stage
 from pydantic import ValidationError
 
 from finetune_trainer import environment, progress, stop, termination
-from finetune_trainer.errors import BadInput, StageError
+from finetune_trainer.errors import BadInput, StageError, accessing
 from finetune_trainer.settled import settle
 
 GRACE_SECONDS = 20.0
@@ -102,14 +102,8 @@ def _scratch(stage: Stage, node: int) -> Path:
 
 def _log_folder(config: RunConfig) -> Path:
     folder = config.layout.attempt(config.attempt)
-    try:
+    with accessing("spec.workspace.uri", config.spec.workspace.uri):
         folder.mkdir(parents=True, exist_ok=True)
-    except PermissionError as error:
-        raise BadInput(
-            f"spec.workspace: user {os.getuid()} may not write to {folder}",
-            code="InvalidSpec",
-            remedy="set pods.common.securityContext.fsGroup, or open the folder's permissions",
-        ) from error
     return folder
 
 
@@ -175,14 +169,18 @@ class Gang:
                     self._pump(key.data)
             self._reap()
             self._end_the_rest()
+        dumped = False
         for worker in self._workers:
             with contextlib.suppress(ProcessLookupError, PermissionError):  # what it may have left running
                 os.killpg(worker.process.pid, signal.SIGKILL)
             self._pump(worker, last=True)
-            self._keep_stacks(worker)
-        return termination.verdict(
+            dumped |= self._keep_stacks(worker)
+        verdict = termination.verdict(
             [self._record(worker, (environment.oom_kills() or 0) > ooms) for worker in self._workers]
         )
+        if dumped and verdict.outcome == "failed":
+            return verdict.model_copy(update={"stacks": self._config.attempt_uri})
+        return verdict
 
     def _listen(self) -> int:
         read, write = os.pipe()
@@ -273,14 +271,16 @@ class Gang:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(worker.process.pid, signal.SIGKILL)
 
-    def _keep_stacks(self, worker: Worker) -> None:
-        """Put them where they outlive the pod, unless the worker did so itself."""
-        stacks = termination.stacks_path(self._folder, worker.rank)
-        if self._log_folder is not None and stacks.exists() and stacks.stat().st_size:
-            kept = termination.stacks_path(self._log_folder, worker.rank)
-            if not kept.exists():
-                with contextlib.suppress(OSError):
-                    shutil.copyfile(stacks, kept)
+    def _keep_stacks(self, worker: Worker) -> bool:
+        """Put them where they outlive the pod, unless the worker did so itself. Whether there are any."""
+        if self._log_folder is None:
+            return False
+        stacks, kept = (termination.stacks_path(folder, worker.rank) for folder in (self._folder, self._log_folder))
+        with contextlib.suppress(OSError):
+            if not kept.exists() and stacks.stat().st_size:
+                shutil.copyfile(stacks, kept)
+            return kept.exists()
+        return False
 
     def _record(self, worker: Worker, oom_killed: bool) -> TerminationMessage:
         record = termination.read_record(self._folder, worker.rank)

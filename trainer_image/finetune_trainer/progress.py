@@ -32,6 +32,15 @@ _METRICS = (
         "Tokens of rows, padding not counted, over the whole gang.",
     ),
     ("eta_seconds", "finetune_eta_seconds", "gauge", "Seconds until the stage is done."),
+    ("step_seconds", "finetune_step_seconds", "gauge", "Duration of a step."),
+    ("checkpoint_seconds", "finetune_checkpoint_seconds", "gauge", "Duration of the last checkpoint, to its seal."),
+    (
+        "step_time_skew",
+        "finetune_step_time_skew_ratio",
+        "gauge",
+        "Forward time of the slowest rank over that of the median rank.",
+    ),
+    ("slowest_rank", "finetune_slowest_rank", "gauge", "The rank that step_time_skew is about."),
     ("world_size", "finetune_world_size", "gauge", "Processes of the gang."),
     ("updated", "finetune_updated_timestamp_seconds", "gauge", "Unix time of this state."),
 )

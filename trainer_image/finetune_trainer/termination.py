@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import signal
@@ -13,10 +12,9 @@ from typing import Any
 from finetune_api.contract import ENV_TERMINATION_LOG, TERMINATION_LOG, Cause, ExitCode, TerminationMessage
 from finetune_api.status import Stage
 
-from finetune_trainer.errors import StageError, Stopped
+from finetune_trainer.errors import FULL, StageError, Stopped
 
 _UNKNOWN = 1
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "'out of memory'", "CUBLAS_STATUS_ALLOC_FAILED")
 _ASKED_BYTES = re.compile(r"you tried to allocate (\d+) bytes")  # torch, on a CPU
 _ASKED = re.compile(r"(?:Tried|Unable) to allocate ([\d.]+ [KMGTPE]?i?B)")  # torch on CUDA, numpy
@@ -56,18 +54,18 @@ def outcome_of(
         return TerminationMessage(
             stage=stage, outcome="succeeded", exit_code=ExitCode.DONE, rank=rank, time=now, **known
         )
-    code, cause = classify(error)
+    code, cause = classify(error, stage)
     outcome = "stopped" if isinstance(error, Stopped) else "failed"
     return TerminationMessage(stage=stage, outcome=outcome, exit_code=code, rank=rank, time=now, cause=cause, **known)
 
 
-def classify(error: BaseException) -> tuple[int, Cause]:
-    """Exit code and cause of any exception, ours or a library's."""
+def classify(error: BaseException, stage: Stage = "train") -> tuple[int, Cause]:
+    """Exit code and cause of any exception in `stage`, ours or a library's."""
     if isinstance(error, StageError):
         return int(error.exit_code), error.cause
     kinds = {kind.__name__ for kind in type(error).__mro__}
     text = " ".join(str(error).split()) or type(error).__name__
-    if (isinstance(error, OSError) and error.errno in _FULL) or "No space left on device" in text:
+    if (isinstance(error, OSError) and error.errno in FULL) or "No space left on device" in text:
         return _UNKNOWN, Cause(
             code="StorageFull",
             message=f"no space is left on the volume of {getattr(error, 'filename', None) or 'the workspace'}; what was sealed before is intact",
@@ -77,7 +75,7 @@ def classify(error: BaseException) -> tuple[int, Cause]:
         return ExitCode.OUT_OF_MEMORY, Cause(
             code="OutOfMemory",
             message=f"memory ran out: {allocation(error)}",
-            remedy="lower data.maxLength, raise compute.nodes, or use larger GPUs or memory limits",
+            remedy=_more_memory(stage, "lower spec.data.maxLength, raise spec.compute.nodes, use larger GPUs"),
         )
     if kinds & {"DistBackendError", "DistNetworkError", "DistStoreError"} or (
         isinstance(error, RuntimeError) and any(sign in text for sign in _LOST_PEER)
@@ -107,6 +105,12 @@ def allocation(error: BaseException) -> str:
     return text[:300] or "the process could not be given what it asked for"
 
 
+def _more_memory(stage: Stage, in_training: str) -> str:
+    """The memory limit of the stage's own pods; `in_training` is what else helps there."""
+    limit = f"raise spec.pods.{stage}.resources.limits.memory"
+    return f"{in_training}, or {limit}" if stage == "train" else limit
+
+
 def _size(count: float) -> str:
     for unit in ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB"):
         if count < 1024 or unit == "PiB":
@@ -122,7 +126,7 @@ def died(stage: Stage, rank: int, *, status: int, oom_killed: bool, now: float) 
         cause = Cause(
             code="OutOfMemory",
             message=f"the kernel killed rank {rank}: the container reached its memory limit",
-            remedy="raise pods.train.resources.limits.memory, lower data.maxLength or compute.processesPerNode",
+            remedy=_more_memory(stage, "lower spec.data.maxLength or spec.compute.processesPerNode"),
         )
     else:
         code = _UNKNOWN
@@ -166,7 +170,7 @@ def write_message(message: TerminationMessage) -> None:
 def _with_what_others_know(chosen: TerminationMessage, records: Sequence[TerminationMessage]) -> TerminationMessage:
     """A rank that was killed knows no step and no checkpoint; its peers do."""
     update = {}
-    for name in ("step", "resumed_from_step", "last_checkpoint"):
+    for name in ("step", "resumed_from_step", "last_checkpoint", "step_seconds", "checkpoint_seconds"):
         if getattr(chosen, name) is None:
             known = [getattr(record, name) for record in sorted(records, key=lambda r: r.rank)]
             update[name] = next((value for value in known if value is not None), None)

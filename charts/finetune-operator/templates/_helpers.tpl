@@ -63,24 +63,28 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
   resources: [jobs]
   verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [""]
-  resources: [configmaps, services]
-  verbs: [get, create, delete]
+  resources: [services]
+  verbs: [get, create]
 - apiGroups: [""]
   resources: [pods]
-  verbs: [list, watch]
-# Whether a workspace can be mounted on several nodes.
+  verbs: [get, list, watch]
+# Whether a claim can be mounted on several nodes.
 - apiGroups: [""]
   resources: [persistentvolumeclaims]
   verbs: [get]
-# Listed to say why a pod cannot be created or cannot mount.
+# Listed to find out why a pod cannot be created or cannot mount.
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create, list]
 {{- end -}}
 
-{{/* trainer.image and trainer.defaults as one JSON object; what stands in trainer.defaults wins. */}}
+{{/* trainer.image, trainer.defaults and jobs.ttlSecondsAfterFinished as one JSON object; trainer.defaults wins over trainer.image. */}}
 {{- define "finetune.defaults" -}}
 {{- $pods := dict "image" (include "finetune.image" (list . .Values.trainer.image)) "imagePullPolicy" .Values.trainer.image.pullPolicy -}}
 {{- $defaults := .Values.trainer.defaults -}}
-{{- merge (dict "pods" (merge (deepCopy (omit $defaults "gpuHourPrice" "gpuType")) $pods)) (pick $defaults "gpuHourPrice" "gpuType") | toJson -}}
+{{- $all := merge (dict "pods" (merge (deepCopy (omit $defaults "gpuHourPrice" "gpuType")) $pods)) (pick $defaults "gpuHourPrice" "gpuType") -}}
+{{- if not (kindIs "invalid" .Values.jobs.ttlSecondsAfterFinished) -}}
+{{- $_ := set $all "ttlSecondsAfterFinished" (int64 .Values.jobs.ttlSecondsAfterFinished) -}}
+{{- end -}}
+{{- $all | toJson -}}
 {{- end -}}

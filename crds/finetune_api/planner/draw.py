@@ -6,7 +6,6 @@ import hashlib
 import json
 from typing import Any
 
-from finetune_api.budget import BudgetSpec
 from finetune_api.effective import resolve
 from finetune_api.planner.decide import Choice, decide, shown
 from finetune_api.planner.estimate import Estimate, estimate
@@ -99,26 +98,6 @@ def _as_decided(choices: tuple[Choice, ...], decided: dict[str, Any]) -> list[Ch
             choice = choice.model_copy(update={"value": shown(value), "why": "decided when the data was prepared"})
         out.append(choice)
     return out
-
-
-def over_budget(plan: PlanStatus, budget: BudgetSpec) -> str | None:
-    """One sentence that names the field, the planned figure and the limit, of the first limit that the plan is beyond."""
-    limit = budget.max_seconds
-    if limit is not None and plan.duration_seconds is not None and plan.duration_seconds > limit:
-        return f"spec.budget.maxDuration: the plan takes {spoken(plan.duration_seconds)}, and {budget.max_duration} is the limit"
-    if budget.max_gpu_hours is not None and plan.gpu_hours is not None and plan.gpu_hours > budget.max_gpu_hours:
-        return f"spec.budget.maxGpuHours: the plan takes {plan.gpu_hours:.4g} GPU hours, and {budget.max_gpu_hours:g} is the limit"
-    if budget.max_cost is not None and plan.cost is not None and plan.cost > budget.max_cost:
-        return f"spec.budget.maxCost: the plan costs {plan.cost:,.2f}, and {budget.max_cost:,.2f} is the limit"
-    return None
-
-
-def unknown_cost(plan: PlanStatus, budget: BudgetSpec) -> str | None:
-    """One sentence when a cost is limited that cannot be known, for want of a price."""
-    if budget.max_cost is None or not plan.gpu_hours or plan.cost is not None:
-        return None
-    hours = f"{plan.gpu_hours:.4g} GPU hours"
-    return f"spec.budget.maxCost: nobody knows what {hours} cost; set spec.budget.gpuHourPrice"
 
 
 def digest_of(spec: FineTuneJobSpec, facts: PlanFacts, steps: int) -> str:

@@ -51,7 +51,13 @@ class Way:
     def cost(self) -> float:
         """Share of time, over all memory kept on one GPU. What gathers weights does so for each micro-batch."""
         often = MICRO_BATCH_TOKENS["cuda"] / self.tokens if self.strategy in _GATHERING else 1.0
-        return often * _COST[self.strategy] + _COST[self.checkpointing] + _TOKENS_COST.get(self.tokens, 0.0)
+        return often * _COST[self.strategy] + _COST[self.checkpointing] + _tokens_cost(self.tokens)
+
+
+def _tokens_cost(tokens: int) -> float:
+    """That of the next smaller size in the table; below it, half the size costs twice as much."""
+    least = min(_TOKENS_COST)
+    return next((cost for size, cost in _TOKENS_COST.items() if size <= tokens), _TOKENS_COST[least] * least / tokens)
 
 
 def with_way(
@@ -107,7 +113,7 @@ def smallest_change(spec: FineTuneJobSpec, facts: PlanFacts, capacity: int) -> s
         total = memory_of(changed, facts).total
         if total <= capacity:
             return f"{said} fits with {gib(total)} of {gib(capacity)}"
-    return _more_gpus(spec, facts, capacity) or _shorter(spec, facts, capacity) or _quantised(spec, facts, capacity)
+    return more_gpus(spec, facts, capacity) or shorter(spec, facts, capacity) or quantised(spec, facts, capacity)
 
 
 def _changes(spec: FineTuneJobSpec, facts: PlanFacts) -> Iterator[tuple[FineTuneJobSpec, str]]:
@@ -137,7 +143,7 @@ def _changes(spec: FineTuneJobSpec, facts: PlanFacts) -> Iterator[tuple[FineTune
         yield with_way(moved, None, "full"), f"{said} with strategy: {strategy} and activationCheckpointing: full"
 
 
-def _more_gpus(spec: FineTuneJobSpec, facts: PlanFacts, capacity: int) -> str | None:
+def more_gpus(spec: FineTuneJobSpec, facts: PlanFacts, capacity: int) -> str | None:
     """The fewest GPUs over which it fits, fully sharded where that is possible."""
     strategy: Strategy = "zero2" if spec.method.type == "qlora" else "zero3"
     for count in (2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32, 48, 64, 96, 128):
@@ -153,7 +159,7 @@ def _more_gpus(spec: FineTuneJobSpec, facts: PlanFacts, capacity: int) -> str | 
     return None
 
 
-def _shorter(spec: FineTuneJobSpec, facts: PlanFacts, capacity: int) -> str | None:
+def shorter(spec: FineTuneJobSpec, facts: PlanFacts, capacity: int) -> str | None:
     """The longest rows with which it fits, everything else saved as well."""
     length = facts.data.longest
     while length > 256:
@@ -164,7 +170,7 @@ def _shorter(spec: FineTuneJobSpec, facts: PlanFacts, capacity: int) -> str | No
     return None
 
 
-def _quantised(spec: FineTuneJobSpec, facts: PlanFacts, capacity: int) -> str | None:
+def quantised(spec: FineTuneJobSpec, facts: PlanFacts, capacity: int) -> str | None:
     if spec.method.type not in ("lora", "dora"):
         return None
     method = spec.method.model_copy(update={"type": "qlora"})

@@ -1,4 +1,4 @@
-"""What stands between a prepared run and its training: the budget, the mode, the approval. As the operator does it."""
+"""Check budget, mode and approval between a prepared run and its training, as the operator does."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from finetune_api import budget_policy
 from finetune_api.budget import BudgetSpec
-from finetune_api.planner.draw import draw, over_budget, unknown_cost
+from finetune_api.operator_state import OperatorState
+from finetune_api.planner.draw import draw
 from finetune_api.planner.facts import PlanFacts
 from finetune_api.spec import FineTuneJobSpec
-from finetune_api.status import FineTuneJobStatus, Phase, PlanStatus
+from finetune_api.status import FineTuneJobStatus, Phase, PlanStatus, UsageStatus
 
-from finetune_cli.text import duration, figure, money
 from finetune_cli.view import BUDGET_EXHAUSTED, PLANNED
 
 OVER_BUDGET = "OverBudget"
@@ -31,17 +32,19 @@ class Held:
 
 def drawn(spec: FineTuneJobSpec, status: FineTuneJobStatus) -> PlanStatus | None:
     """The plan that prepare measured, with all that follows from model and data; `spec` is as it was written."""
-    if status.facts is None:
+    state = OperatorState.of(status)
+    if state.facts is None:
         return status.plan
-    return draw(spec, PlanFacts.model_validate(status.facts), status.decided or {}, status.plan)
+    return draw(spec, PlanFacts.model_validate(state.facts), state.decided or {}, status.plan)
 
 
 def held(spec: FineTuneJobSpec, status: FineTuneJobStatus, *, approved: str | None) -> Held | None:
     """None where training may begin. `approved` is the digest of the plan that somebody said yes to."""
     plan, budget = status.plan or PlanStatus(), spec.budget
-    if why := spent(budget, status.train_seconds or 0, status.gpus or 0):
-        return exhausted(why)
-    if why := over_budget(plan, budget) or unknown_cost(plan, budget):
+    if seconds := status.used.train_seconds:  # from then on what was used decides, not what was planned
+        if why := spent(budget, seconds, status.gpus or 0):
+            return exhausted(why)
+    elif why := budget_policy.over_budget(plan, budget) or budget_policy.unknown_cost(plan, budget):
         return Held("Failed", OVER_BUDGET, why)
     if spec.mode == "Plan":
         return Held("Completed", PLANNED, "The plan is made; nothing was trained")
@@ -52,21 +55,13 @@ def held(spec: FineTuneJobSpec, status: FineTuneJobStatus, *, approved: str | No
 
 
 def spent(budget: BudgetSpec, seconds: float, gpus: int) -> str | None:
-    """The limit that a training of `seconds` over all attempts has reached, as a clause with both figures."""
-    hours = gpus * seconds / 3600
-    if budget.max_seconds is not None and seconds >= budget.max_seconds:
-        return f"spec.budget.maxDuration: trained for {duration(seconds)}, and {budget.max_duration} is the limit"
-    if budget.max_gpu_hours is not None and hours >= budget.max_gpu_hours:
-        return f"spec.budget.maxGpuHours: {figure(hours)} GPU hours are used, and {budget.max_gpu_hours:g} is the limit"
-    cost = hours * (budget.gpu_hour_price or 0)
-    if budget.max_cost is not None and cost >= budget.max_cost:
-        return f"spec.budget.maxCost: {money(cost)} is spent, and {money(budget.max_cost)} is the limit"
-    return None
+    """Return the sentence of the limit that a training of `seconds` over all attempts has reached."""
+    return budget_policy.exhausted(budget, seconds=seconds, gpu_seconds=gpus * seconds, gpus=gpus)
 
 
 def exhausted(why: str) -> Held:
     return Held(
-        "Suspended", BUDGET_EXHAUSTED, f"{why}; raise it, and the same command goes on from the last checkpoint"
+        "Suspended", BUDGET_EXHAUSTED, f"{why}; raise it, and the same command resumes from the last checkpoint"
     )
 
 
@@ -82,14 +77,14 @@ class Meter:
     """The one that was reached."""
 
     def __post_init__(self) -> None:
-        self._before, self._began = self.status.train_seconds or 0, self.clock()
+        self._before, self._began = self.status.used.train_seconds or 0, self.clock()
 
     def newly_reached(self) -> str | None:
         """The limit, when it is reached for the first time."""
         if not self.counts:
             return None
         gpus, seconds = self.status.gpus or 0, self._before + math.ceil(self.clock() - self._began)
-        self.status.train_seconds, self.status.gpu_seconds = seconds, gpus * seconds
+        self.status.usage = UsageStatus(train_seconds=seconds, gpu_seconds=gpus * seconds)
         if self.limit is None:
             self.limit = spent(self.budget, seconds, gpus)
             return self.limit

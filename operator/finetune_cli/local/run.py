@@ -14,9 +14,12 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from finetune_api.contract import RunConfig, TerminationMessage
+from finetune_api.contract import ExitCode, RunConfig, TerminationMessage
 from finetune_api.effective import resolve, shown
 from finetune_api.finetunejob import FineTuneJob
+from finetune_api.operator_state import OperatorState
+from finetune_api.planner import ladder
+from finetune_api.planner.facts import PlanFacts
 from finetune_api.pods import Pods
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Stage
@@ -97,7 +100,7 @@ def _run(job: FineTuneJob, run: Run, claims_root: str, console: Console, given: 
     status = _observed(job).status
     status.run = run.ref.run
     status.gpus = job.spec.compute.nodes * (job.spec.compute.gpus_per_node or 0)
-    _settle(job, given)
+    _settle(job, run, given)
     screen = display(console)
     try:
         if status.attempts:
@@ -110,9 +113,15 @@ def _run(job: FineTuneJob, run: Run, claims_root: str, console: Console, given: 
                     run.save(status)
                     break
                 message = _stage(job, run, stage, claims_root, screen, interrupts)
-                if stage == "prepare":
-                    _settle(job, given)
+                healed = (
+                    stage == "train" and message.exit_code == ExitCode.OUT_OF_MEMORY and _take_notch(job, run, given)
+                )
+                if stage == "prepare" or healed:
+                    _settle(job, run, given)
                 run.save(status)
+                if healed:
+                    screen.say(f"The training ran out of memory. {healed}.", warning=True)
+                    continue
                 screen.show(job.model_copy(deep=True))
                 if message.outcome != "succeeded":
                     break
@@ -120,11 +129,29 @@ def _run(job: FineTuneJob, run: Run, claims_root: str, console: Console, given: 
         screen.close()
 
 
-def _settle(job: FineTuneJob, given: _Given) -> None:
-    """What prepare decided lies beneath the spec, and the plan follows from both. Before it has run nothing is decided."""
-    status = job.status
-    job.spec = resolve(given.spec, None, status.decided)
-    status.effective = shown(job.spec)
+def _take_notch(job: FineTuneJob, run: Run, given: _Given) -> str | None:
+    """Choose what the next attempt changes to need less memory: its sentence, or None with the reason in status.failure."""
+    status, state, notches = job.status, OperatorState.of(job.status), run.notches
+    if state.facts is None or status.failure is None:
+        return None
+    if len(notches) >= job.spec.retry.oom:
+        status.failure.message += f" (spec.retry.oom {job.spec.retry.oom} is used up)"
+        return None
+    spec, facts = resolve(given.spec, None, state.decided or {}), PlanFacts.model_validate(state.facts)
+    step = ladder.next_gpu_notch(spec, facts, notches, given=given.spec)
+    if isinstance(step, ladder.Bottom):
+        status.failure.remedy = step.sentence
+        return None
+    run.add_notch(step)
+    return step.sentence
+
+
+def _settle(job: FineTuneJob, run: Run, given: _Given) -> None:
+    """Resolve the spec over what prepare decided, lay the notches over it, and compute the plan, which an approval names, without them."""
+    status, state = job.status, OperatorState.of(job.status)
+    job.spec = ladder.apply(resolve(given.spec, None, state.decided), run.notches, given=given.spec)
+    state.effective = shown(job.spec)
+    status.state = state.encode()
     status.plan = gate.drawn(given.spec, status)
 
 

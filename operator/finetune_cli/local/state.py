@@ -19,6 +19,7 @@ from pathlib import Path
 
 from finetune_api.contract import JobRef, Layout
 from finetune_api.finetunejob import FineTuneJob
+from finetune_api.planner.ladder import Notch
 from finetune_api.status import FineTuneJobStatus
 from pydantic import ValidationError
 
@@ -72,6 +73,21 @@ class Run:
     @property
     def _approved_file(self) -> Path:
         return self.layout.root / "approved-plan"
+
+    @property
+    def notches(self) -> list[Notch]:
+        """Notches down the memory ladder that this run has taken."""
+        try:
+            return [Notch.model_validate(notch) for notch in json.loads(self._notches_file.read_bytes())]
+        except FileNotFoundError:
+            return []
+
+    def add_notch(self, notch: Notch) -> None:
+        self._notches_file.write_text(json.dumps([one.wire() for one in (*self.notches, notch)], indent=1))
+
+    @property
+    def _notches_file(self) -> Path:
+        return self.layout.root / "notches.json"
 
     def forget(self) -> None:
         """Delete everything that the run has written to the workspace."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from finetune_api.contract import Progress, TerminationMessage
+from finetune_api.operator_state import OperatorState
 from finetune_api.status import (
     STAGES,
     AttemptStatus,
@@ -74,9 +75,11 @@ def conclude(status: FineTuneJobStatus, attempt: AttemptStatus, message: Termina
     attempt.resumed_from_step = message.resumed_from_step or attempt.resumed_from_step
     status.data = message.data or status.data
     status.plan = message.plan or status.plan
-    status.facts = message.facts.wire() if message.facts else status.facts
+    state = OperatorState.of(status)
+    state.facts = message.facts.wire() if message.facts else state.facts
     if attempt.stage == "prepare" and message.outcome == "succeeded":
-        status.decided = message.decided or {}
+        state.decided = message.decided or {}
+    status.state = state.encode()
     status.evaluation = message.evaluation or status.evaluation
     status.artifacts = message.artifacts or status.artifacts
     status.last_checkpoint = message.last_checkpoint or status.last_checkpoint

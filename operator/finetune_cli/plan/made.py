@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from finetune_api.budget_policy import over_budget, unknown_cost
 from finetune_api.effective import resolve, shown
 from finetune_api.finetunejob import FineTuneJob
 from finetune_api.planner.decide import decide
-from finetune_api.planner.draw import draw, over_budget, unknown_cost
+from finetune_api.planner.draw import draw
 from finetune_api.planner.estimate import Estimate, estimate
 from finetune_api.planner.facts import PlanFacts
 from finetune_api.spec import FineTuneJobSpec

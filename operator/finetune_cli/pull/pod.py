@@ -9,6 +9,7 @@ from finetune_api import API_VERSION, KIND
 from finetune_api.effective import PlatformDefaults, resolve
 from finetune_api.finetunejob import FineTuneJob
 from finetune_api.location import CLAIMS_ROOT, parse_uri
+from finetune_api.operator_state import OperatorState
 from finetune_api.pods import Pods
 
 from finetune_cli.errors import CliError
@@ -33,9 +34,9 @@ with tarfile.open(fileobj=sys.stdout.buffer, mode="w|", bufsize=1 << 20) as arch
 def reading_pod(job: FineTuneJob, uri: str) -> dict[str, Any]:
     """Mounts the claim of `uri` read-only and sleeps. Owned by the job, so that it cannot outlive it."""
     location = parse_uri(uri)
-    settings = (resolve(job.spec, PlatformDefaults.model_validate(job.status.defaults or {})).pods or Pods()).of(
-        "publish"
-    )
+    settings = (
+        resolve(job.spec, PlatformDefaults.model_validate(OperatorState.of(job.status).defaults or {})).pods or Pods()
+    ).of("publish")
     if not settings.image:
         raise CliError(f"{job.metadata.name} names no trainer image, so there is nothing to read {uri} with")
     small = {"cpu": "50m", "memory": "64Mi"}

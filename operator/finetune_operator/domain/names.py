@@ -21,8 +21,11 @@ from finetune_api.status import Stage
 
 ANNOTATION_HELD = f"{GROUP}/held"
 """On a suspended Job: this operator suspended it and may release it. A suspended Job without it is somebody else's to release."""
-ANNOTATION_DIGEST = f"{GROUP}/spec-digest"
-"""Which settings a Job was made from; a Job that never ran is replaced when they change."""
+ANNOTATION_DIGEST = f"{GROUP}/settings-digest"
+"""Which settings a Job was built from; a Job that never ran is replaced when they change. Earlier versions compare
+`spec-digest` and keep a Job without it, so queued Jobs survive a rollback."""
+ANNOTATION_RUN_CONFIG = f"{GROUP}/run-config"
+"""On pods: the run config, which they mount as a file. It comes and goes with the pod, in the same write as the Job."""
 ANNOTATION_PREVIOUS = f"{GROUP}/previous-attempt"
 """The verdict on the attempt before, since pods take their messages with them."""
 
@@ -41,7 +44,7 @@ def run_of(uid: str, run_token: str | None) -> str:
 
 
 def child_name(job: str, run: str, stage: Stage, attempt: int) -> str:
-    """Name of a stage's Job, ConfigMap and Service. At most 58 characters for jobs of the longest name and 99 attempts:
+    """Name of a stage's Job and Service. At most 58 characters for jobs of the longest name and 99 attempts:
     an Indexed Job's pods need DNS labels, with their index behind it."""
     return f"{job}-{run}-{stage}-{attempt}"
 

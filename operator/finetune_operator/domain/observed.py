@@ -19,8 +19,9 @@ from finetune_api.contract import (
     TerminationMessage,
 )
 from finetune_api.finetunejob import FineTuneJob
+from finetune_api.secret_patterns import redact
 
-from finetune_operator.domain.diagnosis.termination_message import last_words
+from finetune_operator.domain.diagnosis.termination_message import parse_termination_message
 from finetune_operator.domain.names import ANNOTATION_DIGEST, ANNOTATION_HELD, attempt_name
 from finetune_operator.domain.times import seconds_of
 
@@ -125,7 +126,21 @@ class Ended:
 
     @property
     def message(self) -> TerminationMessage | None:
-        return last_words(self.text) if self.text else None
+        return parse_termination_message(self.text) if self.text else None
+
+
+@dataclass(frozen=True, slots=True)
+class OtherContainer:
+    """A container of a pod that is not the trainer, and that failed, or that the pod waits for."""
+
+    name: str
+    state: Literal["failed", "waiting", "running"]
+    exit_code: int = 0
+    reason: str = ""
+    text: str = ""
+    image: str | None = None
+    init: bool = False
+    """An init container that has to end before the trainer starts. Native sidecars are none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +164,16 @@ class PodView:
     """When its grace period ends."""
     unschedulable: str | None = None
     unschedulable_since: float | None = None
+    scheduler: str = "default-scheduler"
+    considered: bool = True
+    """Whether a scheduler has written a PodScheduled condition."""
+    gates: tuple[str, ...] = ()
+    """Names of its scheduling gates."""
+    progressed: float | None = None
+    """When it last came further: scheduled, volumes mounted and sandbox created, init containers done."""
+    not_ready_since: float | None = None
+    """Since when its node does not answer: the node lifecycle controller sets Ready, but not ContainersReady, to False."""
+    pull_secrets: tuple[str, ...] = ()
     claims: tuple[str, ...] = ()
     """PersistentVolumeClaims that it mounts."""
     waiting: str | None = None
@@ -157,8 +182,19 @@ class PodView:
     running_since: float | None = None
     ended: Ended | None = None
     disrupted: str | None = None
+    others: tuple[OtherContainer, ...] = ()
     owner: str = ""
     """uid of the FineTuneJob."""
+
+    @property
+    def trainer_ended_at(self) -> float | None:
+        """When the trainer ended, in a pod that other containers keep running."""
+        return None if self.ended is None or self.over else self.ended.finished or self.created
+
+    @property
+    def still_running(self) -> tuple[str, ...]:
+        """Names of the containers next to the trainer that keep the pod from ending."""
+        return tuple(other.name for other in self.others if other.state == "running" and not other.init)
 
     @property
     def over(self) -> bool:
@@ -171,15 +207,14 @@ class PodView:
 
     @classmethod
     def of(cls, body: Object) -> PodView:
-        metadata, status = body["metadata"], body.get("status") or {}
+        metadata, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
         index = (metadata.get("labels") or {}).get(INDEX_LABEL, "0")
         due = seconds_of(metadata.get("deletionTimestamp"))
         grace = metadata.get("deletionGracePeriodSeconds") or 0
         state, image = _container(status)
         waiting, running, ended = state.get("waiting"), state.get("running"), state.get("terminated")
-        place: Mapping[str, Any] = next(
-            (c for c in status.get("conditions") or () if c.get("type") == "PodScheduled"), {}
-        )
+        conditions: dict[Any, Mapping[str, Any]] = {c.get("type"): c for c in status.get("conditions") or ()}
+        place = conditions.get("PodScheduled", {})
         unplaced = place.get("status") == "False"
         disruption = _condition(body, "DisruptionTarget")
         return cls(
@@ -190,21 +225,35 @@ class PodView:
             index=int(index) if index.isdigit() else 0,
             phase=status.get("phase") or "Pending",
             created=seconds_of(metadata.get("creationTimestamp")) or 0.0,
-            node=(body.get("spec") or {}).get("nodeName"),
+            node=spec.get("nodeName"),
             ip=status.get("podIP"),
             reason=status.get("reason"),
-            text=status.get("message"),
+            text=_redacted(status.get("message")),
             deletion_asked=None if due is None else due - grace,
             deletion_due=due,
-            unschedulable=place.get("message", "") if unplaced and place.get("reason") == "Unschedulable" else None,
+            unschedulable=place.get("message", "") if unplaced and place.get("reason") != "SchedulingGated" else None,
             unschedulable_since=seconds_of(place.get("lastTransitionTime")) if unplaced else None,
+            scheduler=spec.get("schedulerName") or "default-scheduler",
+            considered=bool(place),
+            gates=tuple(gate.get("name", "") for gate in spec.get("schedulingGates") or ()),
+            progressed=max(
+                (
+                    since
+                    for name in ("PodScheduled", "PodReadyToStartContainers", "Initialized")
+                    if conditions.get(name, {}).get("status") == "True"
+                    and (since := seconds_of(conditions[name].get("lastTransitionTime"))) is not None
+                ),
+                default=None,
+            ),
+            not_ready_since=_not_ready_since(conditions) if running is not None else None,
+            pull_secrets=tuple(secret.get("name", "") for secret in spec.get("imagePullSecrets") or ()),
             claims=tuple(
                 volume["persistentVolumeClaim"]["claimName"]
-                for volume in (body.get("spec") or {}).get("volumes") or ()
+                for volume in spec.get("volumes") or ()
                 if "persistentVolumeClaim" in volume
             ),
             waiting=None if waiting is None else waiting.get("reason"),
-            waiting_text=None if waiting is None else waiting.get("message"),
+            waiting_text=None if waiting is None else _redacted(waiting.get("message")),
             image=image,
             running_since=None if running is None else seconds_of(running.get("startedAt")) or 0.0,
             ended=None
@@ -219,15 +268,104 @@ class PodView:
             disrupted=None
             if disruption is None
             else f"{disruption.get('reason', '')}: {disruption.get('message', '')}".rstrip(": "),
+            others=_others(spec, status, trainer_ended=ended is not None),
         )
 
 
 def _container(status: Object) -> tuple[Mapping[str, Any], str | None]:
-    """State and image of our container; other containers are somebody's webhook's."""
+    """State and image of the trainer."""
     for container in status.get("containerStatuses") or ():
         if container.get("name") == CONTAINER:
             return container.get("state") or {}, container.get("image")
     return {}, None
+
+
+_ORDINARY_WAITS = (None, "PodInitializing", "ContainerCreating")
+
+
+def _others(spec: Object, status: Object, *, trainer_ended: bool) -> tuple[OtherContainer, ...]:
+    """Containers that webhooks and policies add: those that failed, that cannot start, those that the trainer waits for, and those
+    that run when it has ended. In their usual states they are left out, so that their changes wake nobody."""
+    native = {c.get("name") for c in spec.get("initContainers") or () if c.get("restartPolicy") == "Always"}
+    found = []
+    for group in ("initContainerStatuses", "containerStatuses"):
+        for container in status.get(group) or ():
+            name, state = container.get("name", ""), container.get("state") or {}
+            init = group == "initContainerStatuses" and name not in native
+            waiting, ended = state.get("waiting") or {}, state.get("terminated") or {}
+            if name == CONTAINER:
+                continue
+            if (
+                ended.get("exitCode") and name not in native
+            ):  # native sidecars are ended by the kubelet, after the others
+                text = redact(ended.get("message") or "")
+                found.append(
+                    OtherContainer(name, "failed", ended["exitCode"], ended.get("reason") or "", text, init=init)
+                )
+            elif waiting.get("reason") not in _ORDINARY_WAITS:
+                text, image = redact(waiting.get("message") or ""), container.get("image")
+                found.append(OtherContainer(name, "waiting", 0, waiting["reason"], text, image, init))
+            elif "running" in state and (init or (trainer_ended and group == "containerStatuses")):
+                found.append(OtherContainer(name, "running", init=init))
+    return tuple(found)
+
+
+def _not_ready_since(conditions: Mapping[Any, Mapping[str, Any]]) -> float | None:
+    ready, containers = conditions.get("Ready", {}), conditions.get("ContainersReady", {})
+    if ready.get("status") != "False" or containers.get("status") == "False":
+        return None
+    if ready.get("reason") == "ReadinessGatesNotReady":
+        return None
+    return seconds_of(ready.get("lastTransitionTime"))
+
+
+def _redacted(text: str | None) -> str | None:
+    return text and redact(text)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """A node that was asked for. `ready` None: unknown, for instance since this operator may not read nodes."""
+
+    name: str
+    ready: bool | None
+    since: float | None = None
+    """When `ready` changed; None for a node that does not exist."""
+
+    @classmethod
+    def of(cls, body: Object) -> NodeView:
+        """`Unknown` is what the node lifecycle controller writes for a kubelet that is silent: not ready."""
+        ready: Mapping[str, Any] = next(
+            (c for c in (body.get("status") or {}).get("conditions") or () if c.get("type") == "Ready"), {}
+        )
+        state = {"True": True, "False": False, "Unknown": False}.get(ready.get("status", ""))
+        return cls(body["metadata"]["name"], state, seconds_of(ready.get("lastTransitionTime")))
+
+
+@dataclass(frozen=True, slots=True)
+class EventView:
+    """An event about an object. `seen`: when it last happened, in seconds since 1970."""
+
+    warning: bool
+    reason: str
+    text: str
+    seen: float
+
+    @classmethod
+    def of(cls, body: Object) -> EventView:
+        """Of events.k8s.io/v1; what was written as core/v1 has its times in the deprecated fields."""
+        last = (
+            (body.get("series") or {}).get("lastObservedTime")
+            or body.get("deprecatedLastTimestamp")
+            or body.get("eventTime")
+            or body["metadata"].get("creationTimestamp")
+        )
+        return cls(
+            body.get("type") == "Warning",
+            body.get("reason") or "",
+            redact(body.get("note") or ""),
+            seconds_of(last) or 0.0,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,12 +384,15 @@ class ClaimView:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """The API server did not take a child. `code` is the HTTP status."""
+    """The API server refused a request for a child. `code` is the HTTP status."""
 
     kind: str
     name: str
     code: int
     message: str
+    verb: Literal["create", "change", "delete"] = "create"
+    due: bool = True
+    """Its backoff has passed: the request may be repeated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,18 +406,22 @@ class ProgressReading:
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """Something that the plan must know and the cache does not hold: a claim, or what was told about an object (events)."""
+    """Something that the plan must know and the cache does not hold: a claim, a node, the events about an object, or whether a Job
+    that the cache does not have is really gone."""
 
-    kind: Literal["claim", "warnings"]
+    kind: Literal["claim", "warnings", "node", "job"]
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class ObservedState:
-    """One job with everything around it, at one moment. `invalid` says why `job.spec` could not be read."""
+    """One job with everything around it, at one moment."""
 
     job: FineTuneJob
     invalid: str | None = None
+    """Why `job.spec` could not be read whole; what could be read of it is there."""
+    unreadable: frozenset[str] = frozenset()
+    """Fields of `job.status` that another version wrote and this one cannot read."""
     jobs: Mapping[str, JobView] = field(default_factory=dict)
     """Its Jobs by name."""
     pods: Mapping[str, tuple[PodView, ...]] = field(default_factory=dict)
@@ -286,8 +431,11 @@ class ObservedState:
     known: frozenset[tuple[str, str]] = frozenset()
     """(kind, name) of other children that are known to exist."""
     claims: Mapping[str, ClaimView] = field(default_factory=dict)
-    warnings: Mapping[str, tuple[str, ...] | None] = field(default_factory=dict)
-    """Warnings about an object by its name, newest first; None: this operator may not read events."""
+    nodes: Mapping[str, NodeView] = field(default_factory=dict)
+    warnings: Mapping[str, tuple[EventView, ...] | None] = field(default_factory=dict)
+    """Events about an object by its name, newest first; None: this operator may not read events."""
     refusals: Mapping[tuple[str, str], Refusal] = field(default_factory=dict)
     """Children that were refused, by (kind, name)."""
+    jobs_read: Mapping[str, bool] = field(default_factory=dict)
+    """Whether Jobs exist that are not in `jobs`, by name."""
     progress: ProgressReading | None = None

@@ -7,11 +7,15 @@ from typing import Any, Literal
 
 from finetune_api.effective import PlatformDefaults, resolve, shown
 from finetune_api.finetunejob import Metadata
+from finetune_api.operator_state import OperatorState
+from finetune_api.planner.ladder import apply
 from finetune_api.spec import FineTuneJobSpec
-from finetune_api.status import AttemptStatus, FineTuneJobStatus, Phase
+from finetune_api.status import AttemptStatus, FineTuneJobStatus, Phase, Stage
 
 from finetune_operator.domain.observed import ObservedState, PodView, Read
-from finetune_operator.domain.reasons import Reason
+
+WAITING_PHASE: dict[Stage, Phase] = {"prepare": "Preparing", "train": "Queued", "publish": "Publishing"}
+"""Phase of a stage whose pods do not all run yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,16 +32,16 @@ class Patch:
     """A merge patch of a Job. `patch_type` is always merge: only what differs is written."""
 
     name: str
+    uid: str
     body: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Delete:
-    """A child to delete, if it still is the object with this uid (None: whichever has the name)."""
+    """A Job to delete, if it still is the one with this uid. What it owns goes with it."""
 
-    kind: Literal["Job", "ConfigMap", "Service"]
     name: str
-    uid: str | None = None
+    uid: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +49,7 @@ class Event:
     """An event for people."""
 
     type: Literal["Normal", "Warning"]
-    reason: Reason
+    reason: str
     action: str
     text: str
 
@@ -65,7 +69,9 @@ class Plan:
     events: tuple[Event, ...] = ()
     reads: frozenset[Read] = frozenset()
     requeue_after: float | None = None
-    """Seconds until time alone may change the plan."""
+    """Seconds until time alone changes the plan."""
+    retry: str | None = None
+    """Why to reconcile again without a known time: with a backoff for each reason."""
     poll: PodView | None = None
     """The pod whose progress should be read."""
 
@@ -80,7 +86,9 @@ class JobState:
     running: bool = False
     """Every pod of the stage runs."""
     problem: bool = False
-    """Somebody must mend something."""
+    """Somebody has to fix something."""
+    blocked: bool = False
+    """Nothing progresses until then; `problem` too."""
     suspended: bool = False
     """Suspended, and no pod runs any more."""
 
@@ -89,13 +97,16 @@ class JobState:
 class PlanBuilder:
     """Policies fill it in one after the other. `status` is a copy; `before` is what the API server holds."""
 
-    seen: ObservedState
+    observed: ObservedState
     now: float
     config: Config
     status: FineTuneJobStatus
     before: FineTuneJobStatus
+    state: OperatorState
     spec: FineTuneJobSpec
-    situation: JobState | None = None
+    planned_spec: FineTuneJobSpec
+    """`spec` without the notches that were taken after running out of memory."""
+    job_state: JobState | None = None
     status_first: bool = False
     create: list[dict[str, Any]] = field(default_factory=list)
     patch: list[Patch] = field(default_factory=list)
@@ -103,25 +114,30 @@ class PlanBuilder:
     events: list[Event] = field(default_factory=list)
     reads: set[Read] = field(default_factory=set)
     poll: PodView | None = None
+    blocked: JobState | None = None
+    """Why nothing may be created now. Pods that run are kept."""
     _requeue_after: float | None = None
+    _retry: str | None = None
 
     @classmethod
-    def open(cls, seen: ObservedState, now: float, config: Config) -> PlanBuilder:
-        before = seen.job.status
+    def open(cls, observed: ObservedState, now: float, config: Config) -> PlanBuilder:
+        before = observed.job.status
         status = before.model_copy()
         # The parts that policies write into; everything else they replace.
         status.attempts = before.attempts and [attempt.model_copy() for attempt in before.attempts]
         status.progress = before.progress and before.progress.model_copy()
-        return cls(seen, now, config, status, before, seen.job.spec)
+        return cls(
+            observed, now, config, status, before, OperatorState.of(before), observed.job.spec, observed.job.spec
+        )
 
     @property
     def metadata(self) -> Metadata:
-        return self.seen.job.metadata
+        return self.observed.job.metadata
 
     @property
     def wanted(self) -> FineTuneJobSpec:
         """The spec as the user wrote it: its switches (suspend, runToken ...) count at once."""
-        return self.seen.job.spec
+        return self.observed.job.spec
 
     @property
     def run(self) -> str:
@@ -135,24 +151,35 @@ class PlanBuilder:
 
     def resolve(self) -> None:
         """Decide every absent field, over the platform's defaults as they were when the job was accepted."""
-        defaults = PlatformDefaults.model_validate(self.status.defaults or {})
+        defaults = PlatformDefaults.model_validate(self.state.defaults or {})
         # Before prepare is done, what model and data decide stays open; after it, nothing does.
         prepared = any(a.stage == "prepare" and a.outcome == "Succeeded" for a in self.status.attempts or [])
-        self.spec = resolve(self.wanted, defaults, (self.status.decided or {}) if prepared else None)
+        self.planned_spec = resolve(self.wanted, defaults, (self.state.decided or {}) if prepared else None)
+        self.spec = apply(self.planned_spec, self.state.notches or [], given=self.wanted)
 
-    def settle(self) -> None:
+    def resolve_and_show(self) -> None:
         """Resolve, and show what it came to."""
         self.resolve()
-        self.status.effective = shown(self.spec)
+        self.state.effective = shown(self.spec)
 
     def requeue_after(self, seconds: float) -> None:
         seconds = max(0.0, seconds)
         self._requeue_after = seconds if self._requeue_after is None else min(self._requeue_after, seconds)
 
-    def emit_event(self, type: Literal["Normal", "Warning"], reason: Reason, action: str, text: str) -> None:
+    def retry(self, reason: str) -> None:
+        """Reconcile again after a backoff that grows while `reason` stays the same."""
+        self._retry = reason
+
+    def block(self, stage: Stage, reason: str, message: str) -> None:
+        """Report what stops progress. It is no failure: it is tried again with backoff, and when something changes."""
+        self.job_state = JobState(WAITING_PHASE[stage], reason, message, problem=True, blocked=True)
+        self.retry(f"blocked:{reason}")
+
+    def emit_event(self, type: Literal["Normal", "Warning"], reason: str, action: str, text: str) -> None:
         self.events.append(Event(type, reason, action, text))
 
     def close(self) -> Plan:
+        self.status.state = self.state.encode()
         return Plan(
             status=self.status,
             status_first=self.status_first,
@@ -162,5 +189,6 @@ class PlanBuilder:
             events=tuple(self.events),
             reads=frozenset(self.reads),
             requeue_after=self._requeue_after,
+            retry=self._retry,
             poll=self.poll,
         )

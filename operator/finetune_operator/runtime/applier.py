@@ -7,14 +7,15 @@ import logging
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
-from finetune_operator.domain.observed import ClaimView, Read, Refusal, controller_uid
+from finetune_operator.domain.names import attempt_name
+from finetune_operator.domain.observed import ClaimView, EventView, NodeView, Read, Refusal, controller_uid
 from finetune_operator.domain.plan_builder import Delete, Patch, Plan
 from finetune_operator.domain.times import seconds_of
 from finetune_operator.runtime.cache import Cache, HeldJob
 from finetune_operator.runtime.client import Client
 from finetune_operator.runtime.errors import ApiError
 from finetune_operator.runtime.queue import Key
-from finetune_operator.runtime.resources import BY_KIND, CLAIM, EVENT, JOB
+from finetune_operator.runtime.resources import BY_KIND, CLAIM, EVENT, JOB, NODE
 from finetune_operator.telemetry import metrics
 
 logger = logging.getLogger(__name__)
@@ -23,95 +24,129 @@ Object = dict[str, Any]
 Done = set[tuple[str, str, str]]
 """(verb, kind, name) of what was tried already: nothing is tried twice in one look."""
 
-_RECENT_WARNINGS = 5
+_RECENT_EVENTS = 20
 
 
 class Applier:
-    """What the API server answers goes into the cache at once, so that the next look knows it."""
+    """Put what the API server answers into the cache at once, so that the next reconcile knows it."""
 
     def __init__(self, client: Client, cache: Cache) -> None:
         self._client, self._cache = client, cache
 
     async def carry_out(self, key: Key, held: HeldJob, plan: Plan, done: Done) -> bool:
-        """Returns whether anything was done. Raises the first error that a later look may not meet."""
+        """Returns whether anything was tried. A refusal is remembered and shown; raises the first error that says nothing about
+        the request itself (no answer, too many requests)."""
         bodies = [b for b in plan.create if _first(done, "create", b["kind"], b["metadata"]["name"])]
-        patches = [p for p in plan.patch if _first(done, "patch", "Job", p.name)]
-        deletes = [d for d in plan.delete if _first(done, "delete", d.kind, d.name)]
+        patches = [p for p in plan.patch if _first(done, "change", "Job", p.name)]
+        deletes = [d for d in plan.delete if _first(done, "delete", "Job", d.name)]
         await _all(
             [
-                *(self._patch(key, patch) for patch in patches),
-                *(self._create(held, body, _makes_job(plan, body)) for body in bodies if body["kind"] != "Job"),
+                *(self._patch(key, held, patch) for patch in patches),
+                *(self._create(held, body) for body in bodies),
                 *(self._delete(key, held, delete) for delete in deletes),
             ]
         )
-        # Jobs last: whenever there is one, what its pods are told is what it was made from.
-        await _all([self._create(held, body, True) for body in bodies if body["kind"] == "Job"])
         return bool(bodies or patches or deletes)
 
-    async def read(self, key: Key, held: HeldJob, wanted: frozenset[Read], now: float) -> None:
+    async def read(self, key: Key, held: HeldJob, wanted: frozenset[Read]) -> None:
         """Find out what the plan asked for."""
         for read in wanted:
-            if read.kind == "claim":
-                held.facts.claims[read.name] = await self._claim(key, read.name)
-            else:
-                held.facts.warnings[read.name] = await self._warnings(key, read.name)
-            held.facts.read(read.name, now)
+            match read.kind:
+                case "claim":
+                    held.facts.claims[read.name] = await self._claim(key, read.name)
+                case "warnings":
+                    held.facts.warnings[read.name] = await self._warnings(key, read.name)
+                case "node":
+                    held.facts.nodes[read.name] = await self._node(read.name)
+                case "job":
+                    await self._job(key, held, read.name)
+            held.facts.read(read.name)
 
-    async def _create(self, held: HeldJob, body: Object, for_new_job: bool) -> None:
+    async def _node(self, name: str) -> NodeView:
+        try:
+            body = await self._client.get(NODE, None, name)
+        except ApiError as error:
+            if error.code == 403:  # an installation for some namespaces has no right to nodes
+                return NodeView(name, ready=None)
+            raise
+        return NodeView(name, ready=False) if body is None else NodeView.of(body)
+
+    async def _job(self, key: Key, held: HeldJob, name: str) -> None:
+        """Whether a Job is there that no watch shows."""
+        body = await self._client.get(JOB, key[0], name)
+        ours = body is not None and controller_uid(body) == held.uid
+        if body is not None and ours and attempt_name(body["metadata"].get("labels") or {}) == name:
+            self._cache.observe("Job", body)
+        else:
+            held.facts.jobs_read[name] = ours
+
+    async def _create(self, held: HeldJob, body: Object) -> None:
         kind, name = body["kind"], body["metadata"]["name"]
         resource = BY_KIND[kind]
         try:
             made = await self._client.create(resource, body)
         except ApiError as error:
             if error.code == 409 and error.reason == "AlreadyExists":
-                await self._exists_already(held, body, for_new_job)
-            elif error.code in (400, 403, 422) or (error.code == 404 and kind != "Job"):
-                held.facts.refuse(Refusal(kind, name, error.code, error.message))
+                await self._exists_already(held, body)
             else:
-                raise
+                self._refused(held, Refusal(kind, name, error.code, error.message), error)
             return
         logger.info("created", extra={"kind": kind, "child": name})
-        held.facts.exists(kind, name)
         if kind == "Job":
+            held.facts.done(kind, name)
             self._cache.observe("Job", made)
             self._measure(held, made)
+        else:
+            held.facts.exists(kind, name)
+
+    def _refused(self, held: HeldJob, refusal: Refusal, error: ApiError) -> None:
+        """Remember an answer that concerns this request; raise one that concerns the client or the whole server."""
+        if error.code in (401, 409, 429):
+            raise error
+        held.facts.refuse(refusal)
+        logger.warning(
+            "refused", extra={"verb": refusal.verb, "kind": refusal.kind, "child": refusal.name, "error": str(error)}
+        )
 
     def _measure(self, held: HeldJob, made: Object) -> None:
         if not held.status.get("attempts"):
             asked, done = (seconds_of(body["metadata"]["creationTimestamp"]) for body in (held.body, made))
             metrics.child_created_seconds.observe(max(0.0, (done or 0.0) - (asked or 0.0)))
 
-    async def _exists_already(self, held: HeldJob, body: Object, for_new_job: bool) -> None:
+    async def _exists_already(self, held: HeldJob, body: Object) -> None:
         """Ours from before a crash or a lost answer, or somebody else's: only the controller's uid says which."""
         kind, name, namespace = body["kind"], body["metadata"]["name"], body["metadata"]["namespace"]
         there = await self._client.get(BY_KIND[kind], namespace, name)
         if there is None:
-            return  # gone again; the next look creates it
-        if controller_uid(there) != held.uid:
+            return  # gone again; the next reconcile creates it
+        # Version 0.1 let the FineTuneJob own the Service, not its Job.
+        if controller_uid(there) not in (controller_uid(body), held.uid):
             held.facts.refuse(Refusal(kind, name, 409, "it belongs to something else"))
-            return
-        if kind == "ConfigMap" and for_new_job and there.get("data") != body["data"]:
-            # Left by an attempt that got no further, whose settings have changed since. It cannot be changed, only replaced.
-            await self._client.delete(BY_KIND[kind], namespace, name, there["metadata"]["uid"])
-            await self._client.create(BY_KIND[kind], body)
-        held.facts.exists(kind, name)
-        if kind == "Job":
+        elif kind == "Job":
+            held.facts.done(kind, name)
             self._cache.observe("Job", there)
+        else:
+            held.facts.exists(kind, name)
 
-    async def _patch(self, key: Key, patch: Patch) -> None:
+    async def _patch(self, key: Key, held: HeldJob, patch: Patch) -> None:
+        """The uid makes it a conflict when another Job has the name by now."""
+        body = patch.body | {"metadata": patch.body["metadata"] | {"uid": patch.uid}}
         try:
-            self._cache.observe("Job", await self._client.merge(JOB, key[0], patch.name, patch.body))
+            self._cache.observe("Job", await self._client.merge(JOB, key[0], patch.name, body))
         except ApiError as error:
-            if error.code != 404:  # gone: the watch tells
-                raise
+            if error.code != 404:  # gone: the watch reports it
+                self._refused(held, Refusal("Job", patch.name, error.code, error.message, "change"), error)
             return
+        held.facts.done("Job", patch.name)
         logger.info("patched", extra={"kind": "Job", "child": patch.name, "change": sorted(patch.body)})
 
     async def _delete(self, key: Key, held: HeldJob, delete: Delete) -> None:
-        answer = await self._client.delete(BY_KIND[delete.kind], key[0], delete.name, delete.uid)
-        held.facts.gone([(delete.kind, delete.name)])
-        if delete.kind != "Job" or delete.uid is None:
+        try:
+            answer = await self._client.delete(JOB, key[0], delete.name, delete.uid)
+        except ApiError as error:
+            self._refused(held, Refusal("Job", delete.name, error.code, error.message, "delete"), error)
             return
+        held.facts.done("Job", delete.name)
         if answer is not None and answer.get("kind") == "Job":
             self._cache.observe("Job", answer)  # it waits for a finalizer
         else:
@@ -127,19 +162,19 @@ class Applier:
             raise
         return ClaimView(name, found=False) if body is None else ClaimView.of(body)
 
-    async def _warnings(self, key: Key, name: str) -> tuple[str, ...] | None:
-        """Warnings about an object, the newest first; None when we may not read events. The scheduler's are left out: a pod says
-        itself why it has no node, and once it has one they are past."""
-        query = {"fieldSelector": f"regarding.name={name},type=Warning,reason!=FailedScheduling"}
-        found: list[tuple[str, str]] = []
+    async def _warnings(self, key: Key, name: str) -> tuple[EventView, ...] | None:
+        """Events about an object, the newest first; None when we may not read events. The scheduler's are left out: a pod's
+        condition has the same, and is removed once it has a node."""
+        query = {"fieldSelector": f"regarding.name={name},reason!=FailedScheduling"}
+        found: list[EventView] = []
         try:
             async for page in self._client.pages(EVENT, key[0], query=query):
-                found += [(_last_seen(event), event.get("note") or "") for event in page]
+                found += [EventView.of(event) for event in page]
         except ApiError as error:
             if error.code == 403:
                 return None
             raise
-        return tuple(note for _, note in sorted(found, reverse=True)[:_RECENT_WARNINGS])
+        return tuple(sorted(found, key=lambda event: event.seen, reverse=True)[:_RECENT_EVENTS])
 
 
 async def _all(work: Sequence[Coroutine[Any, Any, None]]) -> None:
@@ -154,18 +189,3 @@ def _first(done: Done, verb: str, kind: str, name: str) -> bool:
         return False
     done.add((verb, kind, name))
     return True
-
-
-def _makes_job(plan: Plan, body: Object) -> bool:
-    name = body["metadata"]["name"]
-    return any(other["kind"] == "Job" and other["metadata"]["name"] == name for other in plan.create)
-
-
-def _last_seen(event: Object) -> str:
-    series = event.get("series") or {}
-    return str(
-        series.get("lastObservedTime")
-        or event.get("deprecatedLastTimestamp")
-        or event.get("eventTime")
-        or event["metadata"].get("creationTimestamp", "")
-    )

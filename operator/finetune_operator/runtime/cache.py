@@ -48,6 +48,8 @@ class HeldJob:
     facts: JobCache = field(default_factory=JobCache)
     spec: FineTuneJobSpec | None = None
     invalid: str | None = None
+    unreadable: frozenset[str] = frozenset()
+    """Fields of the status that this version cannot read, and must not write."""
     generation: int = -1
 
     @property
@@ -132,21 +134,25 @@ class Cache:
             return None
         self._parse_spec(held)
         assert held.spec is not None
+        status, held.unreadable = read_status(held.status)
         job = FineTuneJob.model_construct(
-            metadata=Metadata.model_validate(held.body["metadata"]), spec=held.spec, status=read_status(held.status)
+            metadata=Metadata.model_validate(held.body["metadata"]), spec=held.spec, status=status
         )
         jobs = self._jobs.get(held.uid, {})
         facts = held.facts
         return ObservedState(
             job=job,
             invalid=held.invalid,
+            unreadable=held.unreadable,
             jobs=dict(jobs),
             pods=_by_attempt(self._pods.get(held.uid, {}).values()),
             departed=_by_attempt(self._departed.get(held.uid, ())),
             known=frozenset(facts.known),
             claims=dict(facts.claims),
             warnings=dict(facts.warnings),
-            refusals=dict(facts.refusals),
+            refusals=facts.refusals,
+            nodes=dict(facts.nodes),
+            jobs_read=dict(facts.jobs_read),
             progress=facts.progress,
         )
 
@@ -206,6 +212,8 @@ class Cache:
             return key
         if version <= held.version:
             return None
+        if body["metadata"].get("generation") != held.body["metadata"].get("generation"):
+            held.facts.retry_now()  # what was refused may have been corrected
         held.body, held.version = body, version
         return key
 
@@ -235,12 +243,22 @@ class Cache:
             held.spec = FineTuneJobSpec.model_validate(raw)
         except ValidationError as error:
             held.invalid = "; ".join(f"spec.{text}" for text in sentences(error, FineTuneJobSpec)[:5])
-            switches = {
-                name: raw[alias]
-                for name, alias in (("managed_by", "managedBy"), ("run_token", "runToken"), ("ready_when", "readyWhen"))
-                if isinstance(raw.get(alias), str)
-            }
-            held.spec = FineTuneJobSpec.model_construct(**switches)
+            held.spec = _readable(raw, error)
+
+
+def _readable(raw: Object, error: ValidationError) -> FineTuneJobSpec:
+    """What can be read of a spec: pods that run by it are followed on, and its switches count."""
+    bad = {str(item["loc"][0]) for item in error.errors(include_url=False) if item["loc"]}
+    rest = {name: value for name, value in raw.items() if name not in bad}
+    try:
+        return FineTuneJobSpec.model_validate(rest)
+    except ValidationError:
+        fields = FineTuneJobSpec.model_fields.items()
+        switches = {name: rest[field.alias or name] for name, field in fields if (field.alias or name) in rest}
+        simple: dict[str, Any] = {
+            name: value for name, value in switches.items() if isinstance(value, str | bool | int)
+        }
+        return FineTuneJobSpec.model_construct(**simple)
 
 
 def _by_attempt(pods: Iterable[PodView]) -> dict[str, tuple[PodView, ...]]:
@@ -250,13 +268,13 @@ def _by_attempt(pods: Iterable[PodView]) -> dict[str, tuple[PodView, ...]]:
     return found
 
 
-def read_status(raw: Object) -> FineTuneJobStatus:
-    """A status that may have been written by another version of us: what cannot be read is left out."""
+def read_status(raw: Object) -> tuple[FineTuneJobStatus, frozenset[str]]:
+    """A status that another version may have written, and the fields that this one cannot read."""
     try:
-        return FineTuneJobStatus.model_validate(raw)
+        return FineTuneJobStatus.model_validate(raw), frozenset()
     except ValidationError as error:
-        bad = {str(item["loc"][0]) for item in error.errors(include_url=False) if item["loc"]}
-        return FineTuneJobStatus.model_validate({name: value for name, value in raw.items() if name not in bad})
+        bad = frozenset(str(item["loc"][0]) for item in error.errors(include_url=False) if item["loc"])
+        return FineTuneJobStatus.model_validate({name: value for name, value in raw.items() if name not in bad}), bad
 
 
 def _version(body: Object) -> int:

@@ -36,7 +36,7 @@ class Client:
     async def close(self) -> None:
         await self._session.close()
 
-    async def get(self, resource: Resource, namespace: str, name: str) -> Object | None:
+    async def get(self, resource: Resource, namespace: str | None, name: str) -> Object | None:
         """The object, or None where there is none."""
         try:
             return await self._request("GET", resource.path(namespace, name))

@@ -155,9 +155,15 @@ class Controller:
             async with asyncio.timeout(_RECONCILE_S):
                 again = await self._reconciler.reconcile(key)
             self.queue.forget(key)
-            if again is not None:
+            held = self.cache.finetunejob(key)
+            if again.retry is None:
+                self.queue.settled(key)
+            elif held is not None:
                 result = "requeue_after"
-                self.queue.add_after(key, again)
+                held.facts.retry_in(self.queue.retry(key, again.retry))
+            if again.after is not None:
+                result = "requeue_after"
+                self.queue.add_after(key, again.after)
         except Conflict:
             result = "requeue"
             self.queue.add_failed(key)

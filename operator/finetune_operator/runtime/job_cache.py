@@ -1,44 +1,71 @@
-"""What is known of a job beside the objects that are watched. Lost at a restart, and found again when it is needed."""
+"""What is known of a job besides the objects that are watched. It is lost at a restart and found again when it is needed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+import time
+from dataclasses import dataclass, field, replace
 
-from finetune_operator.domain.observed import ClaimView, ProgressReading, Refusal
+from finetune_operator.domain.observed import ClaimView, EventView, NodeView, ProgressReading, Refusal
 
 FRESH_S = 4.0
-"""For how long an answer to a read counts."""
+"""How long an answer to a read counts."""
 
 
 @dataclass(slots=True)
 class JobCache:
-    """Of one job."""
+    """Of one job. Durations are of the monotonic clock."""
 
     known: set[tuple[str, str]] = field(default_factory=set)
+    """(kind, name) of Services."""
     claims: dict[str, ClaimView] = field(default_factory=dict)
-    warnings: dict[str, tuple[str, ...] | None] = field(default_factory=dict)
-    refusals: dict[tuple[str, str], Refusal] = field(default_factory=dict)
+    warnings: dict[str, tuple[EventView, ...] | None] = field(default_factory=dict)
+    nodes: dict[str, NodeView] = field(default_factory=dict)
+    jobs_read: dict[str, bool] = field(default_factory=dict)
     progress: ProgressReading | None = None
+    _refusals: dict[tuple[str, str], Refusal] = field(default_factory=dict)
     _read_at: dict[str, float] = field(default_factory=dict)
+    _retry_at: float = float("-inf")
 
-    def read(self, name: str, now: float) -> None:
-        self._read_at[name] = now
+    @property
+    def refusals(self) -> dict[tuple[str, str], Refusal]:
+        due = time.monotonic() >= self._retry_at
+        return {what: replace(refusal, due=due) for what, refusal in self._refusals.items()}
 
-    def drop_stale(self, now: float) -> None:
-        """Forget answers that are old: what a person has mended must be seen."""
+    def has_read(self, name: str) -> bool:
+        return name in self._read_at
+
+    def read(self, name: str) -> None:
+        self._read_at[name] = time.monotonic()
+
+    def drop_stale(self) -> None:
+        """Forget answers that are old, so that a fix is seen, and at a retry what is believed to exist."""
+        now = time.monotonic()
+        if now >= self._retry_at > float("-inf"):
+            self.retry_now()
         for name, at in list(self._read_at.items()):
             if now - at > FRESH_S:
                 del self._read_at[name]
                 self.claims.pop(name, None)
                 self.warnings.pop(name, None)
+                self.nodes.pop(name, None)
+                self.jobs_read.pop(name, None)
+
+    def retry_in(self, seconds: float) -> None:
+        """Refused requests may be repeated then."""
+        self._retry_at = time.monotonic() + seconds
+
+    def retry_now(self) -> None:
+        """Something changed, or the backoff has passed. A Service may have been deleted meanwhile."""
+        self._retry_at = float("-inf")
+        self.known.clear()
 
     def exists(self, kind: str, name: str) -> None:
         self.known.add((kind, name))
-        self.refusals.pop((kind, name), None)
+        self._refusals.pop((kind, name), None)
 
     def refuse(self, refusal: Refusal) -> None:
-        self.refusals[refusal.kind, refusal.name] = refusal
+        self._refusals[refusal.kind, refusal.name] = refusal
 
-    def gone(self, items: Iterable[tuple[str, str]]) -> None:
-        self.known.difference_update(items)
+    def done(self, kind: str, name: str) -> None:
+        """A request that was refused before has succeeded."""
+        self._refusals.pop((kind, name), None)

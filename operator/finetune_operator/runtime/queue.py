@@ -17,6 +17,7 @@ Key = tuple[str, str]
 
 _FIRST_BACKOFF_S = 0.05
 _LONGEST_BACKOFF_S = 300.0
+_FIRST_RETRY_S, _LONGEST_RETRY_S = 5.0, 300.0
 _LABELS = (metrics.CONTROLLER, metrics.CONTROLLER)
 
 
@@ -30,6 +31,7 @@ class WorkQueue:
         self._again: set[Key] = set()
         self._later: dict[Key, asyncio.TimerHandle] = {}
         self._failures: dict[Key, int] = {}
+        self._retries: dict[Key, tuple[str, int]] = {}
         self._available = asyncio.Event()
         self._closed = False
 
@@ -73,6 +75,19 @@ class WorkQueue:
         metrics.queue_retries.labels(*_LABELS).inc()
         self.add_after(key, wait)
         return wait
+
+    def retry(self, key: Key, reason: str) -> float:
+        """Reconcile again after a backoff that doubles while `reason` stays the same. Returns the wait in seconds."""
+        before, count = self._retries.get(key, ("", 0))
+        count = count + 1 if before == reason else 0
+        self._retries[key] = (reason, count)
+        wait = min(_LONGEST_RETRY_S, _FIRST_RETRY_S * 2.0 ** min(count, 30)) * random.uniform(0.75, 1.25)
+        self.add_after(key, wait)
+        return wait
+
+    def settled(self, key: Key) -> None:
+        """Nothing waits for a retry."""
+        self._retries.pop(key, None)
 
     def forget(self, key: Key) -> None:
         """The job was dealt with: its errors count no more."""

@@ -1,6 +1,6 @@
-"""One job: look, plan, act, look again until nothing is left to do; then one status write, then the events.
+"""Reconcile one job: snapshot, plan, apply, until nothing is left to do; then one status write, then the events.
 
-Nothing here decides anything. When the process dies between any two writes, the next look finds what is there and goes on.
+Nothing here decides anything. When the process dies between any two writes, the next reconcile finds what is there.
 """
 
 from __future__ import annotations
@@ -8,15 +8,16 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from finetune_operator.domain.attempts.completion import finished
-from finetune_operator.domain.plan import plan as draw_up
+from finetune_operator.domain.plan import plan as make_plan
 from finetune_operator.domain.plan_builder import Config, Plan
 from finetune_operator.domain.status.write_policy import can_wait
 from finetune_operator.runtime.applier import Applier, Done
 from finetune_operator.runtime.cache import Cache, HeldJob
 from finetune_operator.runtime.client import Client
-from finetune_operator.runtime.errors import ApiError, Conflict
+from finetune_operator.runtime.errors import ApiError, Conflict, Unreachable
 from finetune_operator.runtime.job_metrics import measure
 from finetune_operator.runtime.mergepatch import difference
 from finetune_operator.runtime.poller import Poller
@@ -27,7 +28,15 @@ from finetune_operator.runtime.resources import FINETUNEJOB
 logger = logging.getLogger(__name__)
 
 _ROUNDS = 12
-"""A look that does not settle within so many rounds is left for later: a loop must not hold a worker."""
+"""A reconcile that does not settle within so many rounds is left for later: a loop must not hold a worker."""
+
+
+@dataclass(frozen=True, slots=True)
+class Requeue:
+    """When to reconcile a job again although nothing happened: after a known time, or with a backoff for a reason."""
+
+    after: float | None = None
+    retry: str | None = None
 
 
 class Reconciler:
@@ -44,48 +53,55 @@ class Reconciler:
     ) -> None:
         self._client, self._cache, self._recorder, self._poller = client, cache, recorder, poller
         self._config, self._clock = config, clock
-        self._actions = Applier(client, cache)
+        self._applier = Applier(client, cache)
 
-    async def reconcile(self, key: Key) -> float | None:
-        """Bring one job where it should be. Returns the seconds until time alone may change something.
+    async def reconcile(self, key: Key) -> Requeue:
+        """Bring one job where it should be, and say when to come back.
 
-        Raises ApiError, Unreachable and Conflict; all of them mean: look again.
+        Raises ApiError, Unreachable and Conflict; all of them mean: reconcile again.
         """
         done: Done = set()
         for _ in range(_ROUNDS):
             held = self._cache.finetunejob(key)
-            seen = self._cache.snapshot(key)
-            if held is None or seen is None:
+            observed = self._cache.snapshot(key)
+            if held is None or observed is None:
                 self._poller.follow(key, None)
-                return None
+                return Requeue()
             now = self._clock()
-            held.facts.drop_stale(now)
-            plan = draw_up(seen, now, self._config)
-            if plan.status is None:
-                self._poller.follow(key, None)
-                return None
-            unread = frozenset(
-                read for read in plan.reads if read.name not in held.facts.claims.keys() | held.facts.warnings.keys()
-            )
+            held.facts.drop_stale()
+            plan = make_plan(observed, now, self._config)
+            unread = frozenset(read for read in plan.reads if not held.facts.has_read(read.name))
             if unread:
-                await self._actions.read(key, held, unread, now)
+                await self._applier.read(key, held, unread)
                 continue
+            if plan.status is None:
+                await self._applier.carry_out(key, held, plan, done)
+                self._poller.follow(key, None)
+                return Requeue()
             if plan.status_first and await self._write_status(key, held, plan, now):
                 continue
-            if await self._actions.carry_out(key, held, plan, done):
+            try:
+                acted = await self._applier.carry_out(key, held, plan, done)
+            except (ApiError, Unreachable):
+                # What is known is shown, whatever became of the children.
+                await self._write_status(key, held, plan, now)
+                raise
+            if acted:
                 continue
             if await self._write_status(key, held, plan, now) and finished(plan.status):
-                continue  # what follows an end is decided only when the end is on record
-            self._cache.looked_at(seen)
+                continue  # what follows an end is decided only when the end is recorded
+            self._cache.looked_at(observed)
             self._poller.follow(key, plan.poll)
-            return plan.requeue_after
-        logger.warning("a look did not settle", extra={"rounds": _ROUNDS})
-        return 1.0
+            return Requeue(plan.requeue_after, plan.retry)
+        logger.warning("the plan did not settle", extra={"rounds": _ROUNDS})
+        return Requeue(1.0)
 
     async def _write_status(self, key: Key, held: HeldJob, plan: Plan, now: float) -> bool:
-        """Write what differs, if anything does, and only over what we have seen: another version is a conflict."""
+        """Write what differs, if anything does, over the version that was observed: another one is a conflict."""
         assert plan.status is not None
-        change = difference(held.status, plan.status.wire())
+        before = held.status
+        after = plan.status.wire() | {name: before[name] for name in held.unreadable if name in before}
+        change = difference(before, after)
         if not change or can_wait(held.status, change):
             return False
         metadata = held.body["metadata"]
@@ -93,14 +109,10 @@ class Reconciler:
         try:
             answer = await self._client.merge(FINETUNEJOB, key[0], key[1], body, subresource="status")
         except ApiError as error:
-            if error.code == 404:
-                self._cache.forget("FineTuneJob", *key, held.uid)
-                return True
-            if error.code == 409:
+            if error.code in (404, 409):  # gone, or newer than what we know: the API server has the last word
                 await self._refresh(key, held)
                 raise Conflict(error.message) from error
             raise
-        before = held.status
         self._cache.observe("FineTuneJob", answer)
         measure(before, plan.status, now)
         logger.info(
@@ -112,7 +124,7 @@ class Reconciler:
         return True
 
     async def _refresh(self, key: Key, held: HeldJob) -> None:
-        """The watch is behind: ask."""
+        """Read what the watch has not shown yet."""
         body = await self._client.get(FINETUNEJOB, *key)
         if body is None or body["metadata"]["uid"] != held.uid:
             self._cache.forget("FineTuneJob", *key, held.uid)

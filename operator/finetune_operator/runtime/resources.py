@@ -29,10 +29,10 @@ class Resource:
 FINETUNEJOB = Resource("FineTuneJob", GROUP, VERSION, PLURAL)
 JOB = Resource("Job", "batch", "v1", "jobs", OWN_CHILDREN)
 POD = Resource("Pod", "", "v1", "pods", OWN_CHILDREN)
-CONFIG_MAP = Resource("ConfigMap", "", "v1", "configmaps")
 SERVICE = Resource("Service", "", "v1", "services")
 CLAIM = Resource("PersistentVolumeClaim", "", "v1", "persistentvolumeclaims")
+NODE = Resource("Node", "", "v1", "nodes")
 EVENT = Resource("Event", "events.k8s.io", "v1", "events")
 
 WATCHED = (FINETUNEJOB, JOB, POD)
-BY_KIND = {resource.kind: resource for resource in (FINETUNEJOB, JOB, POD, CONFIG_MAP, SERVICE, CLAIM, EVENT)}
+BY_KIND = {resource.kind: resource for resource in (FINETUNEJOB, JOB, POD, SERVICE, CLAIM, EVENT)}

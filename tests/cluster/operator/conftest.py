@@ -118,7 +118,7 @@ class Kubelet:
         elif act.waiting is not None:
             state = {"waiting": {"reason": act.waiting[0], "message": act.waiting[1]}}
             self._status(pod, {"phase": "Pending", "containerStatuses": [self._container(pod, state)]})
-        elif phase == "Pending" and self._can_mount(pod):
+        elif phase == "Pending":
             state = {"running": {"startedAt": now()}}
             self._status(
                 pod,
@@ -132,11 +132,6 @@ class Kubelet:
             )
         elif phase == "Running" and not act.hold:
             self.end(pod, act.exit_code or 0, act.message or "")
-
-    def _can_mount(self, pod: Pod) -> bool:
-        """A kubelet waits for the ConfigMaps of a pod."""
-        names = [v["configMap"]["name"] for v in pod["spec"]["volumes"] if "configMap" in v]
-        return all(self.api.find(f"/api/v1/namespaces/{self.namespace}/configmaps/{name}") for name in names)
 
     def end(self, pod: Pod, exit_code: int, message: str, reason: str = "") -> None:
         """The container ends."""

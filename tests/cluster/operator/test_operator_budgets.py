@@ -78,7 +78,7 @@ def test_a_spent_budget_stops_and_a_raised_one_goes_on(jobs: Any, kubelet: Any, 
     jobs.patch(budget={"maxDuration": "1h"})
     status = jobs.wait("Completed")
     assert [a["number"] for a in status["attempts"]] == [1, 1, 1], "the same Job went on"
-    assert status["trainSeconds"] >= 2
+    assert status["usage"]["trainSeconds"] >= 2
 
 
 @pytest.mark.usefixtures("operator")
@@ -113,7 +113,7 @@ def test_a_refused_training_is_asked_about_again(
     jobs.wait("AwaitingApproval")
     api.delete(quota)
     jobs.until(
-        "nothing of it is left", lambda: refused not in [c["metadata"]["name"] for c in jobs.children("configmaps")]
+        "nothing of it is left", lambda: refused not in [c["metadata"]["name"] for c in jobs.children("services")]
     )
     assert len(jobs.children()) == 1, "nobody approved it"
     jobs.patch(budget={"approvedPlan": jobs.status()["plan"]["digest"]})
@@ -121,8 +121,8 @@ def test_a_refused_training_is_asked_about_again(
     assert [(a["stage"], a["outcome"]) for a in status["attempts"]] == [
         ("prepare", "Succeeded"), ("train", "Stopped"), ("train", "Succeeded"), ("publish", "Succeeded"),
     ]  # fmt: skip
-    (told,) = [m for m in jobs.children("configmaps") if m["metadata"]["name"] == status["attempts"][2]["job"]]
-    assert '"nodes":2' in told["data"]["run.json"]
+    (made,) = [m for m in jobs.children() if m["metadata"]["name"] == status["attempts"][2]["job"]]
+    assert '"nodes":2' in made["spec"]["template"]["metadata"]["annotations"]["finetune.dev/run-config"]
     assert len(kubelet.of("train")) == 2
 
 
@@ -138,8 +138,8 @@ def test_what_a_refused_job_was_told_is_replaced(
     api.delete(quota)
     status = jobs.wait("Completed")
     assert [a["job"] for a in status["attempts"]][1] == refused, "the attempt stays"
-    (told,) = [m for m in jobs.children("configmaps") if m["metadata"]["name"] == refused]
-    assert '"everySteps":7' in told["data"]["run.json"]
+    (made,) = [m for m in jobs.children() if m["metadata"]["name"] == refused]
+    assert '"everySteps":7' in made["spec"]["template"]["metadata"]["annotations"]["finetune.dev/run-config"]
 
 
 @pytest.mark.usefixtures("operator")

@@ -190,7 +190,7 @@ def test_killed_after_every_single_write(
         assert deaths < 40, book(jobs.status())
     status = jobs.status()
     assert book(status) == [DONE[0], ("train", 1, "Failed"), ("train", 2, "Succeeded"), DONE[2]]
-    assert status["infraFailures"] == 1
+    assert json.loads(status["state"])["infraFailures"] == 1
     assert ("train", 1, "Failed") in verdicts["when train-2 was made"]
     assert len(kubelet.of("prepare")) == len(kubelet.of("publish")) == 1
     assert len(kubelet.of("train", 1)) == len(kubelet.of("train", 2)) == 2

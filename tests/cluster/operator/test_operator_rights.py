@@ -1,13 +1,21 @@
-"""The operator with the rights that the chart gives it, and not one more."""
+"""The operator with the rights that the chart gives it: all that it needs, and none that it does not use."""
 
 from __future__ import annotations
 
+import re
 import subprocess
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from aiohttp import web
+from finetune_operator.settings import Settings
+
+from .test_operator_faults import Fault, Proxy
 
 pytestmark = pytest.mark.control
 
@@ -19,42 +27,117 @@ APIS = {
     "Role": "/apis/rbac.authorization.k8s.io/v1/namespaces/{ns}/roles",
     "RoleBinding": "/apis/rbac.authorization.k8s.io/v1/namespaces/{ns}/rolebindings",
 }
+Right = tuple[str, str]
+"""A verb, and a resource with its group."""
+
+NOT_REQUESTED: dict[Right, str] = {
+    ("update", "finetune.dev/finetunejobs/finalizers"): "asked by the admission plugin for owner references",
+    ("get", "/nodes"): "needed when a pod is silent for minutes",
+}
+ELECTS_A_LEADER = any(name.startswith(("leader", "lease")) for name in Settings.__dataclass_fields__)
+_VERBS = {"POST": "create", "PATCH": "patch", "PUT": "update", "DELETE": "delete"}
+_PATH = re.compile(r"/apis?/(?:([^/]+\.[^/]+|batch)/)?v[^/]+/(?:namespaces/[^/]+/)?([^/]+)(?:/([^/]+)(?:/([^/]+))?)?$")
 
 
-@pytest.mark.parametrize("scope", ["cluster", "namespace"])
-def test_a_whole_life_with_the_rights_of_the_chart(
-    api: Any,
-    jobs: Any,
-    kubelet: Any,
-    acts: Any,
-    namespace: str,
-    start_operator: Any,
-    tools: Path,
-    tmp_path: Path,
-    scope: str,
-) -> None:
-    """Two nodes (reads the claim), a slow start (reads warnings), a retry, a clean-up and a rerun: nothing is forbidden."""
-    release = f"r-{namespace}"
+def rights_of(method: str, path: str, watch: bool) -> set[Right]:
+    """What a request needs."""
+    match = _PATH.match(path)
+    if match is None:  # discovery
+        return set()
+    group, resource, name, part = match.groups()
+    full = f"{group or ''}/{resource}" + (f"/{part}" if part else "")
+    return {(_VERBS.get(method) or ("get" if name else "watch" if watch else "list"), full)}
+
+
+def rights_in(role: dict[str, Any]) -> set[Right]:
+    return {
+        (verb, f"{group}/{resource}")
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+
+
+class Blinder(Proxy):
+    """Records the rights that requests need. While `blind` is set, no watch can resume: what happens meanwhile is missing in the
+    list that follows."""
+
+    def __init__(self, api: Any, kubeconfig: Path) -> None:
+        super().__init__(api, kubeconfig)
+        self.blind = threading.Event()
+        self.used = set[Right]()
+
+    async def _pass(self, request: web.Request) -> web.StreamResponse:
+        watch = "watch=true" in request.query_string
+        self.used |= rights_of(request.method, request.path, watch)
+        if self.blind.is_set() and watch:
+            return web.json_response({"type": "ERROR", "object": {"kind": "Status", "code": 410}})
+        return await super()._pass(request)
+
+
+@pytest.fixture
+def proxy(api: Any, tmp_path: Path) -> Iterator[Blinder]:
+    proxy = Blinder(api, tmp_path / "kubeconfig")
+    proxy.start()
+    yield proxy
+    proxy.stop()
+
+
+@pytest.fixture(params=["cluster", "namespace"])
+def scope(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def account(api: Any, namespace: str, tools: Path, scope: str) -> Iterator[tuple[str, set[Right]]]:
+    """A token of the chart's service account, and the rights that the chart grants it."""
     values = ["--set", f"watchNamespaces={{{namespace}}}"] if scope == "namespace" else []
+    values += ["--set", "rbac.aggregateRoles=false", "--set", "fullnameOverride=operator"]
     chart = str(REPOSITORY / "charts" / "finetune-operator")
     rendered = subprocess.run(
-        [str(tools / "helm"), "template", release, chart, "-n", namespace, *values],
+        [str(tools / "helm"), "template", f"r-{namespace}", chart, "-n", namespace, *values],
         capture_output=True,
         text=True,
         check=True,
     )
-    made, account = [], ""
+    made, granted = [], set[Right]()
     for body in yaml.safe_load_all(rendered.stdout):
         if body and body["kind"] in APIS:
             path = APIS[body["kind"]].format(ns=body["metadata"].get("namespace", namespace))
             api.post(path, body)
             made.append(f"{path}/{body['metadata']['name']}")
-            account = body["metadata"]["name"] if body["kind"] == "ServiceAccount" else account
-    token = api.post(f"/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token", {"spec": {}})["status"]["token"]
-    config = yaml.safe_load(api.kubeconfig.read_text())
+            granted |= rights_in(body) if "rules" in body else set()
+    token = api.post(f"/api/v1/namespaces/{namespace}/serviceaccounts/operator/token", {"spec": {}})
+    yield token["status"]["token"], granted
+    for path in made:
+        api.delete(path)
+
+
+def test_every_right_of_the_chart_is_used_and_no_other_is_needed(
+    jobs: Any,
+    kubelet: Any,
+    acts: Any,
+    namespace: str,
+    start_operator: Any,
+    proxy: Blinder,
+    account: tuple[str, set[Right]],
+    scope: str,
+) -> None:
+    """Two nodes (reads the claim), a slow start (reads warnings), a retry, a clean-up, children whose creation got no answer, and
+    changes that the watch missed."""
+    token, granted = account
+    config = yaml.safe_load(proxy.kubeconfig.read_text())
     config["users"][0]["user"] = {"token": token}
-    kubeconfig = tmp_path / "kubeconfig"
-    kubeconfig.write_text(yaml.safe_dump(config))
+    proxy.kubeconfig.write_text(yaml.safe_dump(config))
+    to_lose = {"services", "jobs"}
+
+    def rule(method: str, path: str) -> Fault | None:
+        resource = path.rpartition("/")[2]
+        if method == "POST" and resource in to_lose:
+            to_lose.remove(resource)
+            return Fault("lose")
+        return Fault("answer", 503) if proxy.blind.is_set() and method == "GET" else None
 
     slow = True
 
@@ -66,22 +149,46 @@ def test_a_whole_life_with_the_rights_of_the_chart(
             return acts.Act(1, "crash")
         return acts.succeed(pod)
 
-    kubelet.script = script
-    operator = start_operator(kubeconfig, FINETUNE_NAMESPACES=namespace if scope == "namespace" else "")
-    try:
-        jobs.create(compute={"device": "cpu", "nodes": 2}, ttlSecondsAfterFinished=0)
-        before = operator.metric("rest_client_requests_total", code="200", method="GET")
-        read = lambda: operator.metric("rest_client_requests_total", code="200", method="GET") > before  # noqa: E731
-        jobs.until("the claim and the warnings of the slow pod are read", read)
-        slow = False
-        jobs.wait("Completed", seconds=40)
-        jobs.until("cleaned up", lambda: not jobs.children())
-        told = [line for line in operator.lines() if line.get("namespace") == namespace]
-        words = ("created", "patched", "deleted", "status")
-        assert {(line["level"], line["msg"]) for line in told} <= {("info", word) for word in words}
-        assert len(told) > 10
-        jobs.until("events", lambda: len(jobs.events()) >= 8)
-        assert operator.terminate() == 0
-    finally:
-        for path in made:
-            api.delete(path)
+    proxy.rule, kubelet.script = rule, script
+    operator = start_operator(
+        proxy.kubeconfig,
+        FINETUNE_NAMESPACES=namespace if scope == "namespace" else "",
+        FINETUNE_SWEEP_SECONDS="2",
+        FINETUNE_RESYNC_SECONDS="2",
+        FINETUNE_LEADER_ELECTION="true",
+        FINETUNE_LEASE="operator",
+        POD_NAME="operator-0",
+        POD_NAMESPACE=namespace,
+    )
+    jobs.create(compute={"device": "cpu", "nodes": 2}, ttlSecondsAfterFinished=0)
+    jobs.until("the warnings of the slow pod are read", lambda: ("list", "events.k8s.io/events") in proxy.used)
+    slow = False
+    jobs.wait("Completed", seconds=40)
+    jobs.until("cleaned up", lambda: not jobs.children())
+
+    kubelet.script = acts.hold_training
+    jobs.create("missed")
+    jobs.create("gone", suspend=True)
+    jobs.wait("Training", "missed")
+    jobs.wait("Suspended", "gone")
+    proxy.blind.set()
+    proxy.cut_watches()
+    time.sleep(0.5)
+    (train,) = [job["metadata"]["name"] for job in jobs.children() if "-train-" in job["metadata"]["name"]]
+    jobs.delete("gone")
+    jobs.api.delete(f"/apis/batch/v1/namespaces/{namespace}/jobs/{train}")
+    pods = f"/api/v1/namespaces/{namespace}/pods"
+    jobs.until("its pod is gone", lambda: not any("-train-" in p["metadata"]["name"] for p in jobs.api.items(pods)))
+    kubelet.script = acts.succeed
+    proxy.blind.clear()
+    for kind in ("FineTuneJob", "Job", "Pod"):
+        repaired = lambda k=kind: operator.metric("finetune_cache_repairs_total", resource=k)  # noqa: E731
+        jobs.until(f"the cache of kind {kind} is repaired", repaired)
+    jobs.wait("Completed", "missed", seconds=40)
+    jobs.until("events", lambda: len(jobs.events()) >= 8)
+    assert operator.metric("rest_client_requests_total", code="403") == 0
+    assert operator.terminate() == 0
+
+    optional = set(NOT_REQUESTED) | (set() if ELECTS_A_LEADER else {right for right in granted if "leases" in right[1]})
+    assert granted - proxy.used == optional & granted
+    assert proxy.used <= granted

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Callable
 from typing import Any
@@ -12,21 +13,23 @@ import yaml
 from finetune_api import valuesgen
 from finetune_api.contract import MANAGED_BY, MANAGED_BY_LABEL, PROGRESS_PORT
 from finetune_api.effective import PlatformDefaults
+from finetune_operator.telemetry import metrics as _metrics  # noqa: F401, registers them
+from prometheus_client import REGISTRY
 
-from .conftest import CHART, Render
+from .conftest import CHART, ROOT, Render
 
-# What operator/README.md lists, and nothing else.
+# What operator/README.md lists, and nothing else: in each namespace, cluster-wide in addition, and in the operator's own namespace.
 RIGHTS = {
     ("finetune.dev", "finetunejobs"): {"get", "list", "watch"},
     ("finetune.dev", "finetunejobs/status"): {"patch"},
     ("finetune.dev", "finetunejobs/finalizers"): {"update"},
     ("batch", "jobs"): {"get", "list", "watch", "create", "patch", "delete"},
-    ("", "configmaps"): {"get", "create", "delete"},
-    ("", "services"): {"get", "create", "delete"},
-    ("", "pods"): {"list", "watch"},
+    ("", "services"): {"get", "create"},
+    ("", "pods"): {"get", "list", "watch"},
     ("", "persistentvolumeclaims"): {"get"},
     ("events.k8s.io", "events"): {"create", "list"},
 }
+CLUSTER_RIGHTS = {("", "nodes"): {"get"}}
 
 
 def kind(objects: list[dict[str, Any]], wanted: str) -> list[dict[str, Any]]:
@@ -49,8 +52,6 @@ def test_lint(helm: Callable[..., subprocess.CompletedProcess[str]]) -> None:
 def test_the_operators_pod_is_restricted(render: Render) -> None:
     """The restricted Pod Security Standard, and what goes beyond it."""
     (deployment,) = kind(render(), "Deployment")
-    assert deployment["spec"]["replicas"] == 1
-    assert deployment["spec"]["strategy"] == {"type": "Recreate"}
     pod = deployment["spec"]["template"]["spec"]
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["securityContext"]["runAsUser"] > 0
@@ -76,22 +77,91 @@ def test_the_operator_has_these_rights_and_no_others(render: Render, namespaces:
     if namespaces:
         assert not kind(objects, "ClusterRole")
         assert not kind(objects, "ClusterRoleBinding")
-        roles, bindings = kind(objects, "Role"), kind(objects, "RoleBinding")
+        roles, bindings = kind(objects, "Role")[:-1], kind(objects, "RoleBinding")[:-1]
         assert [role["metadata"]["namespace"] for role in roles] == namespaces
         assert [binding["metadata"]["namespace"] for binding in bindings] == namespaces
     else:
-        assert not kind(objects, "Role")
-        assert not kind(objects, "RoleBinding")
         roles, bindings = kind(objects, "ClusterRole"), kind(objects, "ClusterRoleBinding")
+    expected = RIGHTS if namespaces else RIGHTS | CLUSTER_RIGHTS
+    (account,) = kind(objects, "ServiceAccount")
+    election = kind(objects, "Role")[-1]
+    assert election["metadata"]["namespace"] == "finetune-system"
+    assert [(rule["verbs"], rule.get("resourceNames")) for rule in election["rules"]] == [
+        (["create"], None),
+        (["get", "update", "patch"], [account["metadata"]["name"]]),
+    ]
+    assert {resource for rule in election["rules"] for resource in rule["resources"]} == {"leases"}
     assert roles
     assert len(roles) == len(bindings)
     for role, binding in zip(roles, bindings, strict=True):
-        assert rights(role) == RIGHTS
+        assert rights(role) == expected
         assert binding["roleRef"]["name"] == role["metadata"]["name"]
-        (account,) = kind(objects, "ServiceAccount")
         assert [(s["name"], s["namespace"]) for s in binding["subjects"]] == [
             (account["metadata"]["name"], "finetune-system")
         ]
+
+
+def test_replicas(render: Render) -> None:
+    """Two of them with a leader, on different nodes, one of which a drain leaves; one alone gives way to its successor."""
+    objects = render()
+    (deployment,), (budget,) = kind(objects, "Deployment"), kind(objects, "PodDisruptionBudget")
+    assert deployment["spec"]["replicas"] == 2
+    assert deployment["spec"]["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
+    template = deployment["spec"]["template"]
+    (spread,) = template["spec"]["topologySpreadConstraints"]
+    for selector in (budget["spec"]["selector"], spread["labelSelector"]):
+        assert selector["matchLabels"].items() <= template["metadata"]["labels"].items()
+    environment = {e["name"]: e for e in template["spec"]["containers"][0]["env"]}
+    assert environment["FINETUNE_LEADER_ELECTION"]["value"] == "true"
+    assert environment["POD_NAME"]["valueFrom"]["fieldRef"]["fieldPath"] == "metadata.name"
+    assert environment["POD_NAMESPACE"]["valueFrom"]["fieldRef"]["fieldPath"] == "metadata.namespace"
+    names = [name for role in kind(objects, "Role") for rule in role["rules"] for name in rule.get("resourceNames", [])]
+    assert names == [environment["FINETUNE_LEASE"]["value"]]
+    alone = render("replicaCount=1", "leaderElection.enabled=false")
+    assert not kind(alone, "PodDisruptionBudget") + kind(alone, "Role")
+    assert kind(alone, "Deployment")[0]["spec"]["strategy"] == {"type": "Recreate"}
+
+
+def test_openshift_assigns_the_ids(render: Render) -> None:
+    """docs/install.md: null removes the chart's ids from the operator's pod, and the default ids from every job's pods."""
+    ids = ("runAsUser", "runAsGroup", "fsGroup")
+    own = [f"podSecurityContext.{name}=null" for name in ids]
+    objects = render(*own, *(f"trainer.defaults.securityContext.{name}=null" for name in ids))
+    context = kind(objects, "Deployment")[0]["spec"]["template"]["spec"]["securityContext"]
+    assert context == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    defaults = PlatformDefaults.model_validate_json(kind(objects, "ConfigMap")[0]["data"]["defaults.json"])
+    assert defaults.pods.security_context == dict.fromkeys(ids)
+
+
+@pytest.mark.parametrize(("value", "expected"), [("604800", 604800), ("0", 0), ("null", None)])
+def test_finished_children_have_a_time_to_live(render: Render, value: str, expected: int | None) -> None:
+    (config,) = kind(render(f"jobs.ttlSecondsAfterFinished={value}"), "ConfigMap")
+    assert json.loads(config["data"]["defaults.json"]).get("ttlSecondsAfterFinished") == expected
+    (plain,) = kind(render(), "ConfigMap")
+    assert json.loads(plain["data"]["defaults.json"])["ttlSecondsAfterFinished"] == 604800
+
+
+_NOT_METRICS = {"up"}
+_ELECTION = {"leader_election_master_status"}
+
+
+def test_alerts_and_the_dashboard_name_metrics_that_exist(render: Render) -> None:
+    objects = render("metrics.prometheusRule.enabled=true", "metrics.dashboards.enabled=true")
+    (rule,) = kind(objects, "PrometheusRule")
+    alerts = [alert for group in rule["spec"]["groups"] for alert in group["rules"]]
+    (board,) = [c for c in kind(objects, "ConfigMap") if c["metadata"]["name"].endswith("-dashboard")]
+    panels = json.loads(board["data"]["finetune-operator.json"])["panels"]
+    expressions = [alert["expr"] for alert in alerts] + [p["targets"][0]["expr"] for p in panels]
+    known = {sample.name for family in REGISTRY.collect() for sample in family.samples}
+    known |= {f"{family.name}{suffix}" for family in REGISTRY.collect() for suffix in ("", "_total", "_bucket")}
+    for expression in expressions:
+        assert expression.count("(") == expression.count(")")
+        named = set(re.findall(r"\b([a-z]+(?:_[a-z]+)*)(?=[{\[])", expression))
+        named |= set(re.findall(r"\b(finetune_[a-z_]+)", expression))
+        assert named, expression
+        assert named - _NOT_METRICS - _ELECTION <= known, expression
+    runbook = (ROOT / "docs" / "operating.md").read_text()
+    assert [alert["alert"] for alert in alerts if f"`{alert['alert']}`" not in runbook] == []
 
 
 def test_no_role_has_a_wildcard_or_reads_secrets(render: Render) -> None:
@@ -125,7 +195,7 @@ def test_trainer_defaults_reach_the_operator(render: Render) -> None:
         (deployment,) = kind(objects, "Deployment")
         template = deployment["spec"]["template"]
         (mount,) = [m for m in template["spec"]["containers"][0]["volumeMounts"] if m["name"] == "config"]
-        environment = {e["name"]: e["value"] for e in template["spec"]["containers"][0]["env"]}
+        environment = {e["name"]: e.get("value") for e in template["spec"]["containers"][0]["env"]}
         assert environment["FINETUNE_DEFAULTS"] == f"{mount['mountPath']}/defaults.json"
         defaults = PlatformDefaults.model_validate_json(config["data"]["defaults.json"])
         return defaults, template["metadata"]["annotations"]["checksum/config"]
@@ -147,13 +217,16 @@ def test_trainer_defaults_reach_the_operator(render: Render) -> None:
 
 WRONG = [
     ("replicas=2", "'replicas' not allowed"),
+    ("replicaCount=0", "/replicaCount"),
+    ("jobs.ttlSecondsAfterFinished=-1", "/jobs/ttlSecondsAfterFinished"),
     ('image.tagg="x"', "'tagg' not allowed"),
     ('image.pullPolicy="always"', "/image/pullPolicy"),
     ('image.digest="sha256:123"', "/image/digest"),
     ('watchNamespaces=["Team_A"]', "/watchNamespaces/0"),
-    ('trainer.defaults={"gpus": 1, "image": 3, "resources": {"limit": {}}}', "'gpus' not allowed"),
+    ('trainer.defaults={"gpus": 1, "image": 3, "resources": {"limit": {}}}', "'gpus'"),
     ("", "/trainer/defaults/image"),
     ("", "'limit' not allowed"),
+    ("trainer.defaults.ttlSecondsAfterFinished=5", "'ttlSecondsAfterFinished'"),
     ("trainer.defaults.gpuHourPrice=-1", "/trainer/defaults/gpuHourPrice"),
     ('config.logLevel="loud"', "/config/logLevel"),
     ('metrics.serviceMonitor.interval="soon"', "/metrics/serviceMonitor/interval"),
@@ -175,6 +248,8 @@ def test_wrong_values_are_refused(helm: Callable[..., subprocess.CompletedProces
     [
         ("serviceAccount.create=false", "serviceAccount.name"),
         ('metrics={"enabled": false, "serviceMonitor": {"enabled": true}}', "metrics.enabled"),
+        ('metrics={"enabled": false, "prometheusRule": {"enabled": true}}', "metrics.enabled"),
+        ("leaderElection.enabled=false", "leaderElection.enabled"),
     ],
 )
 def test_values_that_need_another_are_refused(

@@ -7,8 +7,9 @@ import random
 import string
 
 import pytest
+from finetune_api import secret_patterns
 from finetune_api.data import ChecksSpec
-from finetune_trainer.checks import pii, secrets
+from finetune_trainer.checks import pii
 from finetune_trainer.checks.masking import EXCERPT, covered, excerpt, masked, written
 from finetune_trainer.checks.suite import Suite
 from finetune_trainer.data.formats import Example
@@ -122,7 +123,7 @@ def test_by_what_stands_beside(kind: str) -> None:
 
 def test_every_kind_has_a_name_and_a_case() -> None:
     tried = {*PERSONAL, *SECRETS, *WITHIN}
-    assert tried == pii.KINDS.keys() | secrets.KINDS.keys()
+    assert tried == pii.KINDS.keys() | secret_patterns.KINDS.keys()
 
 
 @pytest.mark.parametrize("text", HARMLESS)

@@ -61,7 +61,7 @@ def test_the_picture_in_a_terminal(job: Job) -> None:
         job(
             phase="Queued",
             reason="Unschedulable",
-            message="No node takes pod bot-0: 0/3 nodes",
+            message="Pod bot-0 cannot be scheduled: 0/3 nodes",
             attempts=ATTEMPTS,
             data=DATA,
         )

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from finetune_api.budget import BudgetSpec
 from finetune_api.spec import FineTuneJobSpec
-from finetune_api.status import FineTuneJobStatus, PlanStatus
+from finetune_api.status import FineTuneJobStatus, PlanStatus, UsageStatus
 from finetune_cli.local import gate
 from finetune_cli.local import status as book
 
@@ -27,18 +27,19 @@ def spec(mode: str = "Run", **budget: Any) -> FineTuneJobSpec:
         (spec(maxGpuHours=100, maxCost=100, maxDuration="10h"), None, 0, None),
         (spec(maxGpuHours=7), None, 0, ("Failed", "OverBudget", "spec.budget.maxGpuHours")),
         (spec(maxCost=7, mode="Plan"), None, 0, ("Failed", "OverBudget", "spec.budget.maxCost")),
+        (spec(maxGpuHours=7), None, 60, None),
         (spec(mode="Plan", approval="Manual"), None, 0, ("Completed", "Planned", "The plan is made")),
         (spec(approval="Manual"), None, 0, ("AwaitingApproval", "AwaitingApproval", "spec.budget.approval is Manual and plan 4f2a is not approved: give --approve")),
         (spec(approval="Manual"), "beef", 0, ("AwaitingApproval", "AwaitingApproval", "spec.budget.approval is Manual")),
         (spec(approval="Manual"), "4f2a", 0, None),
         (spec(approval="Manual", approvedPlan="4f2a"), None, 0, None),
-        (spec(maxDuration="2h"), None, 7200, ("Suspended", "BudgetExhausted", "spec.budget.maxDuration: trained for 2h, and 2h is the limit; raise it")),
+        (spec(maxDuration="2h"), None, 7200, ("Suspended", "BudgetExhausted", "spec.budget.maxDuration: training has run for 2h00m, which is the limit; raise it")),
     ],
 )  # fmt: skip
 def test_what_stands_before_training(
     wanted: FineTuneJobSpec, approved: str | None, seconds: int, held: tuple[str, str, str] | None
 ) -> None:
-    found = gate.held(wanted, FineTuneJobStatus(plan=PLAN, train_seconds=seconds), approved=approved)
+    found = gate.held(wanted, FineTuneJobStatus(plan=PLAN, usage=UsageStatus(train_seconds=seconds)), approved=approved)
     if held is None:
         assert found is None
     else:
@@ -53,33 +54,18 @@ def test_no_plan_is_no_approved_plan() -> None:
     assert found.reason == "AwaitingApproval"
 
 
-@pytest.mark.parametrize(
-    ("budget", "seconds", "gpus", "limit"),
-    [
-        ({"maxDuration": "1m"}, 59, 0, None),
-        ({"maxDuration": "1m"}, 60, 0, "spec.budget.maxDuration: trained for 1m, and 1m is the limit"),
-        ({"maxGpuHours": 1}, 3600, 0, None),
-        ({"maxGpuHours": 1}, 450, 8, "spec.budget.maxGpuHours: 1 GPU hours are used, and 1 is the limit"),
-        ({"maxCost": 5}, 3600, 8, None),
-        ({"maxCost": 5, "gpuHourPrice": 2.5}, 3600, 2, "spec.budget.maxCost: 5.00 is spent, and 5.00 is the limit"),
-    ],
-)
-def test_when_a_budget_is_spent(budget: dict[str, Any], seconds: float, gpus: int, limit: str | None) -> None:
-    assert gate.spent(BudgetSpec.model_validate(budget), seconds, gpus) == limit
-
-
 def test_the_time_of_all_attempts_counts_and_is_told_once() -> None:
-    now, status = [100.0], FineTuneJobStatus(train_seconds=50, gpus=2)
+    now, status = [100.0], FineTuneJobStatus(usage=UsageStatus(train_seconds=50), gpus=2)
     meter = gate.Meter(BudgetSpec(max_duration="1m"), status, counts=True, clock=lambda: now[0])
     now[0] = 109.0
     assert meter.newly_reached() is None
-    assert (status.train_seconds, status.gpu_seconds) == (59, 118)
+    assert (status.used.train_seconds, status.used.gpu_seconds) == (59, 118)
     now[0] = 110.0
-    assert meter.newly_reached() == "spec.budget.maxDuration: trained for 1m, and 1m is the limit"
+    assert meter.newly_reached() == "spec.budget.maxDuration: training has run for 1m00s, which is the limit"
     now[0] = 111.0
     assert meter.newly_reached() is None
     assert meter.limit
-    assert status.train_seconds == 61
+    assert status.used.train_seconds == 61
     idle = gate.Meter(BudgetSpec(max_duration="1s"), FineTuneJobStatus(), counts=False, clock=lambda: now[0])
     now[0] = 200
     assert idle.newly_reached() is None

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 from finetune_api.contract import Cause, Progress, TerminationMessage
-from finetune_api.status import ArtifactsStatus, CheckpointStatus, DataStatus, FineTuneJobStatus
+from finetune_api.operator_state import OperatorState
+from finetune_api.planner.facts import DataFacts, ModelShape, PlanFacts
+from finetune_api.status import ArtifactsStatus, CheckpointStatus, DataStatus, FailureStatus, FineTuneJobStatus
 from finetune_cli import manifest
 from finetune_cli.errors import CliError
 from finetune_cli.local import status as book
 from finetune_cli.local.processes import speaks_for_all
-from finetune_cli.local.run import LocalOptions, _claims_root
+from finetune_cli.local.run import LocalOptions, _claims_root, _Given, _settle, _take_notch
 from finetune_cli.local.state import Run, run_of
 
 from .conftest import JOB
@@ -141,3 +143,33 @@ def test_claims_are_folders(tmp_path: Path) -> None:
     (tmp_path / "claims" / "models").mkdir(parents=True)
     assert _claims_root(given, LocalOptions(claims=tmp_path / "claims")) == str(tmp_path / "claims")
     assert (tmp_path / "claims" / "scratch").is_dir()
+
+
+def test_each_out_of_memory_takes_one_notch_until_none_is_left(tmp_path: Path) -> None:
+    text = TEXT + "  training: {activationCheckpointing: none}\n  retry: {oom: 3}\n"
+    given, it = read(tmp_path, text), run(tmp_path, text)
+    it.layout.root.mkdir(parents=True)
+    shape = ModelShape(
+        model_type="llama", hidden_size=64, layers=2, heads=4, kv_heads=4, head_dim=16, intermediate_size=128,
+        vocab_size=512, parameters=200_000,
+    )  # fmt: skip
+    facts = PlanFacts(model=shape, data=DataFacts(rows=640, tokens=640 * 300, longest=300))
+    given.job.status.state = OperatorState(facts=facts.wire()).encode()
+    wanted = _Given(given.job.spec, approve=False)
+    for tokens in (900, 450, 300):
+        given.job.status.failure = FailureStatus(code="OutOfMemory", message="memory ran out")
+        assert f"to {tokens}" in (_take_notch(given.job, it, wanted) or "")
+        _settle(given.job, it, wanted)
+        assert given.job.spec.compute.micro_batch_tokens == tokens
+    assert _take_notch(given.job, it, wanted) is None
+    assert given.job.status.failure is not None
+    assert given.job.status.failure.message.endswith("(spec.retry.oom 3 is used up)")
+    given.job.spec.retry.oom = 9
+    assert _take_notch(given.job, it, wanted) is None
+    assert "training.activationCheckpointing, so it was kept" in (given.job.status.failure.remedy or "")
+    assert given.job.status.plan is not None
+    digest = given.job.status.plan.digest
+    it.forget()
+    it.layout.root.mkdir(parents=True)
+    _settle(given.job, it, wanted)
+    assert given.job.status.plan.digest == digest, "an approval outlives the notches"

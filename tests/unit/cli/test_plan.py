@@ -153,7 +153,7 @@ def test_exit_code_and_why(told: Told, job: str, options: Any, code: int, proble
     assert got == code
     assert len(problems) == (code == 3)
     priced = "maxCost" not in job or options
-    assert any("spec.budget.maxCost: nobody knows" in note for note in json.loads(text)["notes"]) == (not priced)
+    assert any("spec.budget.maxCost: the cost of" in note for note in json.loads(text)["notes"]) == (not priced)
     for form in ("text", "markdown") if problem else ():
         assert re.match(problem or "", problems[0])
         got, text = told(job, config=True, rows=2000, tokens_per_row=300, output=form, **options)

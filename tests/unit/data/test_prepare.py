@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import datetime
 import gzip
 import io
 import json
 import re
 import shutil
+import sys
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import zstandard
+from finetune_api.contract import Progress
 from finetune_trainer.errors import BadInput, StageError
+from finetune_trainer.prepare import run
+from finetune_trainer.progress import ProgressWriter
+from finetune_trainer.stage import StageContext
+from finetune_trainer.stop import StopFlag
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
@@ -417,6 +424,45 @@ def test_an_output_that_is_taken_is_said_before_anything_is_computed(job):
     (job.claims / "models" / "out" / "theirs").write_text("x")
     with pytest.raises(BadInput, match=r"spec\.output\.uri: pvc://models/out already holds theirs"):
         job.prepare(job.write("rows.jsonl", ROWS))
+
+
+def test_the_output_is_reserved_when_the_data_is_good(job):
+    reserved = job.claims / "models" / ".finetune-reserved-out.json"
+    with pytest.raises(BadInput):
+        job.prepare(job.write("bad.jsonl", [{"prompt": "no completion"}]))
+    job.prepare(job.write("rows.jsonl", ROWS), mode="Plan")
+    assert not reserved.exists()
+    for _ in range(2):
+        job.prepare(job.write("rows.jsonl", ROWS))
+        assert json.loads(reserved.read_text())["job"]["name"] == "job"
+        reserved.unlink()
+    reserved.write_text(reserved_by("another"))
+    with pytest.raises(BadInput, match=r"is reserved since .* by job team-a/another") as caught:
+        job.prepare(job.write("rows.jsonl", ROWS))
+    assert caught.value.cause.code == "OutputTaken"
+
+
+def reserved_by(name: str) -> str:
+    job = {"namespace": "team-a", "name": name, "uid": "uid-9", "run": "abcde"}
+    return json.dumps({"job": job, "since": datetime.datetime.now(datetime.UTC).isoformat()})
+
+
+def test_a_second_run_of_the_stage_reports_everything_again(job, monkeypatch):
+    """The operator runs it again when the first one's termination message was lost."""
+    monkeypatch.setitem(sys.modules, "torch", sys.modules.get("torch"))  # the stage forbids it in its own process
+    config = job.config(job.write("rows.jsonl", ROWS))
+    reported = []
+    for attempt in (1, 2):
+        context = StageContext(
+            config.model_copy(update={"attempt": attempt}),
+            ProgressWriter(None, Progress(stage="prepare")), StopFlag(), job.claims,
+        )  # fmt: skip
+        run(context)
+        assert context.known.keys() == {"data", "plan", "facts", "decided"}
+        assert context.progress.state.percent == 100
+        reported.append(context.known)
+    assert reported[0] == reported[1]
+    assert reported[1]["plan"].steps
 
 
 def test_progress_goes_up_to_the_end(job):

@@ -78,6 +78,7 @@ class World:
     claims: dict[str, ClaimView] = field(default_factory=dict)
     warnings: dict[str, tuple[str, ...] | None] = field(default_factory=dict)
     refusals: dict[tuple[str, str], Refusal] = field(default_factory=dict)
+    jobs_read: dict[str, bool] = field(default_factory=dict)
     progress: ProgressReading | None = None
     events: list[Any] = field(default_factory=list)
     queued_elsewhere: bool = False
@@ -87,7 +88,7 @@ class World:
 
     # Looking and acting.
 
-    def seen(self) -> ObservedState:
+    def observed(self) -> ObservedState:
         return ObservedState(
             job=FineTuneJob.parse(self.body),
             jobs=dict(self.jobs),
@@ -96,24 +97,26 @@ class World:
             claims=dict(self.claims),
             warnings=dict(self.warnings),
             refusals=dict(self.refusals),
+            jobs_read=dict(self.jobs_read),
             progress=self.progress,
         )
 
     def plan(self) -> Plan:
-        return plan(self.seen(), self.now, self.config)
+        return plan(self.observed(), self.now, self.config)
 
     def step(self, upto: int | None = None) -> Plan:
         """One plan carried out. `upto`: a crash after so many writes."""
         drawn = self.plan()
         writes = [lambda m=m: self._create(m) for m in drawn.create]
         writes += [lambda p=p: self._patch(p.name, p.body) for p in drawn.patch]
-        writes += [lambda d=d: self._delete(d.kind, d.name) for d in drawn.delete]
+        writes += [lambda d=d: self._delete(d.name) for d in drawn.delete]
         if drawn.status is not None:
             place = 0 if drawn.status_first else len(writes)
             writes.insert(place, lambda: self._write(drawn))
         for write in writes[:upto]:
             write()
         self.reads += sorted(drawn.reads, key=lambda read: read.name)
+        self.jobs_read |= {read.name: False for read in drawn.reads if read.kind == "job"}
         return drawn
 
     def settle(self, rounds: int = 20) -> Plan:
@@ -123,7 +126,8 @@ class World:
             before = copy.deepcopy(self.body.get("status"))
             drawn = self.step()
             asked = {(body["kind"], body["metadata"]["name"]) for body in drawn.create}
-            if asked <= tried and not (drawn.patch or drawn.delete) and before == self.body.get("status"):
+            quiet = not (drawn.patch or drawn.delete or any(read.kind == "job" for read in drawn.reads))
+            if asked <= tried and quiet and before == self.body.get("status"):
                 return drawn
             tried |= asked
         raise AssertionError("plans do not come to rest")
@@ -156,14 +160,19 @@ class World:
         held = body["metadata"]["annotations"]["finetune.dev/held"] is not None
         self.jobs[name] = replace(self.jobs[name], suspended=body["spec"]["suspend"], held=held)
 
-    def _delete(self, kind: str, name: str) -> None:
-        self.deleted.append(f"{kind}/{name}")
-        self.known.discard((kind, name))
-        if kind == "Job" and name in self.jobs:
+    def _delete(self, name: str) -> None:
+        self.deleted.append(name)
+        self.known.discard(("Service", name))
+        if name in self.jobs:
             del self.jobs[name]
             self.pods.pop(name, None)
 
     # What happens in the cluster.
+
+    def run_config(self, stage: str) -> str:
+        """What the pods of the stage's latest Job are to do."""
+        manifest = self.manifests["Job", self.job(stage).name]
+        return str(manifest["spec"]["template"]["metadata"]["annotations"]["finetune.dev/run-config"])
 
     def job(self, stage: str) -> JobView:
         """The newest Job of a stage."""
@@ -259,6 +268,17 @@ class World:
     @property
     def status(self) -> dict[str, Any]:
         found: dict[str, Any] = self.body.get("status") or {}
+        return found
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What only the operator reads."""
+        found: dict[str, Any] = json.loads(self.status.get("state", "{}"))
+        return found
+
+    @property
+    def usage(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.status.get("usage", {})
         return found
 
     def condition(self, kind: str) -> str | None:

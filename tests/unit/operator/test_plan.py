@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 from finetune_api.contract import RunConfig
+from finetune_api.effective import PlatformDefaults
+from finetune_api.pods import PodSettings
+from finetune_operator.domain.attempts import start
 from finetune_operator.domain.observed import ClaimView
 from finetune_operator.domain.times import stamp
 
@@ -18,22 +21,31 @@ def kinds(plan: Any) -> list[str]:
 def test_first_look_creates_prepare_and_tells_where_the_job_stands(make_world: Any) -> None:
     world = make_world()
     drawn = world.step()
-    assert kinds(drawn) == ["ConfigMap", "Job"]
+    assert kinds(drawn) == ["Job"]
     assert not drawn.status_first, "the first stage does not wait for a status write"
     status = world.status
     assert (status["phase"], status["reason"], status["observedGeneration"]) == ("Preparing", "Starting", 1)
-    assert status["effective"]["training"]["schedule"] == "cosine"
-    assert "learningRate" not in status["effective"]["training"], "model and data decide it, which nobody has seen yet"
-    assert status["defaults"] == {"pods": {"image": "trainer:1"}}
+    assert world.state["effective"]["training"]["schedule"] == "cosine"
+    assert "learningRate" not in world.state["effective"]["training"], (
+        "model and data decide it, which nobody has seen yet"
+    )
+    assert world.state["defaults"] == {"pods": {"image": "trainer:1"}}
     assert (world.condition("Ready"), world.condition("Reconciling"), world.condition("Running")) == (
         "False",
         "True",
         "False",
     )
     assert [(n.type, n.reason) for n in world.events] == [("Normal", "StageStarted")]
-    config = world.manifests["ConfigMap", world.job("prepare").name]["data"]["run.json"]
-    run = RunConfig.model_validate_json(config)
+    run = RunConfig.model_validate_json(world.run_config("prepare"))
     assert (run.stage, run.attempt, run.job.run, run.spec.pods) == ("prepare", 1, status["run"], None)
+
+
+def test_a_run_config_that_no_pod_can_hold_ends_the_job(make_world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(start, "MAX_BYTES", 100)
+    world = make_world()
+    world.settle()
+    assert (world.status["phase"], world.jobs) == ("Failed", {})
+    assert "the run config of stage prepare has" in world.status["failure"]["message"]
 
 
 def test_the_whole_way(make_world: Any) -> None:
@@ -46,7 +58,7 @@ def test_the_whole_way(make_world: Any) -> None:
     world.finish("prepare", data={"rows": 10, "trainRows": 8}, plan={"steps": 4})
     drawn = world.step()
     assert drawn.status_first, "the outcome is on record before the next stage exists"
-    assert "train" not in {job.stage for job in world.jobs.values()} or kinds(drawn) == ["ConfigMap", "Job", "Service"]
+    assert "train" not in {job.stage for job in world.jobs.values()} or kinds(drawn) == ["Job"]
     assert (world.status["phase"], world.condition("Ready"), world.condition("Reconciling")) == ("Queued", "True", None)
     world.settle()
     assert (world.job("train").suspended, world.job("train").held) == (False, False), "released at once"
@@ -56,7 +68,7 @@ def test_the_whole_way(make_world: Any) -> None:
     world.now += 100
     world.finish("train", 2, step=4, metrics={"loss": 0.5}, evaluation={"rows": 1})
     world.settle()
-    assert world.status["gpuSeconds"] == 800
+    assert world.usage["gpuSeconds"] == 800
     world.run("publish")
     world.settle()
     world.finish("publish", artifacts={"uri": "pvc://models/out"})
@@ -67,7 +79,7 @@ def test_the_whole_way(make_world: Any) -> None:
         "pvc://models/out",
         100,
     )
-    assert status["gpuSeconds"] == 800
+    assert status["usage"]["gpuSeconds"] == 800
     assert {c: world.condition(c) for c in ("Ready", "Complete", "Published", "DataValid", "Running")} == {
         "Ready": "True", "Complete": "True", "Published": "True", "DataValid": "True", "Running": "False",
     }  # fmt: skip
@@ -129,7 +141,7 @@ def test_a_queue_is_never_fought(make_world: Any) -> None:
     world.edit(suspend=True)
     world.settle()
     assert world.book[-1] == ("train", 1, "Stopped")
-    assert any(name.startswith("Job/bot-") for name in world.deleted), (
+    assert any(name.startswith("bot-") for name in world.deleted), (
         "given back whole, since its switch is the queue's"
     )
 
@@ -230,8 +242,25 @@ def test_time_to_live_takes_the_children_and_nothing_else(make_world: Any) -> No
     world.now += 61
     world.settle()
     assert not world.jobs
-    assert len([name for name in world.deleted if name.startswith("ConfigMap/")]) == 3
     assert world.status["phase"] == "Completed"
+
+
+@pytest.mark.parametrize(("platform", "own", "kept"), [(60, None, 0), (60, 600, 3), (None, None, 3)])
+def test_time_to_live_of_the_platform(make_world: Any, platform: int | None, own: int | None, kept: int) -> None:
+    """Frozen at acceptance, beneath the job's own."""
+    world = make_world(**({"ttlSecondsAfterFinished": own} if own is not None else {}))
+    world.config = replace(
+        world.config, defaults=PlatformDefaults(pods=PodSettings(image="i"), ttl_seconds_after_finished=platform)
+    )
+    world.through("prepare", "train", "publish")
+    world.config = replace(
+        world.config, defaults=PlatformDefaults(pods=PodSettings(image="i"), ttl_seconds_after_finished=1)
+    )
+    world.settle()
+    assert len(world.jobs) == 3
+    world.now += 61
+    world.settle()
+    assert len(world.jobs) == kept
 
 
 def test_no_child_is_deleted_before_the_end_is_on_record(make_world: Any) -> None:
@@ -258,7 +287,7 @@ def test_what_is_not_ours_is_left_alone(make_world: Any, gone: dict[str, Any]) -
 @pytest.mark.parametrize(
     ("claim", "phase", "reason"),
     [
-        (ClaimView("scratch", True, ("ReadWriteOnce",)), "Failed", "InvalidWorkspace"),
+        (ClaimView("scratch", True, ("ReadWriteOnce",)), "Pending", "InvalidWorkspace"),
         (ClaimView("scratch", False), "Pending", "MissingClaim"),
         (ClaimView("scratch", True, ("ReadWriteOnce", "ReadWriteMany")), "Preparing", "Starting"),
         (ClaimView("scratch", None), "Preparing", "Starting"),
@@ -274,9 +303,12 @@ def test_several_nodes_need_a_workspace_that_they_can_share(
     world.claims["scratch"] = claim
     world.settle()
     assert (world.status["phase"], world.status["reason"]) == (phase, reason)
-    if phase == "Failed":
-        assert "ReadWriteMany" in world.status["failure"]["message"]
-        assert "compute.nodes: 1" in world.status["failure"]["remedy"]
+    if reason == "InvalidWorkspace":
+        assert "ReadWriteMany" in world.status["message"]
+        assert world.condition("Stalled") == "True"
+        world.edit(compute={"device": "cpu", "nodes": 1})
+        world.settle()
+        assert world.status["reason"] == "Starting"
 
 
 def test_ready_when_completed(make_world: Any) -> None:

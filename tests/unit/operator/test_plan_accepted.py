@@ -82,7 +82,7 @@ def test_what_counts_while_a_training_waits(
 
 
 def test_a_refused_job_is_made_by_the_settings_that_count_then(make_world: Any, prepared: Any) -> None:
-    """Its ConfigMap too, which was taken before, and the plan that was approved."""
+    """Its run config too, and the plan that was approved."""
     world = make_world(budget={"approval": "Manual"})
     world.share("scratch")
     take = refuse_trainings(world)
@@ -90,7 +90,6 @@ def test_a_refused_job_is_made_by_the_settings_that_count_then(make_world: Any, 
     world.edit(budget={"approval": "Manual", "approvedPlan": world.status["plan"]["digest"]})
     world.settle()
     assert world.status["reason"] == "QuotaExceeded"
-    told = next(m for (kind, n), m in world.manifests.items() if kind == "ConfigMap" and "-train-" in n)
     world.edit(compute={"device": "cpu", "nodes": 2})
     take()
     world.settle()
@@ -100,23 +99,18 @@ def test_a_refused_job_is_made_by_the_settings_that_count_then(make_world: Any, 
     world.settle()
     made = world.manifests["Job", world.job("train").name]
     assert made["spec"]["parallelism"] == 2
-    again = world.manifests["ConfigMap", world.job("train").name]
-    assert again["data"] != told["data"]
-    assert digest in again["data"]["run.json"]
+    assert digest in world.run_config("train")
 
 
-def test_a_refused_config_map_is_asked_for_with_the_job(make_world: Any, prepared: Any) -> None:
+def test_a_refused_job_gets_the_run_config_of_now(make_world: Any, prepared: Any) -> None:
     """Where nobody has to approve, the attempt stays; what it is told must not be what was true at the refusal."""
     world = make_world()
     take = refuse_trainings(world)
     world.prepare(**prepared)
     world.edit(checkpoint={"everySteps": 7})
     take()
-    drawn = world.step()
-    assert {body["kind"] for body in drawn.create} >= {"Job", "ConfigMap"}
     world.settle()
-    (told,) = (m for (kind, n), m in world.manifests.items() if kind == "ConfigMap" and "-train-" in n)
-    assert '"everySteps":7' in told["data"]["run.json"]
+    assert '"everySteps":7' in world.run_config("train")
 
 
 @pytest.mark.parametrize("prepared_before", [False, True], ids=["while it is prepared", "afterwards"])
@@ -145,10 +139,10 @@ def test_compute_that_no_longer_goes_with_what_was_decided(
         world.finish("prepare", **prepared)
         world.settle()
     assert world.status["phase"] == "Queued"
-    assert world.status["effective"]["compute"]["strategy"] in strategy
-    assert world.status["effective"]["training"]["learningRate"] == 3e-4, "the rest of what was decided holds"
-    assert world.status["effective"]["compute"].get("offload") == compute.get("offload")
-    assert world.status["decided"]["compute"] == {"strategy": "ddp"}, "should compute change back"
+    assert world.state["effective"]["compute"]["strategy"] in strategy
+    assert world.state["effective"]["training"]["learningRate"] == 3e-4, "the rest of what was decided holds"
+    assert world.state["effective"]["compute"].get("offload") == compute.get("offload")
+    assert world.state["decided"]["compute"] == {"strategy": "ddp"}, "should compute change back"
 
 
 @pytest.mark.parametrize("elsewhere", [False, True], ids=["ours to release", "in a queue"])
@@ -184,7 +178,7 @@ def test_a_pod_decides_what_the_data_decides_and_no_more(make_world: Any, prepar
         "checkpoint": {"everySteps": 9, "keep": 9},
     }
     world.prepare(**prepared)
-    assert world.status["decided"] == {
+    assert world.state["decided"] == {
         "training": {"learningRate": 3e-4},
         "compute": {"strategy": "zero2"},
         "method": {"lora": {"rank": 8}},
@@ -274,6 +268,6 @@ def test_hours_in_which_nothing_ran_are_nobodys(make_world: Any, prepared: Any, 
         world.fail("train")
     world.now += 9 * 3600
     world.settle()
-    assert (world.status["trainSeconds"], world.status["gpuSeconds"]) == (100, 400)
+    assert (world.usage["trainSeconds"], world.usage["gpuSeconds"]) == (100, 400)
     assert world.status["reason"] != "BudgetExhausted"
     assert "failure" not in world.status

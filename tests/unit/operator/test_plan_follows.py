@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from finetune_api.effective import PlatformDefaults
 
 GPU = {"nodes": 1, "gpusPerNode": 4, "gpuType": "nvidia-h100-80gb"}
 PRICED = {"approval": "Manual", "gpuHourPrice": 2.5, "maxCost": 100}
@@ -146,11 +149,11 @@ def test_a_training_is_what_it_was_made_as(make_world: Any, before: int, after: 
     world.fail("train")
     world.settle()
     assert world.status["attempts"][-1]["outcome"] == "Failed"
-    assert (world.status["trainSeconds"], world.status["gpuSeconds"]) == (300, 300 * 4 * before)
+    assert (world.usage["trainSeconds"], world.usage["gpuSeconds"]) == (300, 300 * 4 * before)
 
 
 def test_a_change_that_cannot_work_ends_no_pods_that_run(make_world: Any, prepared: Any, words: Any) -> None:
-    """It counts from the next attempt, which is then refused."""
+    """It counts from the next attempt, which then waits for a change that can."""
     world = make_world(training={"optimizer": "paged-adamw"}, compute={"gpuType": "h100"})
     world.prepare(**prepared)
     world.run("train")
@@ -161,8 +164,12 @@ def test_a_change_that_cannot_work_ends_no_pods_that_run(make_world: Any, prepar
     world.end("train", 137, disrupted="drain")
     world.fail("train")
     world.settle()
-    assert (world.status["phase"], world.status["failure"]["code"]) == ("Failed", "InvalidSpec")
-    assert ("train", 1, "Evicted") in world.book
+    assert (world.status["reason"], world.condition("Stalled")) == ("InvalidSpec", "True")
+    assert world.book[-1] == ("train", 1, "Evicted")
+    world.edit(compute={"gpuType": "h100"})
+    world.now += 10
+    world.settle()
+    assert world.book[-1] == ("train", 2, "Running")
 
 
 def test_a_pod_that_says_it_is_over_budget_refuses_no_plan(make_world: Any, prepared: Any, words: Any) -> None:
@@ -175,3 +182,54 @@ def test_a_pod_that_says_it_is_over_budget_refuses_no_plan(make_world: Any, prep
     world.fail("train")
     world.settle()
     assert (world.status["phase"], world.condition("PlanAccepted")) == ("Failed", "True")
+
+
+def test_a_status_of_version_0_1_is_understood(make_world: Any, prepared: Any) -> None:
+    """Its job trains on with what was frozen and decided then, and its hours count."""
+    world = make_world(compute={"gpusPerNode": 4})
+    world.prepare(**prepared)
+    state = json.loads(world.body["status"].pop("state"))
+    old = {name: state[name] for name in ("defaults", "effective", "facts", "decided")}
+    world.body["status"] |= old | {"trainSeconds": 100, "gpuSeconds": 400, "infraFailures": 2}
+    world.config = replace(world.config, defaults=PlatformDefaults())
+    before = world.jobs["bot-" + world.status["run"] + "-train-1"]
+    world.run("train")
+    world.settle()
+    world.now += 50
+    world.end("train", 1, text="Traceback")
+    world.fail("train")
+    drawn = world.settle()
+    world.now += drawn.requeue_after
+    world.settle()
+    assert (world.usage["trainSeconds"], world.usage["gpuSeconds"], world.state["infraFailures"]) == (150, 600, 3)
+    assert (
+        world.manifests["Job", world.job("train").name]["spec"]["template"]["spec"]["containers"][0]["image"]
+        == "trainer:1"
+    )
+    assert before.attempt == 1
+    assert old.items() <= world.status.items(), "so that version 0.1 understands it too"
+
+
+def test_a_state_that_an_older_version_removed_is_found_out_again(make_world: Any, prepared: Any) -> None:
+    world = make_world()
+    world.prepare(**prepared)
+    world.run("train")
+    world.settle()
+    for name in ("state", "usage"):
+        world.body["status"].pop(name, None)
+    world.settle()
+    assert world.status["phase"] == "Training", "what runs is kept"
+    world.body["status"].pop("state")
+    world.end("train", 137, disrupted="drain")
+    world.fail("train")
+    world.step()
+    world.body["status"].pop("state")
+    world.now += 10
+    drawn = world.settle()
+    assert world.book[-1] == ("prepare", 2, "Running"), drawn
+    world.run("prepare")
+    world.settle()
+    world.finish("prepare", **prepared)
+    world.settle()
+    assert world.book[-1] == ("train", 2, "Running")
+    assert world.state["decided"] == prepared["decided"]

@@ -213,8 +213,11 @@ def test_a_spec_that_cannot_be_read_is_said_in_sentences() -> None:
 
 
 def test_a_status_of_another_version_is_read_as_far_as_it_goes() -> None:
-    status = read_status({"phase": "Training", "run": "abcde", "novelty": {"a": 1}, "gpus": "many"})
-    assert (status.phase, status.run, status.gpus) == ("Training", "abcde", None)
+    attempt = {"stage": "train", "number": 1, "job": "a", "outcome": "Running", "novelty": 1}
+    raw = {"phase": "Training", "run": "abcde", "novelty": {"a": 1}, "gpus": "many", "attempts": [attempt]}
+    status, unreadable = read_status(raw)
+    assert (status.phase, status.run, status.gpus, unreadable) == ("Training", "abcde", None, {"gpus"})
+    assert status.wire() | {"gpus": "many"} == {"observedGeneration": -1, **raw}, "what is written back loses nothing"
 
 
 # Patches.

@@ -22,7 +22,7 @@ def world(make_world: Any) -> Any:
 
 
 def counted(world: Any) -> tuple[int, int]:
-    return world.status.get("trainSeconds", 0), world.status.get("gpuSeconds", 0)
+    return world.usage.get("trainSeconds", 0), world.usage.get("gpuSeconds", 0)
 
 
 def test_what_is_left_of_an_earlier_attempt_ends_nothing(world: Any) -> None:

@@ -1,14 +1,11 @@
-"""A plan's name and what stands in it, and when it is beyond a budget."""
+"""A plan's name and what stands in it."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
-from finetune_api.budget import BudgetSpec
 from finetune_api.effective import PlatformDefaults, resolve
 from finetune_api.planner.decide import decide
-from finetune_api.planner.draw import draw, over_budget, quantity, spoken, unknown_cost
+from finetune_api.planner.draw import draw, quantity, spoken
 from finetune_api.planner.facts import Measured, PlanFacts
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import PlanStatus
@@ -107,30 +104,6 @@ def test_everything_is_in_the_plan() -> None:
     assert missing == ["max_new_tokens", "warning"]
     assert made.longest_seconds > made.duration_seconds > 0  # type: ignore[operator]
     assert "does not fit" in (plan_of(job("full")).warning or "")
-
-
-@pytest.mark.parametrize(
-    ("budget", "expected"),
-    [
-        ({}, None),
-        ({"maxGpuHours": 10, "maxCost": 20, "maxDuration": "2h"}, None),
-        ({"maxGpuHours": 9.5}, "spec.budget.maxGpuHours: the plan takes 10 GPU hours, and 9.5 is the limit"),
-        ({"maxCost": 19.99}, "spec.budget.maxCost: the plan costs 20.00, and 19.99 is the limit"),
-        ({"maxDuration": "1h59m"}, "spec.budget.maxDuration: the plan takes 2h00m, and 1h59m is the limit"),
-    ],
-)
-def test_over_budget(budget: dict[str, Any], expected: str | None) -> None:
-    plan = PlanStatus(gpu_hours=10, cost=20, duration_seconds=7200)
-    assert over_budget(plan, BudgetSpec.model_validate(budget)) == expected
-    assert over_budget(PlanStatus(), BudgetSpec.model_validate(budget)) is None
-
-
-def test_a_cost_that_nobody_knows() -> None:
-    budget = BudgetSpec(max_cost=1000)
-    assert "set spec.budget.gpuHourPrice" in (unknown_cost(PlanStatus(gpu_hours=10), budget) or "")
-    assert unknown_cost(PlanStatus(gpu_hours=10, cost=0), budget) is None
-    assert unknown_cost(PlanStatus(gpu_hours=0), budget) is None, "no GPU costs nothing"
-    assert unknown_cost(PlanStatus(gpu_hours=10), BudgetSpec()) is None
 
 
 def test_figures_for_people() -> None:

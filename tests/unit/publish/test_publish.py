@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from finetune_api.contract import Progress
 from finetune_api.location import ClaimLocation
 from finetune_trainer import sealed
 from finetune_trainer.errors import BadInput, StageError
-from finetune_trainer.publish import output, publish
+from finetune_trainer.progress import ProgressWriter
+from finetune_trainer.publish import output, publish, run
+from finetune_trainer.stage import StageContext
+from finetune_trainer.stop import StopFlag
 
 from .conftest import history
 
@@ -47,6 +52,19 @@ def test_a_second_run_finds_its_own_work(make_run):
     stamp = (output.folder_of(config) / "report.html").stat().st_mtime_ns
     assert go(config) == first
     assert (output.folder_of(config) / "report.html").stat().st_mtime_ns == stamp
+
+
+def test_the_stage_reports_artifacts_and_evaluation_every_time(make_run, monkeypatch):
+    """Train's termination message may have been lost."""
+    monkeypatch.setitem(sys.modules, "torch", sys.modules.get("torch"))  # the stage forbids it in its own process
+    config, reported = make_run(), []
+    for _ in range(2):
+        context = StageContext(config, ProgressWriter(None, Progress(stage="publish")), StopFlag(), Path())
+        run(context)
+        reported.append(context.known)
+    assert reported[0] == reported[1]
+    assert reported[1]["artifacts"].files == 10
+    assert {row.metric: row.tuned for row in reported[1]["evaluation"].metrics}["loss"] == 0.87
 
 
 def test_a_damaged_output_of_ours_is_written_again(make_run):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from finetune_api.spec import FineTuneJobSpec
-from finetune_trainer.train.identity import config_hash
+from finetune_trainer.train.identity import config_hash, same_training
 
 SPEC: dict[str, Any] = {
     "model": {"uri": "hf://a/b", "secretRef": {"name": "old"}},
@@ -49,3 +49,18 @@ def test_what_may_change_does_not_count(changed: dict[str, Any]) -> None:
 )
 def test_what_is_fixed_counts(changed: dict[str, Any]) -> None:
     assert hashed(**changed) != hashed()
+
+
+@pytest.mark.parametrize(
+    ("training", "resumes"),
+    [
+        ({"seed": 1}, True),
+        ({"seed": 1, "activationCheckpointing": "none"}, True),
+        ({"seed": 1, "activationCheckpointing": "full"}, True),
+        ({"seed": 2, "activationCheckpointing": "none"}, False),
+        ({"seed": 1, "optimizer": "adamw-8bit"}, False),
+    ],
+)
+def test_activation_checkpointing_may_change_between_attempts(training: dict[str, Any], resumes: bool) -> None:
+    now = FineTuneJobSpec.model_validate(SPEC | {"training": {"seed": 1, "activationCheckpointing": "selective"}})
+    assert (hashed(training=training) in same_training(now)) is resumes

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import errno
+import re
 import signal
+from pathlib import Path
 
+import finetune_trainer
 import pytest
 from finetune_api.contract import CheckpointStatus, ExitCode, TerminationMessage
+from finetune_api.status import STAGES, Stage
 from finetune_trainer.errors import BadInput, Diverged, PeerLost, Stopped
 from finetune_trainer.termination import classify, died, outcome_of, verdict
 
@@ -46,8 +50,16 @@ def test_verdict(records: list[TerminationMessage], rank: int, exit_code: int) -
 
 def test_what_a_killed_rank_cannot_know_its_peers_tell() -> None:
     checkpoint = CheckpointStatus(step=40, path="x")
-    said = verdict([record(0, LOST, 3, step=47, last_checkpoint=checkpoint, resumed_from_step=20), killed(1, 2)])
-    assert (said.rank, said.step, said.resumed_from_step, said.last_checkpoint) == (1, 47, 20, checkpoint)
+    known = {
+        "step": 47,
+        "last_checkpoint": checkpoint,
+        "resumed_from_step": 20,
+        "step_seconds": 1.5,
+        "checkpoint_seconds": 9.0,
+    }
+    said = verdict([record(0, LOST, 3, **known), killed(1, 2)])
+    assert said.rank == 1
+    assert {name: getattr(said, name) for name in known} == known
 
 
 class OutOfMemoryError(RuntimeError):
@@ -113,6 +125,19 @@ def test_lack_of_memory_says_how_much_was_asked_for(error, says: str) -> None:  
     code, cause = classify(error())
     assert (code, cause.code) == (4, "OutOfMemory")
     assert says in cause.message
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_memory_remedy_names_the_pods_of_its_own_stage(stage: Stage) -> None:
+    killed = died(stage, 0, status=-signal.SIGKILL, oom_killed=True, now=0)
+    for cause in (killed.cause, outcome_of(MemoryError(), known={}, stage=stage, rank=0, now=0).cause):
+        assert re.findall(r"spec\.pods\.(\w+)\.resources\.limits\.memory", cause.remedy) == [stage]
+        assert ("maxLength" in cause.remedy) == (stage == "train")
+
+
+def test_pods_fields_are_named_from_spec_on() -> None:
+    for file in Path(finetune_trainer.__file__).parent.rglob("*.py"):
+        assert not re.search(r"(?<!spec\.)\bpods\.(common|prepare|train|evaluate|publish)\.", file.read_text()), file
 
 
 def test_a_signal_is_named() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from finetune_trainer.checks import pii, secrets
-from finetune_trainer.checks.spans import Span, disjoint
+from finetune_api import secret_patterns
+from finetune_api.spans import Span, disjoint
+
+from finetune_trainer.checks import pii
 
 EXCERPT = 200
 """Most characters of a row that are shown."""
@@ -47,7 +49,7 @@ def _first_of(word: str) -> str:
 
 def covered(text: str) -> list[Span]:
     """Everything in a text that must not be shown: personal data and secrets, disjoint and in order."""
-    return disjoint([*secrets.spans(text), *pii.spans(text)])
+    return disjoint([*secret_patterns.spans(text), *pii.spans(text)])
 
 
 def written(text: str, spans: Iterable[Span]) -> str:

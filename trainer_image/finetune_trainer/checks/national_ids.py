@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from finetune_trainer.checks.spans import Span
+from finetune_api.spans import Span
 
 _BESIDE = 40
 """Characters before a number in which its name is looked for."""

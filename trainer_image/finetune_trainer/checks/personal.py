@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from finetune_api import secret_patterns
 from finetune_api.checks import CheckCode
+from finetune_api.spans import Span
 
-from finetune_trainer.checks import pii, secrets
+from finetune_trainer.checks import pii
 from finetune_trainer.checks.checker import Found, Hits, Seen
 from finetune_trainer.checks.masking import excerpt
 from finetune_trainer.checks.row import Batch
-from finetune_trainer.checks.spans import Span
 from finetune_trainer.checks.wording import of_kinds, of_rows
 
 
@@ -47,4 +48,4 @@ class Secrets(_Spans):
     codes: tuple[CheckCode, ...] = ("Secrets",)
 
     def __init__(self) -> None:
-        super().__init__(secrets.spans, secrets.KINDS, "secrets")
+        super().__init__(secret_patterns.spans, secret_patterns.KINDS, "secrets")

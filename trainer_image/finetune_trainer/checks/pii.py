@@ -11,8 +11,9 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 
+from finetune_api.spans import Span, disjoint
+
 from finetune_trainer.checks import national_ids
-from finetune_trainer.checks.spans import Span, disjoint
 
 KINDS = {
     "email": "e-mail addresses",

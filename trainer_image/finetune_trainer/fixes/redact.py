@@ -7,7 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from finetune_trainer.checks import pii, secrets
+from finetune_api import secret_patterns
+
+from finetune_trainer.checks import pii
 
 _SIGNS = {"email": "[EMAIL]", "phone": "[PHONE]", "card": "[CARD]", "iban": "[IBAN]", "national-id": "[ID]"}
 _SECRET = "[SECRET]"
@@ -20,7 +22,7 @@ Finder = Callable[[str], Sequence[Any]]
 FINDERS: dict[str, tuple[Finder, dict[str, str]]] = {
     # fix: what finds the spans, and how their kinds are called
     "RedactPii": (pii.spans, pii.KINDS),
-    "RedactSecrets": (secrets.spans, secrets.KINDS),
+    "RedactSecrets": (secret_patterns.spans, secret_patterns.KINDS),
 }
 
 

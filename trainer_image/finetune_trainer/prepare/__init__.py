@@ -87,6 +87,7 @@ def _prepare(
     inputs = gather(config, gather_base(config))
     if (known := _already(layout.prepared, inputs.digest())) is not None:
         log.info("The data is already prepared with these inputs: using it.")
+        _reserve_output(config)
         return known
     inputs = inputs.with_mended(mend(config, inputs.files))
     places.check_room(config, places.bytes_needed(config, inputs.model, inputs.bytes))
@@ -94,6 +95,7 @@ def _prepare(
         shutil.rmtree(stale, ignore_errors=True)
     report(0, 1.0)
     done = write_shards(inputs, report, refused)
+    _reserve_output(config)
     data = done.data
     log.info(
         "Prepared %d rows in %.1f s: %d to train on (%d tokens), %d to validate, %d to test; the longest has %d tokens.",
@@ -102,6 +104,12 @@ def _prepare(
     for note in (sealed.read_manifest(layout.prepared) or {}).get("notes", ()):
         log.info("%s", note)
     return done
+
+
+def _reserve_output(config: RunConfig) -> None:
+    """Last, so that a job whose data is refused leaves no reservation. Raises BadInput (OutputTaken)."""
+    if config.spec.mode == "Run" and not output.published(config):
+        output.reserve(config)
 
 
 def gather(config: RunConfig, base: Base) -> Inputs:

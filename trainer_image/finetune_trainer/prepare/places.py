@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from pathlib import Path
 
 from finetune_api.contract import RunConfig
 
-from finetune_trainer.errors import BadInput
+from finetune_trainer.errors import BadInput, accessing
 from finetune_trainer.prepare.model import ModelFacts
 from finetune_trainer.sources import room
 
@@ -22,16 +21,10 @@ def check_workspace(config: RunConfig) -> None:
     uri, parsed = config.spec.workspace.uri, config.spec.workspace.parsed
     if parsed.scheme == "pvc" and not (Path(config.claims_root) / parsed.claim).is_dir():
         raise BadInput(f"spec.workspace.uri: claim {parsed.claim} is not mounted in this pod", code="NotFound")
-    try:
+    with accessing("spec.workspace.uri", uri):
         config.layout.root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=config.layout.root, prefix=".probe-"):
             pass
-    except OSError as error:
-        raise BadInput(
-            f"spec.workspace.uri: {uri} may not be written by user {os.geteuid()}: {error.strerror}",
-            code="NotFound",
-            remedy="make the volume writable for that user or its group, or set spec.pods.common.securityContext.fsGroup",
-        ) from error
 
 
 def bytes_needed(config: RunConfig, model: ModelFacts, data_bytes: int) -> int:

@@ -6,7 +6,6 @@ same result it finds its own work and is done.
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import shutil
@@ -20,9 +19,10 @@ from finetune_api.contract import RunConfig
 from finetune_api.status import ArtifactsStatus
 
 from finetune_trainer import sealed
-from finetune_trainer.errors import BadInput
+from finetune_trainer.errors import FULL, BadInput
 from finetune_trainer.publish import output, pages
 from finetune_trainer.publish.facts import Facts, gather
+from finetune_trainer.train.trained import sealed_evaluation
 
 if TYPE_CHECKING:
     from finetune_trainer.stage import StageContext
@@ -37,6 +37,7 @@ def run(context: StageContext) -> None:
     """The stage, in its own process. Tells the artifacts by `context.note`; raises StageError."""
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # nothing here needs it, and it is slow to import
     context.progress.update(stage="publish", force=True)
+    context.note(evaluation=sealed_evaluation(context.config.layout.trained))  # train's message may be lost
     artifacts = publish(context.config, lambda percent: context.progress.update(percent=percent))
     context.note(artifacts=artifacts)
     context.progress.update(percent=100.0, force=True)
@@ -51,6 +52,7 @@ def publish(config: RunConfig, report: Callable[[float], None]) -> ArtifactsStat
     folder = output.folder_of(config)
     if (known := _already(folder, result, config)) is not None:
         log.info("This result is already published at %s.", config.spec.output.uri)
+        output.release(config)
         return known
     manifest: dict[str, Any] = {
         "kind": "output",
@@ -61,6 +63,7 @@ def publish(config: RunConfig, report: Callable[[float], None]) -> ArtifactsStat
         "digests": {**facts.prepared["digests"], "trained": result},
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+    output.reserve(config)  # again: the output may be another one than prepare knew
     try:
         with output.replacing(config, manifest) as new:
             _write(new, facts)
@@ -68,13 +71,14 @@ def publish(config: RunConfig, report: Callable[[float], None]) -> ArtifactsStat
             artifacts = _seal(new, config, manifest)
             report(95.0)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL:
             raise BadInput(
                 f"spec.output.uri: {config.spec.output.uri} is full",
                 code="StorageFull",
                 remedy="make room, or name another volume",
             ) from error
         raise
+    output.release(config)
     log.info("Published %d files to %s.", artifacts.files, config.spec.output.uri)
     return artifacts
 

@@ -1,4 +1,4 @@
-"""The output folder: whose it is, and how a new one takes its place whole.
+"""The output folder: whose it is, who may write it, and how a new one takes its place whole.
 
 `finetune.json` says which job wrote the folder; it is the last file to arrive. A folder is only ever replaced when it is
 empty or the same job (namespace and name) wrote it: a job that was deleted and created again may take its own place,
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -19,7 +18,8 @@ from typing import Any
 from finetune_api.contract import RunConfig
 
 from finetune_trainer import sealed
-from finetune_trainer.errors import BadInput
+from finetune_trainer.errors import BadInput, accessing
+from finetune_trainer.publish import reservation
 
 MANIFEST = "finetune.json"
 _PUBLISHING = ".finetune.publishing.json"  # in the root of a claim: files are being exchanged
@@ -31,7 +31,13 @@ def folder_of(config: RunConfig) -> Path:
 
 
 def check(config: RunConfig) -> None:
-    """Raises BadInput when the output could not be published there: OutputTaken, NotFound."""
+    """Raises BadInput when the output could not be published there: OutputTaken, NotFound, StorageFull."""
+    with accessing("spec.output.uri", config.spec.output.uri):
+        _check(config)
+        _check_reserved(config)
+
+
+def _check(config: RunConfig) -> None:
     folder, uri = folder_of(config), config.spec.output.uri
     root = _root(config)
     if not root.is_dir():
@@ -50,24 +56,54 @@ def check(config: RunConfig) -> None:
     nearest = folder if _in_place(config) else folder.parent
     while not nearest.is_dir():
         nearest = nearest.parent
-    try:
-        with tempfile.TemporaryDirectory(dir=nearest, prefix=".finetune-probe-"):
-            pass
-    except OSError as error:
-        raise BadInput(
-            f"spec.output.uri: {uri} may not be written by user {os.geteuid()}: {error.strerror}",
-            code="NotFound",
-            remedy="make the volume writable for that user or its group, or set spec.pods.common.securityContext.fsGroup",
-        ) from error
+    with tempfile.TemporaryDirectory(dir=nearest, prefix=".finetune-probe-"):
+        pass
+
+
+def _check_reserved(config: RunConfig) -> None:
+    """Another job's output may also be a folder above this one, or in it: one of the two would disappear."""
+    folder, root = folder_of(config), _root(config)
+    above = [parent for parent in folder.parents if parent.is_relative_to(root)]
+    paths = [
+        _reservation(config),
+        *(reservation.path_of(parent, inside=parent == root) for parent in above),
+        *reservation.below(folder),
+    ]
+    location = config.spec.output.parsed
+    root_uri = f"pvc://{location.claim}" if location.scheme == "pvc" else "file://"
+    reservation.check(paths, config.job, config.spec.output.uri, root, root_uri)
+
+
+def reserve(config: RunConfig) -> None:
+    """Keep the output for this job until it has published. Raises BadInput when another job was faster."""
+    with accessing("spec.output.uri", config.spec.output.uri):
+        reservation.take(_reservation(config), config.job)
+    check(config)
+
+
+def release(config: RunConfig) -> None:
+    reservation.release(_reservation(config), config.job)
+
+
+def _reservation(config: RunConfig) -> Path:
+    return reservation.path_of(folder_of(config), inside=_in_place(config))
 
 
 def owned(folder: Path, config: RunConfig) -> bool:
     """Whether the same job, by namespace and name, wrote this folder (or was about to)."""
     for name in (MANIFEST, _PUBLISHING):
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             job = json.loads((folder / name).read_bytes())["job"]
             if (job["namespace"], job["name"]) == (config.job.namespace, config.job.name):
                 return True
+    return False
+
+
+def published(config: RunConfig) -> bool:
+    """Whether this very run wrote this folder."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        job = json.loads((folder_of(config) / MANIFEST).read_bytes())["job"]
+        return bool((job["uid"], job["run"]) == (config.job.uid, config.job.run))
     return False
 
 

@@ -46,7 +46,7 @@ def check_readable(path: Path, location: Location, config: RunConfig, field: str
         raise BadInput(
             f"{field}: {location.uri} does not exist{_nearest(location.parsed, path, config)}", code="NotFound"
         )
-    if not os.access(path, os.R_OK):
+    if not os.access(path, os.R_OK | os.X_OK if path.is_dir() else os.R_OK):
         raise BadInput(
             f"{field}: {location.uri} may not be read by user {os.geteuid()}",
             code="NotFound",
@@ -59,9 +59,9 @@ def _nearest(parsed: ParsedLocation, path: Path, config: RunConfig) -> str:
     """What is there instead: the nearest folder that exists, and what it holds."""
     top = Path(config.claims_root) / parsed.claim if parsed.scheme == "pvc" else Path("/")
     folder = path.parent
-    while not folder.is_dir() and folder not in (top, folder.parent):
-        folder = folder.parent
     try:
+        while not folder.is_dir() and folder not in (top, folder.parent):
+            folder = folder.parent
         names = sorted(
             entry.name + "/" * entry.is_dir() for entry in folder.iterdir() if not entry.name.startswith(".")
         )

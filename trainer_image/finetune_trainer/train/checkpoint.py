@@ -15,8 +15,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +52,8 @@ class Checkpoint:
     metric: Metric
     value: float | None
     time: float
+    seconds: float | None = None
+    """How long it took to write and seal; known only to the process that did."""
 
     def state(self) -> dict[str, Any]:
         """Content of its state.json."""
@@ -65,13 +67,24 @@ class Checkpoint:
 class CheckpointStore:
     """The folder of a run's checkpoints. Writing and deleting is for rank 0, which holds the fence, and its writer.
 
-    `starts` is True for the first to open it in an attempt, which takes away what earlier ones left unfinished.
+    `starts` is True for the first to open it in an attempt, which takes away what earlier ones left unfinished. Checkpoints are
+    written with `config_hash`; those with a hash in `resumable` count as well.
     """
 
-    def __init__(self, folder: Path, fence: Fence, config_hash: str, *, keep: int, starts: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        fence: Fence,
+        config_hash: str,
+        *,
+        keep: int,
+        starts: bool = True,
+        resumable: Collection[str] = (),
+    ) -> None:
         self.fence = fence
         self.folder = folder
         self.config_hash = config_hash
+        self.resumable = {config_hash, *resumable}
         self.keep = keep
         for leftover in folder.glob(".step-*") if starts else ():
             shutil.rmtree(leftover, ignore_errors=True)
@@ -82,7 +95,7 @@ class CheckpointStore:
         for folder, manifest in sealed_folders(self.folder):
             if (
                 (manifest.get("kind"), manifest.get("format")) == (KIND, FORMAT)
-                and manifest.get("config_hash") == self.config_hash
+                and manifest.get("config_hash") in self.resumable
                 and self.fence.counts(folder.name, manifest["attempt"])
             ):
                 found.append(checkpoint_in(folder, manifest))
@@ -119,6 +132,7 @@ class CheckpointStore:
 
     def seal_files(self, write: Callable[[Path], None], state: dict[str, Any], manifest: dict[str, Any]) -> Checkpoint:
         """As `seal`, with files of tensors that `write` puts into the folder it is given."""
+        began = time.perf_counter()
         step = manifest["step"]
         manifest = {
             "kind": KIND,
@@ -135,8 +149,9 @@ class CheckpointStore:
         self.fence.check()  # as late as can be: hashing and syncing may have taken minutes
         final = self.folder / f"step-{step}"
         sealed.replace_folder(staged, final)
+        seconds = time.perf_counter() - began
         self._prune()
-        return checkpoint_in(final, manifest)
+        return replace(checkpoint_in(final, manifest), seconds=seconds)
 
     def _prune(self) -> None:
         all_of_them = self.sealed()

@@ -22,6 +22,7 @@ from finetune_trainer.train.engines.engine import Engine
 from finetune_trainer.train.gang import Gang
 from finetune_trainer.train.history import History
 from finetune_trainer.train.improvement import Best, Improvement
+from finetune_trainer.train.rank_times import RankTimes
 from finetune_trainer.train.reporting import Reporter, Told
 from finetune_trainer.train.schedule import learning_rate
 from finetune_trainer.train.step import Stepper
@@ -78,6 +79,7 @@ class TrainLoop:
         self._stepper = Stepper(context, gang, engine, shards, task, watchdog)
         self._improvement = improvement(context.config.spec.training, best)
         self._divergence = Divergence(self._plan.steps)
+        self._rank_times = RankTimes()
         self._interval = Interval.empty(gang.device)
         self._log_every = max(1, min(10, self._plan.steps // 50))
         self._validate_every = shards.resolved["validate_every_steps"] if shards.validation.rows else None
@@ -156,21 +158,24 @@ class TrainLoop:
         now.trained_tokens += taken.trained_tokens
         now.row_tokens += taken.row_tokens
         now.steps += 1
+        self._context.note(step=step + 1)
         self._watchdog.beat(seconds=time.perf_counter() - began)
 
     def _tell(self, done: int) -> None:
         """The one place where the host waits for the device, and ranks for each other, to learn what the loss was."""
         now = self._interval
-        said = self._gang.gather((float(now.nll), int(now.bad_step)))
+        # Read in this order: the loss waits for the device, and then its clocks are known too.
+        said = self._gang.gather((float(now.nll), int(now.bad_step), self._stepper.forward_time.take()))
         seconds = time.perf_counter() - now.began - now.elsewhere
-        bad = [(step, math.isfinite(nll), rank) for rank, (nll, step) in enumerate(said) if step >= 0]
+        bad = [(step, math.isfinite(nll), rank) for rank, (nll, step, _) in enumerate(said) if step >= 0]
         if bad:
             step, _, rank = min(bad)  # gradients are everybody's; the loss that spoilt them is one rank's
             raise self._not_finite(step, rank)
-        loss = sum(nll for nll, _ in said) / max(1, now.trained_tokens)
+        loss = sum(nll for nll, *_ in said) / max(1, now.trained_tokens)
+        slowest = self._rank_times.add([forward for *_, forward in said], now.steps)
         norm = float(self._norm)
         self._interval = Interval.empty(self._gang.device)
-        self._reporter.steps(done, Told(loss, self._rate, norm, now.steps, now.row_tokens, seconds))
+        self._reporter.steps(done, Told(loss, self._rate, norm, now.steps, now.row_tokens, seconds, slowest))
         self._saved(done, self._saver.settle(wait=False))
         astray = self._divergence.take(done, loss)
         if astray is not None:

@@ -13,6 +13,10 @@ from finetune_trainer.evaluate.validation import Validated
 from finetune_trainer.stage import StageContext
 from finetune_trainer.train.checkpoint import Checkpoint
 from finetune_trainer.train.history import History, eval_name
+from finetune_trainer.train.rank_times import Slowest
+
+SLOW = 1.5
+"""Times the median rank: from here on the log names a slow rank."""
 
 TRAIN_SHARE = 0.9
 """Share of the stage's percentage that the steps have; measuring base and tuned has the rest."""
@@ -28,6 +32,7 @@ class Told:
     steps: int
     row_tokens: int
     seconds: float
+    slowest: Slowest | None = None
 
 
 @dataclass(slots=True)
@@ -65,6 +70,7 @@ class Reporter:
         self._step_seconds: float | None = None
         self._validation_seconds = 0.0
         self._save_seconds = 0.0
+        self._named: int | None = None
         self.pace = Pace()
 
     def steps(self, done: int, told: Told) -> None:
@@ -76,6 +82,9 @@ class Reporter:
             self.pace.step_seconds += told.seconds
         if done > 1:  # the first step also pays for whatever libraries put off until then
             self._step_seconds = told.seconds / told.steps
+            self._context.note(step_seconds=self._step_seconds)
+        if told.slowest is not None:
+            self._report_slowest(done, told.slowest)
         values = {
             "epoch": round(done / self._plan.steps_per_epoch, 4),
             "loss": told.loss,
@@ -83,7 +92,6 @@ class Reporter:
             "grad_norm": told.grad_norm,
             "tokens_per_second": told.row_tokens / told.seconds,
         }
-        self._context.note(step=done)
         self._note_metrics(loss=told.loss, tokens_per_second=values["tokens_per_second"])
         self._history.append(step=done, **values, time=time.time())
         left = self._seconds_left(done)
@@ -93,6 +101,7 @@ class Reporter:
             total_steps=self._plan.steps,
             percent=100 * TRAIN_SHARE * done / self._plan.steps,
             eta_seconds=left,
+            step_seconds=self._step_seconds,
             **values,
         )
         line = f"loss {told.loss:.4f}  lr {told.learning_rate:.2e}  grad {told.grad_norm:.3f}  {values['tokens_per_second']:,.0f} tokens/s"
@@ -119,9 +128,16 @@ class Reporter:
 
     def saved(self, done: int, checkpoint: Checkpoint, *, seconds: float) -> None:
         self._save_seconds = seconds
-        self._context.note(step=done, last_checkpoint=checkpoint.status())
-        self._context.progress.update(last_checkpoint=checkpoint.status(), force=True)
+        known = {"last_checkpoint": checkpoint.status(), "checkpoint_seconds": checkpoint.seconds}
+        self._context.note(step=done, **known)
+        self._context.progress.update(**known, force=True)
         self._say(done, f"checkpoint {checkpoint.folder.name} sealed")
+
+    def _report_slowest(self, done: int, slowest: Slowest) -> None:
+        self._context.progress.update(slowest_rank=slowest.rank, step_time_skew=slowest.skew)
+        named, self._named = self._named, slowest.rank if slowest.skew >= SLOW else None
+        if self._named not in (named, None):
+            self._say(done, f"rank {slowest.rank} is slow: its forward passes take {slowest.skew:.1f} times the median")
 
     def _seconds_left(self, done: int) -> float | None:
         """Until the stage is done: steps, validations, checkpoints, and the loss of base and tuned on the test split."""

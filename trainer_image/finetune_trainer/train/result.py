@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 from finetune_api.contract import TerminationMessage
-from finetune_api.status import EvaluationStatus, MetricRow
 from torch import nn
 
 from finetune_trainer import sealed
@@ -20,14 +19,6 @@ from finetune_trainer.train.checkpoint import Checkpoint, CheckpointReader
 from finetune_trainer.train.fence import Fence
 from finetune_trainer.train.identity import config_hash
 from finetune_trainer.train.trained import EVALUATION, FORMAT, KIND, MODEL
-
-
-def status_of(evaluation: dict[str, Any]) -> EvaluationStatus:
-    return EvaluationStatus(
-        rows=evaluation["rows"],
-        generated_rows=evaluation.get("generatedRows"),
-        metrics=[MetricRow(**row) for row in evaluation["metrics"]],
-    )
 
 
 def seal(

@@ -11,6 +11,8 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,7 @@ class Saver:
             try:
                 if self._engine.state_bytes <= SMALL_BYTES or not self._fits():
                     return self._store.seal(tensors, state, manifest)
+                began = time.perf_counter()
                 self._staging.clear()
                 for kind, name, tensor in tensors:
                     self._staging.add(kind, name, tensor)
@@ -66,7 +69,8 @@ class Saver:
                 for _ in tensors:  # the others are in the middle of the same collectives
                     pass
                 raise
-            self._writing = _Writing(self._store, self._staging, state, manifest)
+            staged = time.perf_counter() - began
+            self._writing = _Writing(self._store, self._staging, state, manifest, staged_seconds=staged)
             return None
 
         if not self._gang.is_first:
@@ -105,10 +109,22 @@ class _Writing:
     """A checkpoint on its way to the storage."""
 
     def __init__(
-        self, store: CheckpointStore, staging: Staging, state: dict[str, Any], manifest: dict[str, Any]
+        self,
+        store: CheckpointStore,
+        staging: Staging,
+        state: dict[str, Any],
+        manifest: dict[str, Any],
+        *,
+        staged_seconds: float,
     ) -> None:
+        self._staged_seconds = staged_seconds
         order = {
-            "store": {"folder": str(store.folder), "config_hash": store.config_hash, "keep": store.keep},
+            "store": {
+                "folder": str(store.folder),
+                "config_hash": store.config_hash,
+                "resumable": sorted(store.resumable),
+                "keep": store.keep,
+            },
             "fence": {
                 "path": str(store.fence.path),
                 "attempt": store.fence.attempt,
@@ -149,7 +165,7 @@ class _Writing:
             manifest = sealed.read_manifest(folder)
             if manifest is None:
                 raise StageError(f"checkpoint {folder.name} is gone from the workspace as soon as it was sealed")
-            return checkpoint_in(folder, manifest)
+            return replace(checkpoint_in(folder, manifest), seconds=self._staged_seconds + answer["seconds"])
         if "errno" in answer:
             raise OSError(answer["errno"], answer["strerror"], answer["filename"])
         raise _Failed(answer["exit_code"], Cause.model_validate(answer["cause"]))

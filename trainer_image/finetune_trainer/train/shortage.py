@@ -50,7 +50,9 @@ def remedy(spec: FineTuneJobSpec, ranks: int, tokens: int | None) -> str:
         ways.append("take compute.strategy zero3 or fsdp2, which shard the weights too")
     elif spec.method.type == "lora" and compute.device == "cuda":
         ways.append("take method qlora")
-    ways.append("raise pods.train.resources.limits.memory" if compute.device == "cpu" else "use larger or more GPUs")
+    ways.append(
+        "raise spec.pods.train.resources.limits.memory" if compute.device == "cpu" else "use larger or more GPUs"
+    )
     return ", ".join(ways[:-1]) + ", or " + ways[-1]
 
 

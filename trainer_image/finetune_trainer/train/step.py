@@ -19,6 +19,7 @@ from finetune_trainer.train import micro_batches, nonfinite, shortage
 from finetune_trainer.train.engines.engine import Engine
 from finetune_trainer.train.gang import Gang
 from finetune_trainer.train.neftune import Neftune
+from finetune_trainer.train.rank_times import ForwardTime
 from finetune_trainer.train.seeds import mixed
 from finetune_trainer.train.watchdog import Watchdog
 
@@ -62,6 +63,7 @@ class Stepper:
             if self._training.neftune_alpha
             else None
         )
+        self.forward_time = ForwardTime(gang.device)
         self._phase = ""
         self._parts: list[tuple[np.ndarray, bool]] = []
         self._turn = -1
@@ -134,7 +136,8 @@ class Stepper:
         if self._neftune is not None:
             self._neftune.prepare(batch, self._lengths[self._rows])
         self._phase = "the forward pass"
-        value = self._task.loss(model, batch, label_smoothing=self._training.label_smoothing)
+        with self.forward_time.running():
+            value = self._task.loss(model, batch, label_smoothing=self._training.label_smoothing)
         if self._neftune is not None:
             self._neftune.check()
         self._phase = "the backward pass"

@@ -25,7 +25,7 @@ from finetune_trainer.model.speed import speed_up
 from finetune_trainer.stage import StageContext
 from finetune_trainer.tasks import probes
 from finetune_trainer.tasks.choose import task_of
-from finetune_trainer.train import handshake, result, shortage
+from finetune_trainer.train import handshake, result, shortage, trained
 from finetune_trainer.train.checkpoint import Checkpoint, CheckpointReader, CheckpointStore, sealed_folders
 from finetune_trainer.train.determinism import only_deterministic_kernels
 from finetune_trainer.train.engines.choose import engine_of
@@ -33,7 +33,7 @@ from finetune_trainer.train.engines.engine import Engine
 from finetune_trainer.train.fence import Fence
 from finetune_trainer.train.gang import Gang, form
 from finetune_trainer.train.history import History, eval_name
-from finetune_trainer.train.identity import config_hash
+from finetune_trainer.train.identity import config_hash, same_training
 from finetune_trainer.train.loop import TrainLoop
 from finetune_trainer.train.reporting import TRAIN_SHARE, Pace
 from finetune_trainer.train.watchdog import Watchdog
@@ -139,7 +139,7 @@ def _finish(
         for name, value in (("best_eval_loss", best.eval_loss), (f"best_{eval_name(best.metric)}", best.value))
         if value is not None
     }
-    context.note(evaluation=result.status_of(measured), metrics=context.known.get("metrics", {}) | metrics)
+    context.note(evaluation=trained.status_of(measured), metrics=context.known.get("metrics", {}) | metrics)
     result.seal(
         context,
         store.fence,
@@ -179,7 +179,13 @@ def _take_over(
         nonlocal store
         existing = [(path.name, manifest.get("attempt", 0)) for path, manifest in sealed_folders(layout.checkpoints)]
         fence = Fence.take(layout.fence, config.attempt, existing)
-        store = CheckpointStore(layout.checkpoints, fence, run_hash, keep=config.spec.checkpoint.keep)
+        store = CheckpointStore(
+            layout.checkpoints,
+            fence,
+            run_hash,
+            keep=config.spec.checkpoint.keep,
+            resumable=same_training(config.spec),
+        )
         for leftover in layout.root.glob(".*.tmp-*"):  # of an attempt that was killed while it sealed
             shutil.rmtree(leftover, ignore_errors=True)
         return store.whole(store.newest, _say), store.best()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_trainer.errors import StageError
-from finetune_trainer.train.checkpoint import CheckpointStore, Files
+from finetune_trainer.train.checkpoint import Checkpoint, CheckpointStore, Files
 from finetune_trainer.train.fence import Fence
 
 _PR_SET_PDEATHSIG = 1
@@ -28,7 +28,8 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     order = json.load(sys.stdin)
     try:
-        answer: dict[str, Any] = {"sealed": str(seal(order))}
+        checkpoint = seal(order)
+        answer: dict[str, Any] = {"sealed": str(checkpoint.folder), "seconds": checkpoint.seconds}
     except OSError as error:
         answer = {"errno": error.errno, "strerror": error.strerror, "filename": error.filename}
     except StageError as error:
@@ -36,8 +37,8 @@ def main() -> None:
     json.dump(answer, sys.stdout)
 
 
-def seal(order: dict[str, Any]) -> Path:
-    """`order`: store (folder, config_hash, keep), fence (path, attempt, accepted), descriptors, places, state, manifest."""
+def seal(order: dict[str, Any]) -> Checkpoint:
+    """`order`: store (folder, config_hash, resumable, keep), fence (path, attempt, accepted), descriptors, places, state, manifest."""
     fence = order["fence"]
     store = CheckpointStore(
         Path(order["store"]["folder"]),
@@ -45,6 +46,7 @@ def seal(order: dict[str, Any]) -> Path:
         order["store"]["config_hash"],
         keep=order["store"]["keep"],
         starts=False,
+        resumable=order["store"]["resumable"],
     )
     chunks = [memoryview(mmap.mmap(number, 0, access=mmap.ACCESS_READ)) for number in order["descriptors"]]
 
@@ -56,7 +58,7 @@ def seal(order: dict[str, Any]) -> Path:
             files.add(place["kind"], place["name"], tuple(place["shape"]), data)
         files.close()
 
-    return store.seal_files(write, order["state"], order["manifest"]).folder
+    return store.seal_files(write, order["state"], order["manifest"])
 
 
 if __name__ == "__main__":

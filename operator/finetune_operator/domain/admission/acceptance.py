@@ -1,4 +1,4 @@
-"""Taking a job up: its run's name, the platform's defaults as of now, every absent field decided."""
+"""Accept a job: its run's name, the platform's defaults as of now, every absent field decided; and what blocks it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from finetune_api.combinations import refused
 from finetune_api.status import STAGES, FailureStatus
 
 from finetune_operator.domain.attempts.completion import fail
-from finetune_operator.domain.attempts.history import latest, running
+from finetune_operator.domain.attempts.history import latest
 from finetune_operator.domain.builders.job import pod_settings
 from finetune_operator.domain.names import run_of
 from finetune_operator.domain.plan_builder import JobState, PlanBuilder
@@ -14,49 +14,57 @@ from finetune_operator.domain.reasons import Code, Reason
 from finetune_operator.domain.times import stamp
 
 
-def refuse_unreadable(draft: PlanBuilder) -> None:
-    """A spec that the schema let through and the models do not."""
-    if draft.seen.invalid is None:
-        return
-    draft.status.run = run_of(draft.metadata.uid, draft.wanted.run_token)
-    failure = FailureStatus(
-        code=Code.INVALID_SPEC, message=draft.seen.invalid, remedy="Correct the manifest and create the job again"
-    )
-    fail(draft, failure)
-
-
-def accept(draft: PlanBuilder) -> None:
+def accept(builder: PlanBuilder) -> None:
     """Nothing of this is done twice, so an upgrade of the operator changes no running job."""
-    status = draft.status
+    status = builder.status
     if status.run is None:
-        status.run = run_of(draft.metadata.uid, draft.wanted.run_token)
-        status.start_time = stamp(draft.now)
-        status.defaults = draft.config.defaults.wire()
-    draft.settle()
-    if latest(draft.attempts, "train") is None:
-        status.gpus = draft.spec.compute.nodes * (draft.spec.compute.gpus_per_node or 0)
+        status.run = run_of(builder.metadata.uid, builder.wanted.run_token)
+        status.start_time = stamp(builder.now)
+    if builder.state.defaults is None:
+        builder.state.defaults = builder.config.defaults.wire()
+    if builder.observed.invalid is None:
+        builder.resolve_and_show()
+        if latest(builder.attempts, "train") is None:
+            status.gpus = builder.spec.compute.nodes * (builder.spec.compute.gpus_per_node or 0)
 
 
-def refuse_impossible(draft: PlanBuilder) -> None:
-    """What only shows once absent fields are decided, or was changed after acceptance. Changes count from the next attempt: they
-    do not end pods that run."""
-    entry = running(draft.attempts)
-    if entry is not None and entry.started is not None:
-        return
-    combination = next(refused(draft.spec), None)
-    if combination is not None:
+def unreadable(builder: PlanBuilder) -> JobState | None:
+    """A spec that the schema let through and this version's models do not: another version may."""
+    if builder.observed.invalid is None:
+        return None
+    return _blocked(
+        builder,
+        Code.INVALID_SPEC,
+        f"{builder.observed.invalid}. Correct the field, or upgrade the operator if a newer version wrote it",
+    )
+
+
+def impossible(builder: PlanBuilder) -> JobState | None:
+    """What only shows once absent fields are decided, or was changed after acceptance. A new job ends by it, since most of its
+    fields are fixed; a job that was accepted waits for another change."""
+    combination = next(refused(builder.spec), None)
+    if combination is None:
+        return None
+    message = f"spec: {combination.message}"
+    if not builder.attempts:
         remedy = "Correct the manifest and create the job again"
-        fail(draft, FailureStatus(code=Code.INVALID_SPEC, message=f"spec: {combination.message}", remedy=remedy))
+        fail(builder, FailureStatus(code=Code.INVALID_SPEC, message=message, remedy=remedy))
+        return builder.job_state
+    return _blocked(builder, Code.INVALID_SPEC, f"{message}. Change it back, or to something that can be combined")
 
 
-def refuse_without_image(draft: PlanBuilder) -> None:
+def without_image(builder: PlanBuilder) -> JobState | None:
     """Every stage needs an image, from the job or from the platform."""
     for stage in STAGES:
-        if not pod_settings(draft.spec, stage).image:
-            draft.situation = JobState(
-                "Pending",
+        if not pod_settings(builder.spec, stage).image:
+            return _blocked(
+                builder,
                 Reason.NO_TRAINER_IMAGE,
-                f"No image is named for stage {stage}. Set spec.pods.common.image, or trainer.image in the operator's chart",
-                problem=True,
+                f"No image is set for stage {stage}. Set spec.pods.common.image, or trainer.image in the operator's chart",
             )
-            return
+    return None
+
+
+def _blocked(builder: PlanBuilder, reason: str, message: str) -> JobState:
+    phase = builder.before.phase or "Pending"
+    return JobState("Pending" if phase == "Failed" else phase, reason, message, problem=True, blocked=True)

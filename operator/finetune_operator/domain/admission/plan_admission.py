@@ -1,6 +1,6 @@
 """Between prepare and train: the plan, its budget, its approval. Nothing is asked of a GPU before all three hold.
 
-A table of small policies over a draft whose prepare stage is done; each may settle where the job stands.
+A table of small policies over a builder whose prepare stage is done; each may settle where the job stands.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from finetune_api.budget_policy import over_budget, unknown_cost
 from finetune_api.effective import PlatformDefaults, holding, resolve
-from finetune_api.planner.draw import draw, over_budget, unknown_cost
+from finetune_api.planner.draw import draw
 from finetune_api.planner.facts import PlanFacts
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FailureStatus, PlanStatus
@@ -23,53 +24,51 @@ from finetune_operator.domain.plan_builder import JobState, PlanBuilder
 from finetune_operator.domain.reasons import Code, Reason
 
 
-def hold(draft: PlanBuilder) -> None:
+def hold(builder: PlanBuilder) -> None:
     """Before each attempt at the training, and until its pods run. Settles where the job stands unless it may go on."""
     for policy in _POLICIES:
-        policy(draft)
-        if draft.situation is not None:
+        policy(builder)
+        if builder.job_state is not None:
             return
     # PlanAccepted stands in the status before anything that a GPU is asked with exists.
-    accepted = any(c.type == "PlanAccepted" and c.status == "True" for c in draft.before.conditions or [])
-    draft.status_first = draft.status_first or not accepted
+    accepted = any(c.type == "PlanAccepted" and c.status == "True" for c in builder.before.conditions or [])
+    builder.status_first = builder.status_first or not accepted
 
 
-def begun(draft: PlanBuilder) -> bool:
+def begun(builder: PlanBuilder) -> bool:
     """Whether a training pod of this run ever ran. Then what was spent decides, no more what was planned."""
-    return bool(draft.status.train_seconds) or any(a.stage == "train" and a.started for a in draft.attempts)
+    return bool(builder.status.used.train_seconds) or any(a.stage == "train" and a.started for a in builder.attempts)
 
 
-def objection(draft: PlanBuilder) -> tuple[str, str] | None:
+def objection(builder: PlanBuilder) -> tuple[str, str] | None:
     """Why the plan may not be trained, as a reason and a sentence; None when it may, or when it is too late to ask."""
-    entry, failure = latest(draft.attempts, "train"), draft.status.failure
+    entry, failure = latest(builder.attempts, "train"), builder.status.failure
     if failure is not None and failure.code == Code.OVER_BUDGET and failure.stage is None:  # no pod's word
         return Code.OVER_BUDGET, failure.message
-    if failure is not None and begun(draft):
+    if failure is not None and begun(builder):
         return None
-    suspended = draft.situation is not None and draft.situation.suspended
+    suspended = builder.job_state is not None and builder.job_state.suspended
     if entry is not None and (
         entry.outcome == "Succeeded" or (entry.outcome == "Running" and entry.started and not suspended)
     ):
         return None
-    if (sentence := beyond_budget(draft)) is not None:
+    if (sentence := beyond_budget(builder)) is not None:
         return Code.OVER_BUDGET, sentence
-    if (sentence := unapproved(draft)) is not None:
+    if (sentence := unapproved(builder)) is not None:
         return Reason.AWAITING_APPROVAL, sentence
     return None
 
 
-def make_plan(draft: PlanBuilder) -> None:
+def make_plan(builder: PlanBuilder) -> None:
     """From the facts that prepare left, and the spec as it is now: compute, prices and budgets may have changed."""
-    status = draft.status
-    if status.facts is None or status.decided is None:  # prepared by an image that tells no facts
+    status, state = builder.status, builder.state
+    if state.facts is None or state.decided is None:  # prepared by an image that tells no facts
         return
     drawn = _drawn(
-        draft.wanted.model_dump_json(exclude_none=True, exclude_defaults=True),
-        PlatformDefaults.model_validate(status.defaults or {}).model_dump_json(
-            exclude_none=True, exclude_defaults=True
-        ),
-        _Frozen(status.facts),
-        _Frozen(status.decided),
+        builder.wanted.model_dump_json(exclude_none=True, exclude_defaults=True),
+        PlatformDefaults.model_validate(state.defaults or {}).model_dump_json(exclude_none=True, exclude_defaults=True),
+        _Frozen(state.facts),
+        _Frozen(state.decided),
         (status.plan or PlanStatus()).model_dump_json(include=_COUNTED, exclude_none=True),
     )
     # What no plan can be made of keeps no earlier one's digest: nobody may approve it.
@@ -107,45 +106,45 @@ def _drawn(wanted: str, defaults: str, facts: _Frozen, decided: _Frozen, counted
     return plan if numbers.fit(dict(plan).values()) else None
 
 
-def beyond_budget(draft: PlanBuilder) -> str | None:
+def beyond_budget(builder: PlanBuilder) -> str | None:
     """One sentence when the plan is more than its budget allows."""
-    plan = draft.status.plan
-    if plan is None or begun(draft):
+    plan = builder.status.plan
+    if plan is None or begun(builder):
         return None
-    return over_budget(plan, draft.spec.budget) or unknown_cost(plan, draft.spec.budget)
+    return over_budget(plan, builder.spec.budget) or unknown_cost(plan, builder.spec.budget)
 
 
-def refuse_over_budget(draft: PlanBuilder) -> None:
+def refuse_over_budget(builder: PlanBuilder) -> None:
     """Before the queue."""
-    sentence = beyond_budget(draft)
+    sentence = beyond_budget(builder)
     if sentence is None:
         return
     remedy = "Raise the limit, or choose a cheaper plan (ftj plan --compare), and set a new spec.runToken to run again"
-    completion.fail(draft, FailureStatus(code=Code.OVER_BUDGET, message=sentence, remedy=remedy))
+    completion.fail(builder, FailureStatus(code=Code.OVER_BUDGET, message=sentence, remedy=remedy))
 
 
-def end_with_the_plan(draft: PlanBuilder) -> None:
+def end_with_the_plan(builder: PlanBuilder) -> None:
     """`mode: Plan`."""
-    if draft.wanted.mode == "Plan" and not begun(draft):
-        completion.planned(draft, headline(draft.status.plan))
+    if builder.wanted.mode == "Plan" and not begun(builder):
+        completion.planned(builder, headline(builder.status.plan))
 
 
-def wait_for_approval(draft: PlanBuilder) -> None:
-    message = unapproved(draft)
+def wait_for_approval(builder: PlanBuilder) -> None:
+    message = unapproved(builder)
     if message is None:
         return
-    draft.situation = JobState("AwaitingApproval", Reason.AWAITING_APPROVAL, message)
-    if draft.before.reason != Reason.AWAITING_APPROVAL or draft.before.message != message:
-        draft.emit_event("Normal", Reason.AWAITING_APPROVAL, "Wait", message)
+    builder.job_state = JobState("AwaitingApproval", Reason.AWAITING_APPROVAL, message)
+    if builder.before.reason != Reason.AWAITING_APPROVAL or builder.before.message != message:
+        builder.emit_event("Normal", Reason.AWAITING_APPROVAL, "Wait", message)
 
 
-def unapproved(draft: PlanBuilder) -> str | None:
+def unapproved(builder: PlanBuilder) -> str | None:
     """What is to be done so that the plan is approved; None when nothing is."""
-    budget, plan = draft.wanted.budget, draft.status.plan
+    budget, plan = builder.wanted.budget, builder.status.plan
     if budget.approval != "Manual":
         return None
     if (
-        draft.status.facts is None or plan is None or plan.digest is None
+        builder.state.facts is None or plan is None or plan.digest is None
     ):  # nothing that could be approved, so nothing is
         return (
             "spec.budget.approval: Manual needs a plan, and the trainer image told none. "
@@ -158,7 +157,7 @@ def unapproved(draft: PlanBuilder) -> str | None:
         other = f"spec.budget.approvedPlan {budget.approved_plan} names another plan than this one. "
     return (
         f"{other}The plan waits for approval: {headline(plan)}. "
-        f"Approve it with `ftj approve {draft.metadata.name} -n {draft.metadata.namespace}`, or set spec.budget.approvedPlan: {plan.digest}"
+        f"Approve it with `ftj approve {builder.metadata.name} -n {builder.metadata.namespace}`, or set spec.budget.approvedPlan: {plan.digest}"
     )
 
 

@@ -1,4 +1,4 @@
-"""How an attempt ended, written into the book and the status. Whatever is written here is written before anything follows from it."""
+"""End an attempt: record in history and status how. It is written before anything follows from it."""
 
 from __future__ import annotations
 
@@ -8,111 +8,129 @@ from typing import Any
 from finetune_api.contract import TerminationMessage
 from finetune_api.effective import holding
 from finetune_api.planner.decide import FIELDS
-from finetune_api.status import AttemptStatus, CheckpointStatus, FailureStatus, FineTuneJobStatus, Stage
+from finetune_api.planner.ladder import Notch
+from finetune_api.status import AttemptStatus, CheckpointStatus, FailureStatus, FineTuneJobStatus, PlanStatus, Stage
 
 from finetune_operator.domain import numbers
 from finetune_operator.domain.admission import plan_admission
 from finetune_operator.domain.attempts.completion import fail
+from finetune_operator.domain.attempts.memory import take_notch
 from finetune_operator.domain.diagnosis.failures import FailureClass
 from finetune_operator.domain.observed import JobView, PodView
 from finetune_operator.domain.plan_builder import JobState, PlanBuilder
-from finetune_operator.domain.reasons import Reason
+from finetune_operator.domain.reasons import Code, Reason
 from finetune_operator.domain.times import human, seconds_of, stamp
 
 SETTLE_S = 5.0
 """A Job's end may be seen before the ends of its pods. How long they are waited for."""
 CHECKPOINTS_SHOWN = 10
+RESULTS_LOST = 3
+"""How often a stage runs again because its result was lost: a cluster may delete every pod at once."""
 
 
-def read_stops(draft: PlanBuilder, entry: AttemptStatus, pods: Sequence[PodView]) -> None:
-    """What pods that ended have said of steps and checkpoints."""
+def read_messages(builder: PlanBuilder, attempt: AttemptStatus, pods: Sequence[PodView]) -> None:
+    """Take steps and checkpoints from the termination messages of pods that ended."""
     for pod in pods:
         message = pod.ended.message if pod.ended is not None else None
         if message is not None:
-            take_steps(draft, entry, message.step, message.resumed_from_step, message.last_checkpoint)
+            take_steps(builder, attempt, message.step, message.resumed_from_step, message.last_checkpoint)
 
 
 def take_steps(
-    draft: PlanBuilder,
-    entry: AttemptStatus,
+    builder: PlanBuilder,
+    attempt: AttemptStatus,
     step: int | None,
     resumed_from: int | None,
     checkpoint: CheckpointStatus | None,
 ) -> None:
     if step is not None:
-        entry.last_step = max(step, entry.last_step or 0)
+        attempt.last_step = max(step, attempt.last_step or 0)
     if resumed_from is not None:
-        entry.resumed_from_step = max(resumed_from, entry.resumed_from_step or 0)
+        attempt.resumed_from_step = max(resumed_from, attempt.resumed_from_step or 0)
     if checkpoint is None:
         return
-    status = draft.status
-    known = {c.step: c for c in status.checkpoints or []}
+    status, state = builder.status, builder.state
+    known = {c.step: c for c in state.checkpoints or []}
     known[checkpoint.step] = checkpoint
-    shown = min(CHECKPOINTS_SHOWN, draft.spec.checkpoint.keep + 1)
-    status.checkpoints = [known[step] for step in sorted(known)][-shown:]
-    status.last_checkpoint = status.checkpoints[-1]
+    shown = min(CHECKPOINTS_SHOWN, builder.spec.checkpoint.keep + 1)
+    state.checkpoints = [known[step] for step in sorted(known)][-shown:]
+    status.last_checkpoint = state.checkpoints[-1]
 
 
-def sealed_step(draft: PlanBuilder, stage: Stage) -> int | None:
+def sealed_step(builder: PlanBuilder, stage: Stage) -> int | None:
     """The step that a training would go on from: the checkpoint is not the other stages'."""
-    checkpoint = draft.status.last_checkpoint if stage == "train" else None
+    checkpoint = builder.status.last_checkpoint if stage == "train" else None
     return checkpoint.step if checkpoint is not None else None
 
 
-def _goes_on(draft: PlanBuilder, stage: Stage) -> str:
-    step = sealed_step(draft, stage)
-    return f"Stage {stage} goes on" + (f" from step {step}" if step is not None else "")
+def _resumes(builder: PlanBuilder, stage: Stage) -> str:
+    step = sealed_step(builder, stage)
+    return f"Stage {stage} resumes" + (f" from step {step}" if step is not None else "")
 
 
-def all_seen(draft: PlanBuilder, stage: Stage, job: JobView, pods: Sequence[PodView]) -> bool:
-    """Whether the ends of the pods are known too; if not, another look follows soon."""
+def all_ends_known(builder: PlanBuilder, stage: Stage, job: JobView, pods: Sequence[PodView]) -> bool:
+    """Whether the ends of the pods are known too; if not, they soon are."""
     since = job.failed or job.failing or 0.0
     if any(pod.ended is not None or pod.phase == "Failed" for pod in pods) and all(pod.over for pod in pods):
         return True
-    if 0 <= draft.now - since < SETTLE_S:
-        _wait(draft, stage)
+    if 0 <= builder.now - since < SETTLE_S:
+        _await_messages(builder, stage)
         return False
     return True
 
 
-def _wait(draft: PlanBuilder, stage: Stage) -> None:
-    before = draft.before
-    draft.situation = JobState(
+def unchanged(builder: PlanBuilder, stage: Stage) -> JobState:
+    """The state that the status shows already."""
+    before = builder.before
+    return JobState(
         before.phase or "Pending",
         before.reason or Reason.STARTING,
         before.message or f"Stage {stage} ends",
         running=any(c.type == "Running" and c.status == "True" for c in before.conditions or []),
     )
-    draft.requeue_after(1.0)
 
 
-def succeed(draft: PlanBuilder, stage: Stage, entry: AttemptStatus, job: JobView, pods: Sequence[PodView]) -> None:
+def _await_messages(builder: PlanBuilder, stage: Stage) -> None:
+    builder.job_state = unchanged(builder, stage)
+    builder.requeue_after(1.0)
+
+
+def succeed(builder: PlanBuilder, stage: Stage, attempt: AttemptStatus, job: JobView, pods: Sequence[PodView]) -> None:
     """The stage is done and never runs again."""
-    messages = {p.index: p.ended.message for p in pods if p.ended is not None and p.ended.exit_code == 0}
-    message = messages.get(0)
-    if message is None and job.complete is not None and 0 <= draft.now - job.complete < SETTLE_S:
-        _wait(draft, stage)
+    ended = [p for p in (*pods, *builder.observed.departed.get(job.name, ())) if p.index == 0 and p.ended is not None]
+    message = next((p.ended.message for p in ended if p.ended and p.ended.exit_code == 0), None)
+    if message is None and job.complete is not None and 0 <= builder.now - job.complete < SETTLE_S:
+        _await_messages(builder, stage)
         return
-    _close(draft, entry, "Succeeded")
+    if not ended and stage != "train" and _lost_results(builder, stage) < RESULTS_LOST:
+        # Without its results nothing says what the training may cost. The stage finds its sealed files and reports them.
+        stop(builder, attempt, Reason.RESULT_LOST, f"The pod of stage {stage} was deleted before its result was read")
+        builder.emit_event("Warning", Reason.RESULT_LOST, "Retry", f"{attempt.message}; the stage runs again")
+        return
+    _close(builder, attempt, "Succeeded")
     if message is not None:
-        _take_results(draft, stage, message)
+        _take_results(builder, stage, message)
     if stage == "prepare":
-        draft.settle()
-        plan_admission.make_plan(draft)
-    took = _took(entry)
-    draft.emit_event("Normal", Reason.STAGE_DONE, "Finish", f"Stage {stage} is done{took}{_result(draft, stage)}")
+        builder.resolve_and_show()
+        plan_admission.make_plan(builder)
+    took = _took(attempt)
+    builder.emit_event("Normal", Reason.STAGE_DONE, "Finish", f"Stage {stage} is done{took}{_result(builder, stage)}")
 
 
-def _take_results(draft: PlanBuilder, stage: Stage, message: TerminationMessage) -> None:
+def _lost_results(builder: PlanBuilder, stage: Stage) -> int:
+    return sum(a.stage == stage and a.reason == Reason.RESULT_LOST for a in builder.attempts)
+
+
+def _take_results(builder: PlanBuilder, stage: Stage, message: TerminationMessage) -> None:
     """Each stage's own results, and nothing else that its pod may say."""
-    status = draft.status
+    status = builder.status
     match stage:
         case "prepare":
             status.data = message.data or status.data
             status.plan = status.plan if message.plan is None else plan_admission.counted(message.plan)
             if message.facts is not None:
-                status.facts = message.facts.wire()
-                status.decided = _usable(draft, message.decided or {})
+                builder.state.facts = message.facts.wire()
+                builder.state.decided = _usable(builder, message.decided or {})
         case "train":
             status.evaluation = message.evaluation or status.evaluation
             _take_last_figures(status, message)
@@ -121,16 +139,21 @@ def _take_results(draft: PlanBuilder, stage: Stage, message: TerminationMessage)
 
 
 def _take_last_figures(status: FineTuneJobStatus, message: TerminationMessage) -> None:
-    progress = status.progress
+    """All of one reading: a training may end long after its progress was last read."""
+    progress, plan = status.progress, status.plan or PlanStatus()
     if progress is None:
         return
     progress.loss = numbers.shown(message.metrics.get("loss", progress.loss), 5)
     progress.eval_loss = numbers.shown(message.metrics.get("eval_loss", progress.eval_loss), 5)
-    progress.step = message.step if message.step is not None else progress.step
-    progress.total_steps = progress.total_steps or (None if status.plan is None else status.plan.steps)
+    progress.total_steps = progress.total_steps or plan.steps
+    if message.step is not None and message.step != progress.step:
+        progress.step = message.step
+        progress.epoch = (
+            numbers.shown(plan.epochs * message.step / plan.steps, 3) if plan.epochs and plan.steps else None
+        )
 
 
-def _usable(draft: PlanBuilder, decided: dict[str, Any]) -> dict[str, Any]:
+def _usable(builder: PlanBuilder, decided: dict[str, Any]) -> dict[str, Any]:
     """What a pod may decide: hyperparameters and how memory is shared, never GPUs, pods, locations or budgets."""
     allowed: dict[str, Any] = {}
     for path in FIELDS:
@@ -144,52 +167,66 @@ def _usable(draft: PlanBuilder, decided: dict[str, Any]) -> dict[str, Any]:
                 into = into.setdefault(group, {})
             into[name] = given[name]
     try:
-        holding(draft.wanted, allowed)
+        holding(builder.wanted, allowed)
     except ValueError:
         return {}
     return allowed
 
 
-def _result(draft: PlanBuilder, stage: Stage) -> str:
-    status = draft.status
+def _result(builder: PlanBuilder, stage: Stage) -> str:
+    status = builder.status
     if stage == "prepare" and status.data is not None and status.data.train_rows is not None:
         steps = f", {status.plan.steps} steps" if status.plan is not None and status.plan.steps is not None else ""
         return f": {status.data.train_rows} rows to train on{steps}"
     return ""
 
 
-def _took(entry: AttemptStatus) -> str:
-    start, end = seconds_of(entry.started), seconds_of(entry.finished)
+def _took(attempt: AttemptStatus) -> str:
+    start, end = seconds_of(attempt.started), seconds_of(attempt.finished)
     return f" after {human(end - start)}" if start is not None and end is not None else ""
 
 
-def record(draft: PlanBuilder, entry: AttemptStatus, verdict: FailureClass, pods: Sequence[PodView] = ()) -> None:
-    """Write the verdict down. An attempt that may be repeated is, within its budget."""
-    if entry.stage == "prepare":
+def record_failure(
+    builder: PlanBuilder, attempt: AttemptStatus, verdict: FailureClass, pods: Sequence[PodView] = ()
+) -> None:
+    """Record the failure. An attempt that may be repeated is, within its budget."""
+    if attempt.stage == "prepare":
         found = [p.ended.message.data for p in pods if p.ended is not None and p.ended.message is not None]
-        draft.status.data = next((data for data in found if data is not None), draft.status.data)
+        builder.status.data = next((data for data in found if data is not None), builder.status.data)
     failure = verdict.failure
-    entry.reason, entry.message = failure.code, failure.message[:1000]
+    attempt.reason, attempt.message, attempt.node = failure.code, failure.message[:1000], failure.node
     if verdict.last_step is not None:
-        entry.last_step = max(verdict.last_step, entry.last_step or 0)
-    _close(draft, entry, "Evicted" if verdict.kind == "evicted" else "Failed")
+        attempt.last_step = max(verdict.last_step, attempt.last_step or 0)
+    _close(builder, attempt, "Evicted" if verdict.kind == "evicted" else "Failed")
+    if failure.code == Code.OUT_OF_MEMORY:
+        notch = take_notch(builder, attempt.stage, pods)
+        if isinstance(notch, Notch):
+            attempt.message = f"{failure.message}. {notch.sentence}"[:1000]
+            text = f"{attempt.message}. {_resumes(builder, attempt.stage)}"
+            builder.emit_event("Warning", Reason.MEMORY_REDUCED, "Retry", text)
+            return
+        failure = failure.model_copy(
+            update={"remedy": f"{failure.remedy}. {notch.sentence}" if failure.remedy else notch.sentence}
+        )
     if verdict.kind == "fatal":
-        fail(draft, failure)
+        fail(builder, failure)
         return
     if verdict.kind == "evicted":
-        draft.emit_event("Warning", Reason.EVICTED, "Resume", f"{failure.message}. {_goes_on(draft, entry.stage)}")
+        builder.emit_event(
+            "Warning", Reason.EVICTED, "Resume", f"{failure.message}. {_resumes(builder, attempt.stage)}"
+        )
         return
-    failures = (draft.status.infra_failures or 0) + 1
-    draft.status.infra_failures = failures
-    allowed = draft.wanted.retry.infra
+    failures = builder.state.infra_failures + 1
+    builder.state.infra_failures = failures
+    allowed = builder.wanted.retry.infra
     if failures > allowed:
-        fail(draft, _exhausted(failure, failures, allowed))
+        fail(builder, _exhausted(failure, failures, allowed))
         return
-    draft.emit_event(
+    builder.emit_event(
         "Warning",
         Reason.ATTEMPT_FAILED,
         "Retry",
-        f"{failure.message}. Failure {failures} of the {allowed} that spec.retry.infra allows; stage {entry.stage} is tried again",
+        f"{failure.message}. Failure {failures} of the {allowed} that spec.retry.infra allows; stage {attempt.stage} runs again",
     )
 
 
@@ -198,25 +235,27 @@ def _exhausted(failure: FailureStatus, failures: int, allowed: int) -> FailureSt
     return failure.model_copy(update={"message": f"{failure.message} (failure {failures}; {tried})", "retriable": True})
 
 
-def preempt(draft: PlanBuilder, entry: AttemptStatus, pods: Sequence[PodView]) -> None:
-    """The pods were told to stop and did, with a checkpoint: nobody's error."""
-    told = next((pod for pod in pods if pod.disrupted is not None or pod.deletion_asked is not None), None)
+def record_stop(builder: PlanBuilder, attempt: AttemptStatus, pods: Sequence[PodView]) -> None:
+    """The pods were asked to stop and did, with a checkpoint: no failure."""
+    asked = next((pod for pod in pods if pod.disrupted is not None or pod.deletion_asked is not None), None)
     why = ""
-    if told is not None:
-        why = f". Pod {told.name} was {f'disrupted ({told.disrupted})' if told.disrupted is not None else 'deleted'}"
-    step = f" at step {entry.last_step}" if entry.last_step is not None else ""
-    entry.reason, entry.message = Reason.PREEMPTED, f"The pods of stage {entry.stage} were stopped{step}{why}"
-    _close(draft, entry, "Stopped")
-    draft.emit_event("Warning", Reason.PREEMPTED, "Resume", f"{entry.message}. {_goes_on(draft, entry.stage)}")
+    if asked is not None:
+        why = f". Pod {asked.name} was {f'disrupted ({asked.disrupted})' if asked.disrupted is not None else 'deleted'}"
+    step = f" at step {attempt.last_step}" if attempt.last_step is not None else ""
+    attempt.reason, attempt.message = Reason.PREEMPTED, f"The pods of stage {attempt.stage} were stopped{step}{why}"
+    _close(builder, attempt, "Stopped")
+    builder.emit_event("Warning", Reason.PREEMPTED, "Resume", f"{attempt.message}. {_resumes(builder, attempt.stage)}")
 
 
-def stop(draft: PlanBuilder, entry: AttemptStatus, reason: Reason, message: str) -> None:
-    """Given up by this operator: its children are cleaned up, and the next attempt has nothing to wait for."""
-    entry.reason, entry.message = reason, message
-    _close(draft, entry, "Stopped")
+def stop(builder: PlanBuilder, attempt: AttemptStatus, reason: Reason, message: str) -> None:
+    """This operator gives the attempt up: its children are deleted."""
+    attempt.reason, attempt.message = reason, message
+    _close(builder, attempt, "Stopped")
 
 
-def _close(draft: PlanBuilder, entry: AttemptStatus, how: str) -> None:
-    entry.outcome = how  # type: ignore[assignment]
-    entry.finished = stamp(draft.now)
-    draft.status_first = True
+def _close(builder: PlanBuilder, attempt: AttemptStatus, how: str) -> None:
+    attempt.outcome = how  # type: ignore[assignment]
+    attempt.finished = stamp(builder.now)
+    if attempt.stage == "train" and how != "Succeeded" and attempt.last_step is not None:
+        attempt.steps_lost = max(0, attempt.last_step - (sealed_step(builder, "train") or 0))
+    builder.status_first = True

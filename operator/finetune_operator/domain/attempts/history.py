@@ -9,7 +9,7 @@ from finetune_api.status import STAGES, AttemptStatus, Stage
 from finetune_operator.domain.reasons import Reason
 from finetune_operator.domain.times import seconds_of
 
-KEPT = 20
+KEPT = 10
 EVICTION_DELAY_S = 5.0
 LONGEST_DELAY_S = 300.0
 _GOT_SOMEWHERE_S = 600.0

@@ -1,22 +1,31 @@
-"""The attempt under way: watch it, judge it when it ends, and go on to the next."""
+"""Bring the attempt that is under way one step further, or start the next one."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
-from finetune_api.contract import ExitCode
 from finetune_api.status import AttemptStatus, Phase, Stage
 
 from finetune_operator.domain.admission import plan_admission
-from finetune_operator.domain.attempts import budget, end, start
+from finetune_operator.domain.attempts import budget, end, standing, start
 from finetune_operator.domain.attempts.completion import complete
 from finetune_operator.domain.attempts.history import latest, stage_to_do
-from finetune_operator.domain.builders.job import digest
-from finetune_operator.domain.diagnosis.failures import judge, node_lost, vanished
-from finetune_operator.domain.diagnosis.pending_pods import diagnose
+from finetune_operator.domain.attempts.standing import Standing, classify
+from finetune_operator.domain.attempts.steps import Step, Wish, decide
+from finetune_operator.domain.builders.job import outdated
+from finetune_operator.domain.diagnosis.failures import (
+    classify_failure,
+    evicted_for_own_usage,
+    is_lost,
+    node_check_due,
+    node_lost,
+    vanished,
+)
+from finetune_operator.domain.diagnosis.pending_pods import COUNTED, Diagnosis, diagnose, same_problem
 from finetune_operator.domain.names import ANNOTATION_HELD
-from finetune_operator.domain.observed import JobView, PodView
-from finetune_operator.domain.plan_builder import JobState, Patch, PlanBuilder
+from finetune_operator.domain.observed import JobView, PodView, Read
+from finetune_operator.domain.plan_builder import WAITING_PHASE, JobState, Patch, PlanBuilder
 from finetune_operator.domain.reasons import Reason
 from finetune_operator.domain.times import stamp
 
@@ -26,232 +35,347 @@ RUNNING: dict[Stage, tuple[Phase, Reason]] = {
     "publish": ("Publishing", Reason.PUBLISHING),
 }
 _NODE_CHECK_S = 30.0
-_DELETING_LOOK_AGAIN_S = 5.0
+_DELETING_CHECK_S = 5.0
 
 
-def follow(draft: PlanBuilder) -> None:
-    """Go through the stages until it is settled where the job stands."""
-    while draft.situation is None:
-        stage = stage_to_do(draft.attempts)
+@dataclass(slots=True)
+class Current:
+    """The attempt under way with what was observed of it."""
+
+    builder: PlanBuilder
+    stage: Stage
+    attempt: AttemptStatus
+    job: JobView | None
+    pods: tuple[PodView, ...]
+    standing: Standing = Standing.NOT_CREATED
+    diagnosis: Diagnosis | None = None
+    spent: str | None = None
+    """Why the budget allows no more training."""
+
+    @property
+    def existing_job(self) -> JobView:
+        assert self.job is not None, f"{self.standing} needs a Job"
+        return self.job
+
+
+def reconcile_attempts(builder: PlanBuilder) -> None:
+    """Go through the stages until the job's state is settled."""
+    while builder.job_state is None:
+        stage = stage_to_do(builder.attempts)
         if stage is None:
-            complete(draft)
+            complete(builder)
             return
-        entry = latest(draft.attempts, stage)
-        if entry is None or entry.outcome != "Running":
-            start.enter(draft, stage, entry)
+        attempt = latest(builder.attempts, stage)
+        if attempt is None or attempt.outcome != "Running":
+            start.next_attempt(builder, stage, attempt)
         else:
-            _under_way(draft, stage, entry)
+            _continue(builder, stage, attempt)
 
 
-def _under_way(draft: PlanBuilder, stage: Stage, entry: AttemptStatus) -> None:
-    job = draft.seen.jobs.get(entry.job)
-    if job is None:
-        _without_job(draft, stage, entry)
-        return
-    pods = draft.seen.pods.get(job.name, ())
-    if entry.started is None:
+def _continue(builder: PlanBuilder, stage: Stage, attempt: AttemptStatus) -> None:
+    job = builder.observed.jobs.get(attempt.job)
+    pods = builder.observed.pods.get(attempt.job, ())
+    if attempt.started is None:
         began = [t for pod in pods if (t := pod.running_since or (pod.ended and pod.ended.started))]
-        entry.started = stamp(min(began)) if began else None
-    waits = stage == "train" and (entry.started is None or (job.suspended and not _any_live(pods)))
-    if waits and (job.digest in (None, digest(draft.spec, stage)) or (job.suspended and _ours(job))):
-        plan_admission.make_plan(draft)  # other settings count only where the Job is made anew before it is released
-    end.read_stops(draft, entry, (*pods, *draft.seen.departed.get(job.name, ())))
-    if job.complete is not None:
-        end.succeed(draft, stage, entry, job, pods)
-    elif job.failed is not None or (job.failing is not None and node_lost(pods, draft.now)):
-        if end.all_seen(draft, stage, job, pods):
-            end.record(draft, entry, judge(job, pods, stage, draft.now), pods)
-    elif job.failing is not None:
-        draft.situation = _failing(stage, job)
-        draft.requeue_after(_NODE_CHECK_S)
-    elif job.deleting:
-        draft.situation = JobState(
-            start.PHASES[stage], Reason.RESUMING, f"Job {job.name} was deleted; waiting until it is gone"
-        )
-        draft.requeue_after(_DELETING_LOOK_AGAIN_S)
-    elif draft.wanted.suspend:
-        _suspend(draft, stage, entry, job, pods)
-    elif waits and _held_back(draft, entry):
-        pass
-    elif stage == "train" and (sentence := budget.exhausted(draft)) is not None:
-        _suspend(draft, stage, entry, job, pods, spent=sentence)
-    elif job.suspended:
-        _release(draft, stage, entry, job, pods)
-    elif not job.managed_elsewhere and _stopped(job, pods):
-        end.preempt(draft, entry, pods)
-    else:
-        _run(draft, stage, entry, job, pods)
+        attempt.started = stamp(min(began)) if began else None
+    end.read_messages(builder, attempt, (*pods, *builder.observed.departed.get(attempt.job, ())))
+    # The node lifecycle controller takes a pod's readiness when its node is silent; the node has the last word.
+    doubtful = (pod.node for pod in pods if pod.not_ready_since is not None and pod.node and not pod.over)
+    builder.reads |= {Read("node", node) for node in doubtful}
+    current = Current(
+        builder, stage, attempt, job, pods, classify(attempt, job, pods, builder.now, builder.observed.nodes)
+    )
+    if any(pod.ended is not None and not pod.over for pod in pods):
+        builder.requeue_after(standing.SIDECAR_S + 1)
+    step = decide(current.standing, _wish(current))
+    _STEPS[step](current)
 
 
-def _ours(job: JobView) -> bool:
-    """A suspended Job that this operator releases, or gives back to its queue: others are left as they are."""
-    return job.held or job.managed_elsewhere
+def _wish(current: Current) -> Wish:
+    builder, attempt, job = current.builder, current.attempt, current.job
+    idle = current.standing in (Standing.NOT_CREATED, Standing.QUEUED, Standing.HELD)
+    # Other settings count only where the Job is created again before it is released.
+    unreleased = attempt.started is None or idle
+    if current.stage == "train" and unreleased and _plan_follows_spec(current):
+        plan_admission.make_plan(builder)
+    if builder.wanted.suspend:
+        return Wish.SUSPEND
+    if current.stage == "train" and unreleased and current.standing in (*_BEFORE_RUN, Standing.RUNNING):
+        plan_admission.hold(builder)
+        if builder.job_state is not None:
+            return Wish.WITHDRAW
+    if current.stage == "train" and (sentence := budget.exhausted(builder)) is not None:
+        current.spent = sentence
+        return Wish.SPEND_NOTHING
+    if builder.blocked is not None:
+        return Wish.BLOCK
+    if job is not None and outdated(job.digest, builder.wanted, current.stage) and _may_replace(current):
+        return Wish.REPLACE
+    return Wish.RUN
 
 
-def _any_live(pods: Sequence[PodView]) -> bool:
-    return any(not pod.over for pod in pods)
+_BEFORE_RUN = (Standing.NOT_CREATED, Standing.QUEUED, Standing.HELD, Standing.STARTING)
 
 
-def _stopped(job: JobView, pods: Sequence[PodView]) -> bool:
-    """Every pod has ended, with 5 or well. The Job controller would make them again, but only after 10 seconds, doubled for each
-    pod that ended: ten minutes for a gang of seven. A new attempt begins at once. Those that a suspension stopped do not count:
-    when it is lifted they are still there, before the new ones are seen."""
-    pods = _released(job, pods)
-    ends = [pod.ended.exit_code if pod.ended is not None else None for pod in pods]
-    return all(pod.over for pod in pods) and ExitCode.STOPPED in ends and set(ends) <= {0, ExitCode.STOPPED}
+def _plan_follows_spec(current: Current) -> bool:
+    job = current.job
+    if job is None or not outdated(job.digest, current.builder.wanted, current.stage):
+        return True
+    return current.standing == Standing.HELD or (current.standing == Standing.QUEUED and job.managed_elsewhere)
 
 
-def _released(job: JobView, pods: Sequence[PodView]) -> list[PodView]:
-    """The pods that were made since the Job was let run: none where it was not."""
-    return [pod for pod in pods if job.released is not None and pod.created >= job.released]
+def _may_replace(current: Current) -> bool:
+    """Settings of a Job count before its pods ever ran: while it is held or queued, or where its pods cannot start."""
+    job, started = current.existing_job, current.attempt.started is not None
+    match current.standing:
+        case Standing.HELD:
+            return True
+        case Standing.QUEUED:
+            return job.managed_elsewhere
+        case Standing.STARTING:
+            return not started and _diagnosed(current).problem is not None
+    return False
 
 
-def _without_job(draft: PlanBuilder, stage: Stage, entry: AttemptStatus) -> None:
-    if entry.started is not None:
-        end.record(draft, entry, vanished(stage, f"Job {entry.job}"))
+def _diagnosed(current: Current) -> Diagnosis:
+    if current.diagnosis is None:
+        job, live = current.existing_job, standing.live(current.pods)
+        missing = len({pod.index for pod in live} | standing.finished_ranks(current.pods)) < job.pods
+        current.diagnosis = diagnose(current.builder.observed, job, live, missing, current.builder.now)
+    return current.diagnosis
+
+
+# What each step does.
+
+
+def _create(current: Current) -> None:
+    start.create(current.builder, current.stage, current.attempt)
+
+
+def _show_suspended(current: Current) -> None:
+    builder, stage = current.builder, current.stage
+    if current.job is None:
+        start.suspended(builder, stage, f"Suspended before stage {stage}")
         return
-    if stage == "train":
-        plan_admission.make_plan(draft)
-    if draft.wanted.suspend:
-        start.suspended(draft, stage, f"Suspended before stage {stage}")
-    elif stage == "train" and _held_back(draft, entry):
-        pass
-    elif stage == "train" and (sentence := budget.exhausted(draft)) is not None:
-        start.spent(draft, sentence)
-    else:
-        start.create(draft, stage, entry)
+    step = end.sealed_step(builder, stage)
+    checkpoint = f" with a checkpoint of step {step}" if step is not None else ""
+    start.suspended(builder, stage, f"Suspended in stage {stage}{checkpoint}")
 
 
-def _held_back(draft: PlanBuilder, entry: AttemptStatus) -> bool:
-    """As long as no pod of a training ran, its budget, mode and approval are asked again; its approval while it is suspended too.
-    One that may not go on is given up, and whatever it queues with is deleted."""
-    plan_admission.hold(draft)
-    if draft.situation is None:
-        return False
-    end.stop(draft, entry, Reason.REPLACED, "Its plan was no longer accepted before its pods ran")
-    return True
+def _show_spent(current: Current) -> None:
+    assert current.spent is not None
+    start.spent(current.builder, current.spent)
 
 
-def _suspend(
-    draft: PlanBuilder,
-    stage: Stage,
-    entry: AttemptStatus,
-    job: JobView,
-    pods: Sequence[PodView],
-    *,
-    spent: str | None = None,
-) -> None:
-    """`spent`: why the budget allows no more, where that and not the user is the cause. The pods are told to stop; they save a
-    checkpoint and end with 5. A Job that somebody else queues is given back whole."""
-    live = _any_live(pods)
+def _show_blocked(current: Current) -> None:
+    current.builder.job_state = current.builder.blocked
+
+
+def _withdraw(current: Current) -> None:
+    """`plan_admission.hold` has set the state. Whatever the attempt queues with is deleted."""
+    end.stop(current.builder, current.attempt, Reason.REPLACED, "Its plan was no longer accepted before its pods ran")
+
+
+def _replace(current: Current) -> None:
+    end.stop(current.builder, current.attempt, Reason.REPLACED, "Its settings changed before its pods ran")
+
+
+def _hold(current: Current) -> None:
+    builder, job = current.builder, current.existing_job
     if job.managed_elsewhere:
-        why = "its budget is spent" if spent else "the job is suspended"
-        reason = Reason.BUDGET_EXHAUSTED if spent else Reason.SUSPENDED
-        end.stop(draft, entry, reason, f"Given back to its queue, since {why}")
+        _give_back(current)
         return
-    if not job.suspended:
-        draft.patch.append(
-            Patch(job.name, {"metadata": {"annotations": {ANNOTATION_HELD: "true"}}, "spec": {"suspend": True}})
+    builder.patch.append(
+        Patch(job.name, job.uid, {"metadata": {"annotations": {ANNOTATION_HELD: "true"}}, "spec": {"suspend": True}})
+    )
+    _stopping(current)
+    start.report_refused_change(builder, job)
+
+
+def _give_back(current: Current) -> None:
+    """A Job that a person suspended by hand is left as it is."""
+    builder = current.builder
+    if not current.existing_job.managed_elsewhere:
+        _show_spent(current) if current.spent else _show_suspended(current)
+        return
+    why = "its budget is used up" if current.spent else "the job is suspended"
+    reason = Reason.BUDGET_EXHAUSTED if current.spent else Reason.SUSPENDED
+    end.stop(builder, current.attempt, reason, f"Given back to its queue, because {why}")
+
+
+def _await_stop(current: Current) -> None:
+    builder, job = current.builder, current.job
+    if job is None or job.deleting:
+        builder.job_state = JobState(
+            WAITING_PHASE[current.stage],
+            Reason.RESUMING,
+            f"Job {current.attempt.job} was deleted; waiting for its pods to end",
         )
-    if job.suspended and not live and spent:
-        start.spent(draft, spent)
-    elif job.suspended and not live:
-        step = end.sealed_step(draft, stage)
-        start.suspended(
-            draft,
-            stage,
-            f"Suspended in stage {stage}" + (f" with a checkpoint of step {step}" if step is not None else ""),
-        )
+        builder.requeue_after(_DELETING_CHECK_S)
     else:
-        phase, _ = RUNNING[stage]
-        why = f"{spent}. " if spent else ""
-        draft.situation = JobState(
-            phase,
-            Reason.SUSPENDING,
-            f"{why}The pods of stage {stage} are stopping; a training saves a checkpoint first",
+        current.spent = budget.exhausted(builder) if current.stage == "train" else None
+        _stopping(current)
+    _check_nodes(current)
+
+
+def _take_back(current: Current) -> None:
+    job = current.job
+    if job is not None and job.suspended and job.held and not job.deleting and not job.managed_elsewhere:
+        _release(current)
+    else:
+        _await_stop(current)
+
+
+def _stopping(current: Current) -> None:
+    why = f"{current.spent}. " if current.spent else ""
+    phase, _ = RUNNING[current.stage]
+    text = f"{why}The pods of stage {current.stage} are stopping; a training saves a checkpoint first"
+    current.builder.job_state = JobState(phase, Reason.SUSPENDING, text)
+
+
+def _await_queue(current: Current) -> None:
+    start.ensure(current.builder, current.stage, current.attempt, current.existing_job)
+    if current.builder.job_state is not None:
+        return
+    job = current.existing_job
+    who = "its queue" if job.managed_elsewhere else "whoever suspended it"
+    current.builder.job_state = JobState(
+        WAITING_PHASE[current.stage],
+        Reason.HELD_ELSEWHERE,
+        f"Job {job.name} is suspended; it runs when {who} releases it",
+    )
+
+
+def _release(current: Current) -> None:
+    """Ranks look for each other as soon as they run, so what they need is there before."""
+    builder, job = current.builder, current.existing_job
+    missing = start.ensure(builder, current.stage, current.attempt, job)
+    if builder.job_state is not None:
+        return
+    if not missing:
+        builder.patch.append(
+            Patch(job.name, job.uid, {"metadata": {"annotations": {ANNOTATION_HELD: None}}, "spec": {"suspend": False}})
         )
+    builder.job_state = start.waiting(current.stage)
+    start.report_refused_change(builder, job)
 
 
-def _release(draft: PlanBuilder, stage: Stage, entry: AttemptStatus, job: JobView, pods: Sequence[PodView]) -> None:
-    """Let a suspended Job run, if it is ours to release: never fight a queue or a person over it."""
-    phase = start.PHASES[stage]
-    if _ours(job) and not _any_live(pods) and job.digest not in (None, digest(draft.spec, stage)):
-        end.stop(draft, entry, Reason.REPLACED, "Its settings changed before its pods ran")
+def _start(current: Current) -> None:
+    builder, stage = current.builder, current.stage
+    _follow_progress(current)
+    start.ensure(builder, stage, current.attempt, current.existing_job)
+    if builder.job_state is not None:
         return
-    # Ranks look for each other as soon as they run, so what they need is there before.
-    complete = start.ensure(draft, stage, entry)
-    if draft.situation is not None:
-        return
-    if job.managed_elsewhere or not job.held:
-        who = "its queue" if job.managed_elsewhere else "whoever suspended it"
-        draft.situation = JobState(
-            phase, Reason.HELD_ELSEWHERE, f"Job {job.name} is suspended; it goes on when {who} releases it"
-        )
-        return
-    if complete:
-        draft.patch.append(
-            Patch(job.name, {"metadata": {"annotations": {ANNOTATION_HELD: None}}, "spec": {"suspend": False}})
-        )
-    draft.situation = JobState(phase, Reason.STARTING, f"Waiting for the pods of stage {stage} to start")
-
-
-def _run(draft: PlanBuilder, stage: Stage, entry: AttemptStatus, job: JobView, pods: Sequence[PodView]) -> None:
-    live = [pod for pod in pods if not pod.over and pod.deletion_asked is None]
-    # A container that ended well is done, though its pod's phase is written a moment later.
-    done = {
-        pod.index for pod in pods if pod.phase == "Succeeded" or (pod.ended is not None and pod.ended.exit_code == 0)
-    }
-    running = {pod.index for pod in live if pod.running} | done
-    draft.poll = next((pod for pod in live if pod.index == 0 and pod.running), None)
-    phase, reason = RUNNING[stage]
-    if len(running) >= job.pods:
-        draft.situation = JobState(phase, reason, _running_message(job, stage), running=True)
-        if stage == "train":
-            budget.look_when_spent(draft)
-        return
-    start.ensure(draft, stage, entry)
-    if draft.situation is not None:
-        return
-    diagnosis = diagnose(draft.seen, job, live, len({pod.index for pod in live} | done) < job.pods, draft.now)
-    draft.reads |= diagnosis.reads
+    diagnosis = _diagnosed(current)
+    builder.reads |= diagnosis.reads
     if diagnosis.requeue_after is not None:
-        draft.requeue_after(diagnosis.requeue_after)
+        builder.requeue_after(diagnosis.requeue_after)
+    _check_nodes(current)
+    if diagnosis.problem is None:
+        builder.retry("starting")
+        builder.job_state = _too_few(current)
+        return
     problem = diagnosis.problem
-    if problem is None:
-        draft.situation = _too_few(draft, stage, entry, job, pods)
-        return
-    if problem.reason == Reason.MISSING_CONFIG_MAP and entry.job in problem.message:
-        start.ensure(draft, stage, entry, again=True)
-    if entry.started is None and job.digest not in (None, digest(draft.spec, stage)):
-        end.stop(draft, entry, Reason.REPLACED, "Its settings changed before its pods ran")
-        return
-    draft.situation = JobState(start.PHASES[stage], problem.reason, problem.text, problem=True)
+    builder.retry(f"pods:{problem.reason}")
+    text, before = problem.text, builder.before
+    if problem.reason in COUNTED and before.reason == problem.reason and same_problem(before.message or "", text):
+        text = before.message or text
+    builder.job_state = JobState(WAITING_PHASE[stage], problem.reason, text, problem=True)
 
 
-def _too_few(draft: PlanBuilder, stage: Stage, entry: AttemptStatus, job: JobView, pods: Sequence[PodView]) -> JobState:
-    """Fewer pods run than should: one has failed, and its Job will at any moment; some were stopped; or they start."""
-    ended = [pod for pod in pods if pod.phase == "Failed" or (pod.ended is not None and pod.ended.exit_code != 0)]
-    if any(_fails(pod) for pod in _released(job, ended)):
-        return _failing(stage, job)
-    # A pod that was deleted is soon gone: what was said of it holds until all run again.
-    said = entry.started is not None and draft.before.reason == Reason.RESUMING
-    if ended or said or any(pod.deletion_asked is not None for pod in pods):
-        # No step: those that still end save a later checkpoint than the last that was told of.
-        checkpoint = " from its last checkpoint" if end.sealed_step(draft, stage) is not None else ""
+def _too_few(current: Current) -> JobState:
+    """Fewer pods run than should: some were stopped, or they start."""
+    stage, pods = current.stage, current.pods
+    ended = any(pod.phase == "Failed" or (pod.ended is not None and pod.ended.exit_code != 0) for pod in pods)
+    # A pod that was deleted is soon gone: what was reported of it holds until all run again.
+    resuming = current.attempt.started is not None and current.builder.before.reason == Reason.RESUMING
+    if ended or resuming or any(pod.deletion_asked is not None for pod in pods):
+        # No step: pods that still end save a later checkpoint than the last known one.
+        checkpoint = " from its last checkpoint" if end.sealed_step(current.builder, stage) is not None else ""
         text = f"Pods of stage {stage} were stopped; it resumes{checkpoint}"
-        return JobState(start.PHASES[stage], Reason.RESUMING, text)
-    return JobState(start.PHASES[stage], Reason.STARTING, f"Waiting for the pods of stage {stage} to start")
+        return JobState(WAITING_PHASE[stage], Reason.RESUMING, text)
+    if current.diagnosis is not None and current.diagnosis.note is not None:
+        return JobState(WAITING_PHASE[stage], Reason.STARTING, current.diagnosis.note)
+    return start.waiting(stage)
 
 
-def _fails(pod: PodView) -> bool:
-    """Whether the end of a pod fails its Job, by the Job's podFailurePolicy and backoffLimit."""
-    return pod.ended is None or pod.ended.exit_code != ExitCode.STOPPED
+def _watch(current: Current) -> None:
+    builder, stage, job = current.builder, current.stage, current.existing_job
+    _follow_progress(current)
+    phase, reason = RUNNING[stage]
+    builder.job_state = JobState(phase, reason, _running_message(job, stage), running=True)
+    if stage == "train":
+        budget.requeue_when_spent(builder)
+    _check_nodes(current)
 
 
-def _failing(stage: Stage, job: JobView) -> JobState:
-    phase, _ = RUNNING[stage]
-    others = "; its other pods are ending" if job.pods > 1 else ""
-    return JobState(phase, Reason.RETRYING, f"Stage {stage} failed{others}")
+def _follow_progress(current: Current) -> None:
+    ranks = standing.live(current.pods)
+    current.builder.poll = next((pod for pod in ranks if pod.index == 0 and pod.running), None)
+
+
+def _check_nodes(current: Current) -> None:
+    """No event comes from a node that is dead: only time shows it."""
+    builder = current.builder
+    due = node_check_due(current.pods, builder.observed.nodes, builder.now)
+    if due is not None:
+        builder.requeue_after(min(due + 1, _NODE_CHECK_S))
+
+
+def _await_end(current: Current) -> None:
+    phase, _ = RUNNING[current.stage]
+    job = current.job
+    others = "; its other pods are ending" if job is not None and job.pods > 1 else ""
+    current.builder.job_state = JobState(phase, Reason.RETRYING, f"Stage {current.stage} failed{others}")
+    current.builder.requeue_after(_NODE_CHECK_S)
+
+
+def _end_vanished(current: Current) -> None:
+    """A Job that is missing in the cache may only have lost its labels: the API server has the last word."""
+    builder, name = current.builder, current.attempt.job
+    exists = builder.observed.jobs_read.get(name)
+    if exists is None:
+        builder.reads.add(Read("job", name))
+        builder.job_state = end.unchanged(builder, current.stage)
+    elif exists:
+        message = f"Job {name} has lost its finetune.dev labels, so its pods cannot be followed"
+        builder.block(current.stage, Reason.NAME_TAKEN, f"{message}. Restore them, or delete the Job")
+    else:
+        end.record_failure(builder, current.attempt, vanished(current.stage, f"Job {name}"))
+
+
+def _end_stopped(current: Current) -> None:
+    """A pod that was evicted for its own usage would be evicted again, although it saved a checkpoint."""
+    own = evicted_for_own_usage(current.existing_job, current.pods, current.stage)
+    if own is not None:
+        end.record_failure(current.builder, current.attempt, own, current.pods)
+    else:
+        end.record_stop(current.builder, current.attempt, current.pods)
+
+
+def _end_failed(current: Current) -> None:
+    builder, stage, job = current.builder, current.stage, current.job
+    if job is not None and not end.all_ends_known(builder, stage, job, current.pods):
+        return
+    if job is None:
+        end.record_failure(builder, current.attempt, vanished(stage, f"Job {current.attempt.job}"))
+        return
+    end.record_failure(builder, current.attempt, classify_failure(job, current.pods, stage, builder.now), current.pods)
+
+
+def _end_lost(current: Current) -> None:
+    """A rank that knows its cause decides before the node does."""
+    builder, stage, job = current.builder, current.stage, current.job
+    lost = next(pod for pod in current.pods if is_lost(pod, builder.now, builder.observed.nodes))
+    failure = node_lost(stage, lost)
+    if job is not None and any(standing.failed(pod) for pod in current.pods):
+        known = classify_failure(job, current.pods, stage, builder.now)
+        failure = known if known.kind == "fatal" else failure
+    end.record_failure(builder, current.attempt, failure, current.pods)
+
+
+def _end_complete(current: Current) -> None:
+    end.succeed(current.builder, current.stage, current.attempt, current.existing_job, current.pods)
 
 
 def _running_message(job: JobView, stage: Stage) -> str:
@@ -262,3 +386,27 @@ def _running_message(job: JobView, stage: Stage) -> str:
             return f"Training on {job.pods} node{'s' if job.pods > 1 else ''}"
         case "publish":
             return "Publishing the result"
+
+
+_STEPS: Mapping[Step, Callable[[Current], None]] = {
+    Step.CREATE: _create,
+    Step.RELEASE: _release,
+    Step.START: _start,
+    Step.WATCH: _watch,
+    Step.HOLD: _hold,
+    Step.GIVE_BACK: _give_back,
+    Step.WITHDRAW: _withdraw,
+    Step.REPLACE: _replace,
+    Step.AWAIT_QUEUE: _await_queue,
+    Step.AWAIT_STOP: _await_stop,
+    Step.TAKE_BACK: _take_back,
+    Step.AWAIT_END: _await_end,
+    Step.SHOW_SUSPENDED: _show_suspended,
+    Step.SHOW_SPENT: _show_spent,
+    Step.SHOW_BLOCKED: _show_blocked,
+    Step.END_VANISHED: _end_vanished,
+    Step.END_STOPPED: _end_stopped,
+    Step.END_LOST: _end_lost,
+    Step.END_FAILED: _end_failed,
+    Step.END_COMPLETE: _end_complete,
+}

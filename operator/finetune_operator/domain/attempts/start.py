@@ -1,114 +1,231 @@
-"""Beginning an attempt at a stage: its place in the book, and the objects it needs."""
+"""Start an attempt at a stage: its entry in the history, and the objects that it needs."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from finetune_api.status import AttemptStatus, FailureStatus, Phase, Stage
+from finetune_api.status import AttemptStatus, FailureStatus, Stage
 
 from finetune_operator.domain.admission import plan_admission
 from finetune_operator.domain.attempts import budget
 from finetune_operator.domain.attempts.completion import fail
-from finetune_operator.domain.attempts.history import delay, trimmed
-from finetune_operator.domain.builders.configmap import config_map
+from finetune_operator.domain.attempts.history import delay, latest, trimmed
+from finetune_operator.domain.attempts.standing import has_ended
 from finetune_operator.domain.builders.job import job as build_job
+from finetune_operator.domain.builders.run_config import MAX_BYTES, run_config
 from finetune_operator.domain.builders.service import service
+from finetune_operator.domain.diagnosis.failures import is_lost
 from finetune_operator.domain.names import child_name
-from finetune_operator.domain.observed import Refusal
-from finetune_operator.domain.plan_builder import JobState, PlanBuilder
+from finetune_operator.domain.observed import JobView, PodView, Refusal
+from finetune_operator.domain.plan_builder import WAITING_PHASE, JobState, PlanBuilder
 from finetune_operator.domain.reasons import Code, Reason
 from finetune_operator.domain.times import human, seconds_of
 
-PHASES: dict[Stage, Phase] = {"prepare": "Preparing", "train": "Queued", "publish": "Publishing"}
-"""Phase of a stage whose pods do not all run yet."""
-_REFUSED_LOOK_AGAIN_S = 5.0
-_GONE_LOOK_AGAIN_S = 5.0
+_CHECK_PODS_S = 5.0
 
 
-def suspended(draft: PlanBuilder, stage: Stage, message: str) -> None:
-    draft.situation = JobState("Suspended", Reason.SUSPENDED, f"{message}; spec.suspend: false goes on", suspended=True)
+def waiting(stage: Stage) -> JobState:
+    """Nothing is known to be wrong."""
+    return JobState(WAITING_PHASE[stage], Reason.STARTING, f"Waiting for the pods of stage {stage} to start")
 
 
-def spent(draft: PlanBuilder, sentence: str) -> None:
+def suspended(builder: PlanBuilder, stage: Stage, message: str) -> None:
+    """Suspended is what it says only when no pod runs any more."""
+    if pods := still_running(builder):
+        builder.job_state = JobState(
+            WAITING_PHASE[stage], Reason.SUSPENDING, f"Suspended; waiting for pod {pods[0].name} to end"
+        )
+        builder.requeue_after(_CHECK_PODS_S)
+        return
+    text = f"{message}; set spec.suspend: false to resume"
+    builder.job_state = JobState("Suspended", Reason.SUSPENDED, text, suspended=True)
+
+
+def spent(builder: PlanBuilder, sentence: str) -> None:
     """The budget is used up, and no pod runs any more."""
-    kept = draft.status.last_checkpoint
+    kept = builder.status.last_checkpoint
     checkpoint = f"The checkpoint of step {kept.step} is kept" if kept is not None else "There is no checkpoint yet"
-    message = f"{sentence}. {checkpoint}; once spec.budget allows more, the job goes on from there"
-    draft.situation = JobState("Suspended", Reason.BUDGET_EXHAUSTED, message, problem=True, suspended=True)
+    message = f"{sentence}. {checkpoint}; the job resumes once spec.budget allows more"
+    builder.job_state = JobState("Suspended", Reason.BUDGET_EXHAUSTED, message, problem=True, suspended=True)
 
 
-def enter(draft: PlanBuilder, stage: Stage, last: AttemptStatus | None) -> None:
-    """Write the next attempt into the book, unless it is too early or the job is suspended."""
-    if stage == "train":
-        plan_admission.make_plan(
-            draft
-        )  # of a suspended job too: whoever changes compute meanwhile wants to see what comes of it
-    if draft.wanted.suspend:
-        suspended(draft, stage, f"Suspended before stage {stage}")
+def still_running(builder: PlanBuilder, attempt: str | None = None) -> list[PodView]:
+    """Pods of this job that run, but for those of `attempt`. A pod on a node that was declared lost does not count: the fence
+    keeps it from sealing anything."""
+    lost = {(a.job, a.node) for a in builder.attempts if a.reason == Reason.NODE_LOST}
+    return [
+        pod
+        for name, pods in builder.observed.pods.items()
+        if name != attempt
+        for pod in pods
+        if not has_ended(pod, builder.now)
+        and not is_lost(pod, builder.now, builder.observed.nodes)
+        and (name, pod.node) not in lost
+    ]
+
+
+def next_attempt(builder: PlanBuilder, stage: Stage, last: AttemptStatus | None) -> None:
+    """Add the next attempt to the history, unless it is too early or something holds the job."""
+    if _state_lost(builder, stage):
         return
     if stage == "train":
-        plan_admission.hold(draft)
-        if draft.situation is None and (sentence := budget.exhausted(draft)) is not None:
-            spent(draft, sentence)
-        if draft.situation is not None:
+        plan_admission.make_plan(builder)  # of a suspended job too: who changes compute meanwhile sees what comes of it
+    if builder.wanted.suspend:
+        suspended(builder, stage, f"Suspended before stage {stage}")
+        return
+    if stage == "train":
+        plan_admission.hold(builder)
+        if builder.job_state is None and (sentence := budget.exhausted(builder)) is not None:
+            spent(builder, sentence)
+        if builder.job_state is not None:
             return
+    if builder.blocked is not None:
+        builder.job_state = builder.blocked
+        return
     number = 1
     if last is not None:
         number = last.number + 1
-        ended = seconds_of(last.finished) or draft.now
-        pause = delay(draft.attempts, last, draft.status.infra_failures or 0, draft.config.retry_delay)
-        left = ended + pause - draft.now
+        ended = seconds_of(last.finished) or builder.now
+        pause = delay(builder.attempts, last, builder.state.infra_failures, builder.config.retry_delay)
+        left = ended + pause - builder.now
         if 0 < left <= pause:  # a longer wait than the pause itself is a clock that was set back
-            draft.requeue_after(left)
+            builder.requeue_after(left)
             reason = Reason.RETRYING if last.outcome == "Failed" else Reason.RESUMING
-            message = f"Stage {stage} begins again in {human(left + 1)}. Before: {last.message or last.reason}"
-            draft.situation = JobState(PHASES[stage], reason, message)
+            message = f"Stage {stage} starts again in {human(left + 1)}. Before: {last.message or last.reason}"
+            builder.job_state = JobState(WAITING_PHASE[stage], reason, message)
             return
-    name = child_name(draft.metadata.name, draft.run, stage, number)
-    draft.attempts.append(AttemptStatus(stage=stage, number=number, job=name))
-    draft.status.attempts = trimmed(draft.attempts)
-    draft.emit_event("Normal", Reason.STAGE_STARTED, "Start", f"Stage {stage} begins: Job {name}")
-
-
-def create(draft: PlanBuilder, stage: Stage, entry: AttemptStatus) -> None:
-    """Ask for the attempt's objects. What was refused before is asked for again, and told."""
-    waiting = f"Waiting for the pods of stage {stage} to start"
-    draft.situation = JobState(PHASES[stage], Reason.STARTING, waiting)
-    if stage == "train":
-        draft.status.gpus = draft.spec.compute.nodes * (draft.spec.compute.gpus_per_node or 0)
-    if any(job.alive for job in draft.seen.jobs.values()):
-        # Given up, and deleted in this look: two gangs of one job never stand side by side, whatever crashes in between.
-        draft.requeue_after(_GONE_LOOK_AGAIN_S)
+    name = child_name(builder.metadata.name, builder.run, stage, number)
+    if _waits_for_pods(builder, stage, name):
         return
-    if not _told_refusal(draft, stage, entry):
-        ensure(draft, stage, entry, again=True)  # the settings may have changed since a refusal
-        draft.create.append(
-            build_job(draft.metadata, draft.spec, draft.run, stage, entry.number, previous=_previous(draft, entry))
+    builder.attempts.append(AttemptStatus(stage=stage, number=number, job=name))
+    builder.status.attempts = trimmed(builder.attempts)
+    builder.emit_event("Normal", Reason.STAGE_STARTED, "Start", f"Stage {stage} starts: Job {name}")
+
+
+def _state_lost(builder: PlanBuilder, stage: Stage) -> bool:
+    """An older version, which does not know status.state, has removed what prepare found out. Prepare finds its sealed files and
+    reports it again."""
+    before, prepared = builder.before, latest(builder.attempts, "prepare")
+    if stage == "prepare" or prepared is None or before.state is not None or before.defaults is not None:
+        return False
+    prepared.outcome, prepared.reason = "Stopped", Reason.RESULT_LOST
+    prepared.message = "status.state was removed by a version that does not know it"
+    builder.status_first = True
+    return True
+
+
+def _waits_for_pods(builder: PlanBuilder, stage: Stage, name: str) -> bool:
+    """Two gangs of one job never run side by side, whatever crashed, was deleted or was orphaned before."""
+    pods = still_running(builder, name)
+    if not pods and not any(job.alive and job.name != name for job in builder.observed.jobs.values()):
+        return False
+    what = f"pod {pods[0].name}" if pods else "the Job of an earlier attempt"
+    builder.job_state = JobState(
+        WAITING_PHASE[stage], Reason.RESUMING, f"Waiting for {what} to end before stage {stage} starts"
+    )
+    builder.requeue_after(_CHECK_PODS_S)
+    return True
+
+
+def create(builder: PlanBuilder, stage: Stage, attempt: AttemptStatus) -> None:
+    """Create the attempt's objects. What was refused is tried again when its backoff has passed."""
+    if stage == "train":
+        builder.status.gpus = builder.spec.compute.nodes * (builder.spec.compute.gpus_per_node or 0)
+    if _waits_for_pods(builder, stage, attempt.job):
+        return
+    builder.job_state = waiting(stage)
+    if _refused(builder, stage, attempt) is not None:
+        return
+    config = run_config(builder.metadata, builder.spec, builder.run, stage, attempt.number, builder.status.plan)
+    if (size := len(config.encode())) > MAX_BYTES:
+        message = (
+            f"spec: the run config of stage {stage} has {size} bytes, more than the {MAX_BYTES} that a pod can hold"
         )
+        remedy = "Shorten spec.data: name a folder instead of many files, or shorten the template"
+        attempt.outcome, attempt.reason = "Failed", Code.INVALID_SPEC
+        fail(builder, FailureStatus(code=Code.INVALID_SPEC, stage=stage, message=message, remedy=remedy))
+        return
+    builder.create.append(
+        build_job(
+            builder.metadata,
+            builder.spec,
+            builder.run,
+            stage,
+            attempt.number,
+            config,
+            previous=_previous(builder, attempt),
+            wanted=builder.wanted,
+        )
+    )
 
 
-def ensure(draft: PlanBuilder, stage: Stage, entry: AttemptStatus, *, again: bool = False) -> bool:
-    """Ask for the attempt's ConfigMap and Service, unless they are known to exist. `again`: whatever is known.
-    Returns whether nothing is missing. A refusal is told, and then settles where the job stands."""
-    known, before = draft.seen.known, len(draft.create)
-    if again or ("ConfigMap", entry.job) not in known:
-        draft.create.append(config_map(draft.metadata, draft.spec, draft.run, stage, entry.number, draft.status.plan))
-    if stage == "train" and (again or ("Service", entry.job) not in known):
-        draft.create.append(service(draft.metadata, draft.run, entry.number))
-    missing = len(draft.create) > before
-    if missing and draft.seen.refusals:
-        _told_refusal(draft, stage, entry)
-    return not missing
+def ensure(builder: PlanBuilder, stage: Stage, attempt: AttemptStatus, job: JobView) -> bool:
+    """Create the Service of a gang, unless it is known to exist. Returns whether it is missing; a refusal settles the job's
+    state."""
+    if stage != "train" or ("Service", attempt.job) in builder.observed.known:
+        return False
+    if _refused(builder, stage, attempt) is None:
+        builder.create.append(service(builder.metadata, builder.run, attempt.number, job.uid))
+    return True
 
 
-def _told_refusal(draft: PlanBuilder, stage: Stage, entry: AttemptStatus) -> bool:
-    """Tell of a refusal, if there was one; what was refused is asked for again. True when the job ends by it."""
-    refusal = next((r for (_, name), r in draft.seen.refusals.items() if name == entry.job), None)
-    return refusal is not None and _refused(draft, stage, entry, refusal)
+def _refused(builder: PlanBuilder, stage: Stage, attempt: AttemptStatus) -> Refusal | None:
+    """Report a refusal. Returns it while its backoff lasts."""
+    refusal = next(
+        (r for r in builder.observed.refusals.values() if r.name == attempt.job and r.verb == "create"), None
+    )
+    if refusal is None:
+        return None
+    reason, text = refusal_text(refusal)
+    builder.block(stage, reason, text)
+    return None if refusal.due else refusal
 
 
-def _previous(draft: PlanBuilder, entry: AttemptStatus) -> dict[str, Any] | None:
-    before = [a for a in draft.attempts if a.stage == entry.stage and a.number < entry.number]
+def report_refused_change(builder: PlanBuilder, job: JobView) -> None:
+    """The Job stays as it was: show why, in the phase that is true. The change is tried again when its backoff has passed."""
+    refusal = builder.observed.refusals.get(("Job", job.name))
+    if refusal is None or refusal.verb != "change" or builder.job_state is None:
+        return
+    reason, text = refusal_text(refusal)
+    state = builder.job_state
+    builder.job_state = replace(state, reason=reason, message=text, problem=True, blocked=True)
+    builder.retry(f"blocked:{reason}")
+    if not refusal.due:
+        builder.patch = [patch for patch in builder.patch if patch.name != job.name]
+
+
+def refusal_text(refusal: Refusal) -> tuple[Reason, str]:
+    """Reason, and what to do. Nothing of it ends a job: policies, quotas and webhooks change."""
+    what = f"{refusal.verb} {refusal.kind} {refusal.name}"
+    if refusal.code == 409:
+        return (
+            Reason.NAME_TAKEN,
+            f"{refusal.kind} {refusal.name} exists and belongs to something else. Delete or rename it; the job then continues",
+        )
+    if "exceeded quota" in refusal.message:
+        return Reason.QUOTA_EXCEEDED, (
+            f"The namespace's quota does not allow the {refusal.kind}: {refusal.message}. "
+            "Free quota or raise it (kubectl describe quota); the job then continues"
+        )
+    if refusal.code == 403:
+        return Reason.NOT_ALLOWED, (
+            f"The operator may not {what}: {refusal.message}. "
+            "Compare its roles with the chart's, or the policy that the message names; the job then continues"
+        )
+    if refusal.code in (400, 422):
+        return Reason.REJECTED, (
+            f"The API server rejects the request to {what}: {refusal.message}. "
+            "Correct spec.pods or spec.compute if it names their fields, else the admission policy; the job then continues"
+        )
+    return Reason.API_SERVER_ERROR, (
+        f"The API server fails to {what} ({refusal.code}): {refusal.message}. "
+        "Check the webhook that the message names, or the API server's log; the request is repeated"
+    )
+
+
+def _previous(builder: PlanBuilder, attempt: AttemptStatus) -> dict[str, Any] | None:
+    before = [a for a in builder.attempts if a.stage == attempt.stage and a.number < attempt.number]
     if not before:
         return None
     last = before[-1]
@@ -119,28 +236,3 @@ def _previous(draft: PlanBuilder, entry: AttemptStatus) -> dict[str, Any] | None
         "message": (last.message or "")[:500],
         "lastStep": last.last_step,
     }
-
-
-def _refused(draft: PlanBuilder, stage: Stage, entry: AttemptStatus, refusal: Refusal) -> bool:
-    """Tell of a refusal; True when the job ends by it."""
-    if refusal.code in (400, 422):
-        fail(
-            draft,
-            FailureStatus(
-                code=Code.INVALID_SPEC,
-                stage=stage,
-                message=f"The API server refuses the {refusal.kind} of stage {stage}: {refusal.message}",
-                remedy="Correct spec.pods and spec.compute, and set a new spec.runToken to run again",
-            ),
-        )
-        entry.outcome, entry.reason = "Failed", Code.INVALID_SPEC
-        return True
-    if refusal.code == 409:
-        message = f"{refusal.kind} {refusal.name} exists and belongs to something else. Delete it; the job goes on when it is gone"
-        reason = Reason.NAME_TAKEN
-    else:
-        message = f"The API server does not allow the {refusal.kind} of stage {stage}: {refusal.message}"
-        reason = Reason.QUOTA_EXCEEDED if "exceeded quota" in refusal.message else Reason.NOT_ALLOWED
-    draft.situation = JobState(PHASES[stage], reason, message, problem=True)
-    draft.requeue_after(_REFUSED_LOOK_AGAIN_S)
-    return False

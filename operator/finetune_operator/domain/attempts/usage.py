@@ -1,7 +1,7 @@
-"""How long the pods of a training ran, all of them: what the book says, and what is to be added.
+"""How long all pods of a training ran: what status.usage holds, and what is to be added.
 
-It is read from the condition Running and from what Jobs and pods say of themselves, not from when somebody looked: an operator
-that was away bills no hours in which nothing ran, and forgets none in which the training did.
+It is read from Jobs and pods, not from the times of reconciles: an operator that was away bills no hours in which nothing ran,
+and forgets none in which the training did.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-
-from finetune_api.status import Condition, FineTuneJobStatus
 
 from finetune_operator.domain.attempts.history import latest
 from finetune_operator.domain.observed import JobView, PodView
@@ -39,71 +37,66 @@ class Stretch:
         return max(0.0, self.until - self.since)
 
 
-def spent(draft: PlanBuilder) -> Spent:
-    status = draft.status
-    now = sum(stretch.seconds for stretch in (told(draft), found(draft)) if stretch is not None)
+def spent(builder: PlanBuilder) -> Spent:
+    used = builder.status.used
+    now = sum(stretch.seconds for stretch in (recorded(builder), found(builder)) if stretch is not None)
     return Spent(
-        seconds=(status.train_seconds or 0) + now,
-        gpu_seconds=(status.gpu_seconds or 0) + now * (draft.before.gpus or 0),
+        seconds=(used.train_seconds or 0) + now,
+        gpu_seconds=(used.gpu_seconds or 0) + now * (builder.before.gpus or 0),
     )
 
 
-def told(draft: PlanBuilder) -> Stretch | None:
-    """The stretch that the status says is under way. It ended when the first of its pods did."""
-    running = _running(draft.before)
-    since = None if running is None else seconds_of(running.last_transition_time)
-    if since is None or draft.before.phase != "Training" or running is None or running.status != "True":
+def recorded(builder: PlanBuilder) -> Stretch | None:
+    """The stretch that the state has as under way. It ended when the first of its pods did."""
+    since = seconds_of(builder.state.running_since)
+    if since is None:
         return None
-    job = _job(draft)
-    ends = [] if job is None else [at for at in _ends(job, draft.seen.pods.get(job.name, ())) if at > since]
-    return Stretch(since, min([draft.now, *ends]), over=bool(ends))
+    job = _job(builder)
+    ends = [] if job is None else [at for at in _ends(job, builder.observed.pods.get(job.name, ())) if at > since]
+    return Stretch(since, min([builder.now, *ends]), over=bool(ends))
 
 
-def found(draft: PlanBuilder) -> Stretch | None:
-    """A stretch that the status does not know yet: the newest pods of all ranks run, or did."""
-    job, before = _job(draft), told(draft)
+def found(builder: PlanBuilder) -> Stretch | None:
+    """A stretch that the state does not have yet: the newest pods of all ranks run, or did."""
+    job, before = _job(builder), recorded(builder)
     if job is None or job.suspended or job.deleting or (before is not None and not before.over):
         return None
-    newest = {pod.index: pod for pod in sorted(draft.seen.pods.get(job.name, ()), key=lambda pod: pod.created)}
+    newest = {pod.index: pod for pod in sorted(builder.observed.pods.get(job.name, ()), key=lambda pod: pod.created)}
     starts = [at for pod in newest.values() if (at := pod.running_since or (pod.ended and pod.ended.started))]
     if len(starts) < job.pods:
         return None
-    running = _running(draft.before)
-    counted = before.until if before is not None else seconds_of(running.last_transition_time) if running else None
+    counted = before.until if before is not None else seconds_of(builder.state.counted_until)
     since = max([*starts, counted or 0.0])
     ends = list(_ends(job, newest.values()))
-    until = min([draft.now, *ends])
+    until = min([builder.now, *ends])
     return Stretch(since, until, over=bool(ends)) if since < until else None
 
 
-def count(draft: PlanBuilder) -> None:
-    """Add what has ended to the book, and let the condition Running say since when the rest runs: nothing is counted twice.
-
-    Called when phase and conditions are what they will be."""
-    status, running = draft.status, _running(draft.status)
-    known, new = told(draft), found(draft)
-    runs = status.phase == "Training" and running is not None and running.status == "True"
-    going_on = (new or known) if runs else None
-    ended = [stretch for stretch in (known, new) if stretch is not None and stretch is not going_on]
-    if running is not None and going_on is not None:
-        running.last_transition_time = stamp(going_on.since)
-    elif running is not None and new is not None:
-        running.last_transition_time = stamp(draft.now)
-    # Upwards: a budget that was seen to be spent must be so in the book too, or the pods would start again for the rest.
+def count(builder: PlanBuilder) -> None:
+    """Add what has ended to status.usage, and record since when the rest runs: nothing is counted twice."""
+    job_state, state = builder.job_state, builder.state
+    known, new = recorded(builder), found(builder)
+    runs = job_state is not None and job_state.phase == "Training" and job_state.running
+    current = (new or known) if runs else None
+    ended = [stretch for stretch in (known, new) if stretch is not None and stretch is not current]
+    state.running_since = stamp(current.since if current is not None else builder.now) if runs else None
+    if ended:
+        state.counted_until = stamp(math.ceil(max(stretch.until for stretch in ended)))
+    # Upwards: a budget that was found to be used up must be so in the status too, or the pods would start again for the rest.
     if seconds := sum(stretch.seconds for stretch in ended):
-        status.train_seconds = (status.train_seconds or 0) + math.ceil(seconds)
-        if draft.before.gpus:
-            status.gpu_seconds = (status.gpu_seconds or 0) + math.ceil(draft.before.gpus * seconds)
+        used, gpus = builder.status.used.model_copy(), builder.before.gpus or 0
+        used.train_seconds = (used.train_seconds or 0) + math.ceil(seconds)
+        if gpus:
+            used.gpu_seconds = (used.gpu_seconds or 0) + math.ceil(gpus * seconds)
+            if price := builder.spec.budget.gpu_hour_price:
+                used.cost = round(used.gpu_seconds / 3600 * price, 2)
+        builder.status.usage = used
 
 
-def _running(status: FineTuneJobStatus) -> Condition | None:
-    return next((c for c in status.conditions or [] if c.type == "Running"), None)
-
-
-def _job(draft: PlanBuilder) -> JobView | None:
+def _job(builder: PlanBuilder) -> JobView | None:
     """Of the attempt at the training that is under way: what is left of earlier ones may end at any time."""
-    entry = latest(draft.before.attempts or [], "train")
-    return draft.seen.jobs.get(entry.job) if entry is not None and entry.outcome == "Running" else None
+    attempt = latest(builder.before.attempts or [], "train")
+    return builder.observed.jobs.get(attempt.job) if attempt is not None and attempt.outcome == "Running" else None
 
 
 def _ends(job: JobView, pods: Iterable[PodView]) -> Iterator[float]:

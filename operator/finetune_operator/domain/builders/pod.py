@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,28 +22,50 @@ from finetune_api.status import Stage
 
 from finetune_operator.domain.builders.resources import resources
 from finetune_operator.domain.builders.storage import secrets, volumes
+from finetune_operator.domain.names import ANNOTATION_RUN_CONFIG
 
 USER = 65532
 GRACE_SECONDS: Mapping[str, int] = {"prepare": 30, "train": 120, "publish": 30}
 """Time between SIGTERM and SIGKILL: a training saves a checkpoint in it."""
+_LONGEST_GRACE_S = 3600
+_GRACE_STEP_S = 30
+
+
+def grace_seconds(settings: PodSettings, stage: Stage, checkpoint_seconds: float | None = None) -> int:
+    """Return the grace period of a stage's pods: the user's, else for train three times the measured time of a checkpoint."""
+    if settings.termination_grace_period_seconds is not None:
+        return settings.termination_grace_period_seconds
+    usual = GRACE_SECONDS[stage]
+    if stage != "train" or checkpoint_seconds is None:
+        return usual
+    # Rounded, so that measurements that differ a little give the same pods.
+    measured = math.ceil(3 * checkpoint_seconds / _GRACE_STEP_S) * _GRACE_STEP_S
+    return min(max(usual, measured), _LONGEST_GRACE_S)
 
 
 def pod_template(
-    spec: FineTuneJobSpec, settings: PodSettings, stage: Stage, name: str, labels: Mapping[str, str]
+    spec: FineTuneJobSpec,
+    settings: PodSettings,
+    stage: Stage,
+    name: str,
+    labels: Mapping[str, str],
+    run_config: str,
+    grace: int,
 ) -> dict[str, Any]:
-    """`spec` resolved, `settings` those of this stage, `name` that of its Job, ConfigMap and Service."""
-    pod_volumes, mounts = volumes(spec, stage, name)
-    metadata: dict[str, Any] = {"labels": {**(settings.labels or {}), **labels}}
-    if settings.annotations:
-        metadata["annotations"] = dict(settings.annotations)
+    """`spec` resolved, `settings` those of this stage, `name` that of its Job and Service."""
+    pod_volumes, mounts = volumes(spec, settings, stage)
+    metadata: dict[str, Any] = {
+        "labels": {**(settings.labels or {}), **labels},
+        "annotations": {**(settings.annotations or {}), ANNOTATION_RUN_CONFIG: run_config},
+    }
     pod: dict[str, Any] = {
         "restartPolicy": "Never",
-        "terminationGracePeriodSeconds": GRACE_SECONDS[stage],
+        "terminationGracePeriodSeconds": grace,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "securityContext": _pod_security(settings),
-        "containers": [_container(spec, settings, stage, name, mounts + (settings.volume_mounts or []))],
-        "volumes": pod_volumes + (settings.volumes or []),
+        "containers": [_container(spec, settings, stage, name, mounts)],
+        "volumes": pod_volumes,
     }
     if stage == "train":
         pod["subdomain"] = name
@@ -104,7 +127,7 @@ def _environment(settings: PodSettings, stage: Stage, name: str) -> list[dict[st
 
 
 def _pod_security(settings: PodSettings) -> dict[str, Any]:
-    return {
+    context = {
         "runAsNonRoot": True,
         "runAsUser": USER,
         "runAsGroup": USER,
@@ -114,6 +137,7 @@ def _pod_security(settings: PodSettings) -> dict[str, Any]:
         "seccompProfile": {"type": "RuntimeDefault"},
         **(settings.security_context or {}),
     }
+    return {key: value for key, value in context.items() if value is not None}
 
 
 def _placement(settings: PodSettings) -> dict[str, Any]:
@@ -124,6 +148,11 @@ def _placement(settings: PodSettings) -> dict[str, Any]:
         "nodeSelector": settings.node_selector,
         "tolerations": settings.tolerations,
         "affinity": settings.affinity,
+        "topologySpreadConstraints": settings.topology_spread_constraints,
+        "resourceClaims": settings.resource_claims,
+        "hostNetwork": settings.host_network,
+        # Without it pods on the node's network do not resolve the names of the gang's Service.
+        "dnsPolicy": "ClusterFirstWithHostNet" if settings.host_network else None,
         "runtimeClassName": settings.runtime_class_name,
         "schedulerName": settings.scheduler_name,
     }

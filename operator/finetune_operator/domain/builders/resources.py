@@ -13,7 +13,7 @@ _CPU_STAGE = {"cpu": "250m", "memory": "512Mi"}
 
 
 def resources(spec: FineTuneJobSpec, stage: Stage, asked: Resources | None) -> dict[str, Any]:
-    """Requests and limits of a stage's container: the defaults with the user's own on top."""
+    """Requests, limits and claims of a stage's container: the defaults with the user's own on top."""
     requests: dict[str, Any] = dict(_CPU_STAGE)
     limits: dict[str, Any] = {}
     compute = spec.compute
@@ -30,4 +30,5 @@ def resources(spec: FineTuneJobSpec, stage: Stage, asked: Resources | None) -> d
         for name in asked.limits or {}:
             requests.pop(name, None)
         requests |= asked.requests or {}
-    return {"requests": requests} | ({"limits": limits} if limits else {})
+    claims = {"claims": asked.claims} if asked is not None and asked.claims else {}
+    return {"requests": requests, **({"limits": limits} if limits else {}), **claims}

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import posixpath
 from typing import Any
 
-from finetune_api.contract import CA_BUNDLES, RUN_CONFIG_DIR, SCRATCH, secret_prefix
+from finetune_api.contract import CA_BUNDLES, RUN_CONFIG_DIR, RUN_CONFIG_KEY, SCRATCH, secret_prefix
 from finetune_api.location import CLAIMS_ROOT, Location, Place
+from finetune_api.pods import PodSettings
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Stage
 
-CONFIG_VOLUME = "run-config"
+from finetune_operator.domain.names import ANNOTATION_RUN_CONFIG
+
+_VOLUME_PREFIX = "finetune-"
 
 
 def locations(spec: FineTuneJobSpec, stage: Stage) -> list[tuple[Place, bool]]:
@@ -62,32 +66,52 @@ def certificates(spec: FineTuneJobSpec, stage: Stage) -> list[str]:
     return list(dict.fromkeys(place.ca_bundle_ref.name for place in places if place.ca_bundle_ref is not None))
 
 
-def volumes(spec: FineTuneJobSpec, stage: Stage, config_map: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Volumes of a stage's pods and the mounts of their container. Each claim is mounted once, below CLAIMS_ROOT."""
-    pod: list[dict[str, Any]] = [
-        {"name": CONFIG_VOLUME, "configMap": {"name": config_map}},
-        {"name": "scratch", "emptyDir": {}},
-        {"name": "tmp", "emptyDir": {}},
+def claims_needing_many(spec: FineTuneJobSpec) -> dict[str, bool]:
+    """Return the claims that pods of the gang mount on several nodes, with whether they write: those need ReadWriteMany,
+    the others ReadOnlyMany or ReadWriteMany. Empty for a gang of one node."""
+    return claims(spec, "train") if spec.compute.nodes > 1 else {}
+
+
+def volumes(
+    spec: FineTuneJobSpec, settings: PodSettings, stage: Stage
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Volumes of a stage's pods and the mounts of their container. Each claim is mounted once, below CLAIMS_ROOT.
+
+    A mount of the user replaces ours at the same path, except for the run config's, and no name of ours meets one of theirs:
+    such a pod would be refused only when its stage begins, hours after the job was accepted.
+    """
+    run_config = {"path": RUN_CONFIG_KEY, "fieldRef": {"fieldPath": f"metadata.annotations['{ANNOTATION_RUN_CONFIG}']"}}
+    own: list[tuple[str, str, dict[str, Any], bool]] = [
+        ("run-config", RUN_CONFIG_DIR, {"downwardAPI": {"items": [run_config]}}, True),
+        ("scratch", SCRATCH, {"emptyDir": {}}, False),
+        ("tmp", "/tmp", {"emptyDir": {}}, False),
     ]
-    mounts: list[dict[str, Any]] = [
-        {"name": CONFIG_VOLUME, "mountPath": RUN_CONFIG_DIR, "readOnly": True},
-        {"name": "scratch", "mountPath": SCRATCH},
-        {"name": "tmp", "mountPath": "/tmp"},
-    ]
-    if stage == "train" and spec.compute.device == "cuda":
-        # NCCL and data loaders need more shared memory than the 64 MiB that container run-times give.
-        pod.append({"name": "shared-memory", "emptyDir": {"medium": "Memory"}})
-        mounts.append({"name": "shared-memory", "mountPath": "/dev/shm"})
+    size = spec.compute.shared_memory
+    if stage == "train" and (spec.compute.device == "cuda" or size):
+        # NCCL and data loaders need more shared memory than the 64 MiB that container runtimes give.
+        limit = {"sizeLimit": size} if size else {}
+        own.append(("shared-memory", "/dev/shm", {"emptyDir": {"medium": "Memory", **limit}}, False))
     for number, (claim, written) in enumerate(sorted(claims(spec, stage).items())):
-        name = f"claim-{number}"  # a claim's own name may be longer than a volume's name may be
-        pod.append({"name": name, "persistentVolumeClaim": {"claimName": claim} | _read_only(written)})
-        mounts.append({"name": name, "mountPath": f"{CLAIMS_ROOT}/{claim}"} | _read_only(written))
+        # Numbered, since a claim's own name may be longer than a volume's name may be.
+        source = {"persistentVolumeClaim": {"claimName": claim, **({} if written else {"readOnly": True})}}
+        own.append((f"claim-{number}", f"{CLAIMS_ROOT}/{claim}", source, not written))
     for number, bundle in enumerate(certificates(spec, stage)):
-        name = f"certificates-{number}"
-        pod.append({"name": name, "configMap": {"name": bundle}})
-        mounts.append({"name": name, "mountPath": f"{CA_BUNDLES}/{bundle}", "readOnly": True})
-    return pod, mounts
+        own.append((f"certificates-{number}", f"{CA_BUNDLES}/{bundle}", {"configMap": {"name": bundle}}, True))
 
-
-def _read_only(written: bool) -> dict[str, bool]:
-    return {} if written else {"readOnly": True}
+    theirs = {
+        path: mount
+        for mount in settings.volume_mounts or []
+        if (path := posixpath.normpath(str(mount.get("mountPath")))) != RUN_CONFIG_DIR
+    }
+    taken = {volume.get("name") for volume in settings.volumes or []}
+    pod: list[dict[str, Any]] = []
+    mounts: list[dict[str, Any]] = []
+    for name, path, source, read_only in own:
+        if path in theirs:
+            continue
+        name = _VOLUME_PREFIX + name
+        while name in taken:
+            name += "-0"
+        pod.append({"name": name, **source})
+        mounts.append({"name": name, "mountPath": path, **({"readOnly": True} if read_only else {})})
+    return pod + (settings.volumes or []), mounts + list(theirs.values())

@@ -1,5 +1,5 @@
-"""What a pod tells us, made fit for a status. A pod's image is its user's: one number that the API server does not take would
-otherwise keep a job's whole status from being written, for ever."""
+"""What a pod reports, sanitized for a status. A pod's image is chosen by its user: one number that the API server refuses would
+keep the whole status of a job from being written, and a secret in a text would be shown to everybody who may read it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import json
 import math
 from typing import Any
 
+from finetune_api.base import known_fields
 from finetune_api.contract import Progress, TerminationMessage
 from finetune_api.planner.facts import LENGTH_BINS
+from finetune_api.secret_patterns import redact
 from pydantic import ValidationError
 
 from finetune_operator.domain.numbers import LIMIT
@@ -23,11 +25,13 @@ _UNFIT = object()
 
 
 @functools.lru_cache(maxsize=1024)
-def last_words(text: str) -> TerminationMessage | None:
+def parse_termination_message(text: str) -> TerminationMessage | None:
     """A termination message; None when the text is none. The same text gives the same object: it must not be written to."""
     fit = _load(text)
     try:
-        return TerminationMessage.model_validate(fit) if isinstance(fit, dict) else None
+        return (
+            TerminationMessage.model_validate(known_fields(TerminationMessage, fit)) if isinstance(fit, dict) else None
+        )
     except ValidationError:
         return None
 
@@ -36,7 +40,7 @@ def progress(content: bytes) -> Progress | None:
     """A progress record; None when the answer is none."""
     fit = _load(content)
     try:
-        return Progress.model_validate(fit) if isinstance(fit, dict) else None
+        return Progress.model_validate(known_fields(Progress, fit)) if isinstance(fit, dict) else None
     except ValidationError:
         return None
 
@@ -59,7 +63,7 @@ def _fit(value: Any, depth: int, name: str = "") -> Any:
             seconds = seconds_of(value)  # takes forms that the API server does not
             return value if seconds is not None and stamp(seconds) == value else _UNFIT
         case str():
-            return value[:_LONGEST_TEXT]
+            return redact(value)[:_LONGEST_TEXT]
         case list() if depth > 0:
             fit = (_fit(item, depth - 1) for item in value[: _MORE_ITEMS.get(name, _MOST_ITEMS)])
             return [item for item in fit if item is not _UNFIT]

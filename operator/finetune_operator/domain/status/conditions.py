@@ -7,81 +7,94 @@ has no plan yet has none of the three: waiting for it would be waiting for ever.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from finetune_api.checks import CHECKS
 from finetune_api.status import Condition, DataStatus
 
 from finetune_operator.domain.admission import plan_admission
-from finetune_operator.domain.attempts import usage
 from finetune_operator.domain.attempts.history import latest
+from finetune_operator.domain.diagnosis.pending_pods import same_problem
 from finetune_operator.domain.plan_builder import JobState, PlanBuilder
 from finetune_operator.domain.reasons import Reason
 from finetune_operator.domain.times import stamp
 
 Truth = Literal["True", "False", "Unknown"]
-Said = tuple[Truth, str, str]
+Shown = tuple[Truth, str, str]
 """Status, reason, message."""
 
 _LONGEST = 4096
 
 
-def show(draft: PlanBuilder) -> None:
+def show(builder: PlanBuilder) -> None:
     """Phase, reason, message and every condition, from where the job stands."""
-    situation, status = draft.situation, draft.status
-    assert situation is not None, "a plan must settle where the job stands"
-    generation = draft.metadata.generation
+    job_state, status = builder.job_state, builder.status
+    assert job_state is not None, "a plan must settle where the job stands"
+    generation = builder.metadata.generation
     status.observed_generation = generation
-    status.phase = situation.phase
-    status.reason, status.message = str(situation.reason), situation.message[:_LONGEST]
-    said = _said(draft, situation)
+    status.phase = job_state.phase
+    if builder.before.reason == job_state.reason and same_problem(builder.before.message or "", job_state.message):
+        # A scheduler counts its nodes again each time: neither a write nor an event is worth that.
+        job_state = replace(job_state, message=builder.before.message or "")
+    status.reason, status.message = str(job_state.reason), job_state.message[:_LONGEST]
+    shown = _conditions(builder, job_state)
     before = {condition.type: condition for condition in status.conditions or []}
-    status.conditions = [_condition(kind, word, before.get(kind), generation, draft.now) for kind, word in said.items()]
-    _tell_problem(draft, situation)
-    usage.count(draft)
+    status.conditions = [
+        _condition(kind, word, before.get(kind), generation, builder.now) for kind, word in shown.items()
+    ]
+    _report_problem(builder, job_state)
 
 
-def _said(draft: PlanBuilder, situation: JobState) -> dict[str, Said]:
-    reason, message = str(situation.reason), situation.message
-    complete, failed = situation.phase == "Completed", situation.phase == "Failed"
-    said: dict[str, Said] = {}
-    accepted = _data_and_plan(draft, said)
+def _conditions(builder: PlanBuilder, job_state: JobState) -> dict[str, Shown]:
+    reason, message = str(job_state.reason), job_state.message
+    complete, failed = job_state.phase == "Completed", job_state.phase == "Failed"
+    shown: dict[str, Shown] = {}
+    accepted = _data_and_plan(builder, shown)
     if complete:
-        said["Ready"] = ("True", reason, message)
-    elif failed or situation.reason == Reason.BUDGET_EXHAUSTED:  # somebody must do something
-        said["Ready"] = ("False", reason, message)
-        said["Stalled"] = ("True", reason, message)
-    elif accepted and draft.wanted.ready_when == "Accepted":
-        said["Ready"] = ("True", "PlanAccepted", "The data is good and the plan is accepted")
-    elif not (situation.suspended and draft.wanted.ready_when == "Accepted"):
-        said["Ready"] = ("False", reason, message)
-        said["Reconciling"] = ("True", reason, message)
-    said["Running"] = ("True" if situation.running else "False", reason, message)
-    if situation.suspended:
-        said["Suspended"] = ("True", reason, message)
-    elif any(c.type == "Suspended" for c in draft.before.conditions or []) and not (complete or failed):
-        said["Suspended"] = ("False", reason, message)
+        shown["Ready"] = ("True", reason, message)
+    elif failed or _stalled(job_state):
+        shown["Ready"] = ("False", reason, message)
+        shown["Stalled"] = ("True", reason, message)
+    elif accepted and builder.wanted.ready_when == "Accepted":
+        shown["Ready"] = ("True", "PlanAccepted", "The data is good and the plan is accepted")
+    elif not (job_state.suspended and builder.wanted.ready_when == "Accepted"):
+        shown["Ready"] = ("False", reason, message)
+        shown["Reconciling"] = ("True", reason, message)
+    shown["Running"] = ("True" if job_state.running else "False", reason, message)
+    if job_state.suspended:
+        shown["Suspended"] = ("True", reason, message)
+    elif any(c.type == "Suspended" for c in builder.before.conditions or []) and not (complete or failed):
+        shown["Suspended"] = ("False", reason, message)
     if complete:
-        said["Complete"] = ("True", reason, message)
+        shown["Complete"] = ("True", reason, message)
     if failed:
-        said["Failed"] = ("True", reason, message)
-    _progress(draft, said)
-    return said
+        shown["Failed"] = ("True", reason, message)
+    _progress(builder, shown)
+    return shown
 
 
-def _data_and_plan(draft: PlanBuilder, said: dict[str, Said]) -> bool:
+_CAPACITY = (Reason.UNSCHEDULABLE, Reason.QUOTA_EXCEEDED)
+"""Waiting for room is what jobs do: nothing has to be fixed."""
+
+
+def _stalled(job_state: JobState) -> bool:
+    return job_state.problem and job_state.reason not in _CAPACITY
+
+
+def _data_and_plan(builder: PlanBuilder, shown: dict[str, Shown]) -> bool:
     """DataValid, PlanAccepted and Published, from the stages that are done. Returns whether the plan is accepted."""
-    status = draft.status
-    prepared, published = latest(draft.attempts, "prepare"), latest(draft.attempts, "publish")
+    status = builder.status
+    prepared, published = latest(builder.attempts, "prepare"), latest(builder.attempts, "publish")
     if prepared is not None and prepared.outcome == "Succeeded":
-        said["DataValid"] = ("True", "Checked", _checked(status.data))
-        said["PlanAccepted"] = _accepted(draft)
+        shown["DataValid"] = ("True", "Checked", _checked(status.data))
+        shown["PlanAccepted"] = _accepted(builder)
     elif status.failure is not None and status.failure.code in _DATA_CODES:
-        said["DataValid"] = ("False", status.failure.code, status.failure.message)
+        shown["DataValid"] = ("False", status.failure.code, status.failure.message)
     if published is not None and published.outcome == "Succeeded":
-        where = status.artifacts.uri if status.artifacts is not None else draft.wanted.output.uri
-        said["Published"] = ("True", "Published", f"The result is at {where}")
-    return "PlanAccepted" in said and said["PlanAccepted"][0] == "True"
+        where = status.artifacts.uri if status.artifacts is not None else builder.wanted.output.uri
+        shown["Published"] = ("True", "Published", f"The result is at {where}")
+    return "PlanAccepted" in shown and shown["PlanAccepted"][0] == "True"
 
 
 _DATA_CODES = {"InvalidData", "InvalidTemplate", *CHECKS}
@@ -94,31 +107,31 @@ def _checked(data: DataStatus | None) -> str:
     return f"{data.rows} rows were read" + (f"; to look at: {', '.join(found)}" if found else "")
 
 
-def _accepted(draft: PlanBuilder) -> Said:
+def _accepted(builder: PlanBuilder) -> Shown:
     """Whether the plan may be trained. Before it is, nothing is asked of a GPU."""
-    status = draft.status
-    if (objection := plan_admission.objection(draft)) is not None:
+    status = builder.status
+    if (objection := plan_admission.objection(builder)) is not None:
         return "False", *objection
-    how = "Approved" if draft.wanted.budget.approval == "Manual" else "Automatic"
+    how = "Approved" if builder.wanted.budget.approval == "Manual" else "Automatic"
     return "True", how, plan_admission.headline(status.plan) if status.plan is not None else "The plan is accepted"
 
 
-def _progress(draft: PlanBuilder, said: dict[str, Said]) -> None:
+def _progress(builder: PlanBuilder, shown: dict[str, Shown]) -> None:
     """ProgressUnknown stands while the endpoint cannot be read, and until it was read again: a new operator knows nothing yet."""
-    reading = draft.seen.progress
-    if draft.poll is None:
+    reading = builder.observed.progress
+    if builder.poll is None:
         return
-    if reading is not None and reading.pod_uid == draft.poll.uid:
+    if reading is not None and reading.pod_uid == builder.poll.uid:
         if reading.problem is not None:
-            said["ProgressUnknown"] = ("True", Reason.POLL_FAILED, reading.problem)
+            shown["ProgressUnknown"] = ("True", Reason.POLL_FAILED, reading.problem)
         return
-    before = next((c for c in draft.before.conditions or [] if c.type == "ProgressUnknown"), None)
+    before = next((c for c in builder.before.conditions or [] if c.type == "ProgressUnknown"), None)
     if before is not None:
-        said["ProgressUnknown"] = (before.status, before.reason, before.message)
+        shown["ProgressUnknown"] = (before.status, before.reason, before.message)
 
 
-def _condition(kind: str, said: Said, before: Condition | None, generation: int, now: float) -> Condition:
-    status, reason, message = said
+def _condition(kind: str, shown: Shown, before: Condition | None, generation: int, now: float) -> Condition:
+    status, reason, message = shown
     since = stamp(now)
     if before is not None and before.status == status:
         since = before.last_transition_time
@@ -132,11 +145,18 @@ def _condition(kind: str, said: Said, before: Condition | None, generation: int,
     )
 
 
-def _tell_problem(draft: PlanBuilder, situation: JobState) -> None:
-    """One Warning when a problem appears; its end is told by what happens next."""
-    if situation.problem and (draft.before.reason, draft.before.message) != (situation.reason, draft.status.message):
-        draft.emit_event("Warning", Reason(situation.reason), "Wait", situation.message)
-    if situation.suspended and not situation.problem and draft.before.phase not in ("Suspended", None):
-        draft.emit_event("Normal", Reason.SUSPENDED, "Suspend", situation.message)
-    if draft.before.phase == "Suspended" and not situation.suspended and situation.phase not in ("Completed", "Failed"):
-        draft.emit_event("Normal", Reason.RESUMED, "Resume", "The job goes on")
+def _report_problem(builder: PlanBuilder, job_state: JobState) -> None:
+    """Emit one Warning when a problem appears; its end shows in what happens next."""
+    if job_state.problem and (builder.before.reason, builder.before.message) != (
+        job_state.reason,
+        builder.status.message,
+    ):
+        builder.emit_event("Warning", job_state.reason, "Wait", job_state.message)
+    if job_state.suspended and not job_state.problem and builder.before.phase not in ("Suspended", None):
+        builder.emit_event("Normal", Reason.SUSPENDED, "Suspend", job_state.message)
+    if (
+        builder.before.phase == "Suspended"
+        and not job_state.suspended
+        and job_state.phase not in ("Completed", "Failed")
+    ):
+        builder.emit_event("Normal", Reason.RESUMED, "Resume", "The job resumes")

@@ -14,20 +14,20 @@ from finetune_operator.domain.plan_builder import PlanBuilder
 from finetune_operator.domain.times import human
 
 
-def show(draft: PlanBuilder) -> None:
+def show(builder: PlanBuilder) -> None:
     """Fill status.progress. A new stage begins at nothing, but keeps the losses of the training.
 
     While the training pods evaluate, the stage shown is `evaluate`; step and totalSteps stay those of the training, and
     the summary counts the rows that are measured.
     """
-    situation, status = draft.situation, draft.status
-    if situation is not None and situation.phase == "Completed":
+    job_state, status = builder.job_state, builder.status
+    if job_state is not None and job_state.phase == "Completed":
         shown = status.progress or ProgressStatus()
         shown.percent, shown.eta, shown.eta_seconds, shown.tokens_per_second = 100, None, None, None
         shown.summary = _summary(100, shown.step, shown.total_steps)
         status.progress = shown
         return
-    entry = running(draft.attempts)
+    entry = running(builder.attempts)
     if entry is None:
         if status.progress is not None:
             status.progress.eta = status.progress.eta_seconds = None
@@ -40,11 +40,13 @@ def show(draft: PlanBuilder) -> None:
             shown.step, shown.total_steps, shown.epoch = before.step, before.total_steps, before.epoch
             shown.loss, shown.eval_loss = before.loss, before.eval_loss
         status.progress = shown
-    reading = draft.seen.progress
-    if draft.poll is None or reading is None or reading.pod_uid != draft.poll.uid or reading.progress is None:
+    reading = builder.observed.progress
+    if builder.poll is None or reading is None or reading.pod_uid != builder.poll.uid or reading.progress is None:
         return
     told = reading.progress
-    take_steps(draft, entry, told.step if told.stage == "train" else None, told.resumed_from_step, told.last_checkpoint)
+    take_steps(
+        builder, entry, told.step if told.stage == "train" else None, told.resumed_from_step, told.last_checkpoint
+    )
     shown.stage = "evaluate" if (entry.stage, told.stage) == ("train", "evaluate") else entry.stage
     _take(shown, told)
 

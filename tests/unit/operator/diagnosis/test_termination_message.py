@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 import pytest
-from finetune_operator.domain.diagnosis.termination_message import last_words, progress
+from finetune_operator.domain.diagnosis.termination_message import parse_termination_message, progress
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,14 +36,25 @@ BASE = {"stage": "train", "outcome": "succeeded", "exitCode": 0}
     ],
 )  # fmt: skip
 def test_what_is_unfit_is_left_out(said: dict[str, Any], left: dict[str, Any]) -> None:
-    message = last_words(json.dumps({**BASE, **said}))
+    message = parse_termination_message(json.dumps({**BASE, **said}))
     assert message is not None
     assert {name: message.wire()[name] for name in left} == left
 
 
+def test_secrets_are_removed() -> None:
+    cause = {"code": "Unknown", "message": "https://me:pw1@hub.example.org failed", "remedy": "password=pw2"}
+    message = parse_termination_message(json.dumps({**BASE, "cause": cause, "artifacts": {"uri": "s3://b?sig=pw3"}}))
+    assert message is not None
+    shown = json.dumps(message.wire())
+    assert "[removed]" in shown
+    assert not [secret for secret in ("pw1", "pw2", "pw3") if secret in shown]
+    read = progress(json.dumps({"stage": "train", "lastCheckpoint": {"step": 1, "path": "token=pw4"}}).encode())
+    assert "pw4" not in str(read)
+
+
 @pytest.mark.parametrize("text", ["", "Traceback", "[]", "7", "{}", '{"stage":"cook"}', "[" * 100_000, '{"a":' * 5000])
 def test_what_is_no_message_is_none(text: str) -> None:
-    assert last_words(text) is None
+    assert parse_termination_message(text) is None
     assert progress(text.encode()) is None
 
 
@@ -61,7 +72,7 @@ def test_whatever_is_said_is_fit_or_nothing(
     data: Any, metrics: Any, checkpoint: Any, percent: Any, content: bytes
 ) -> None:
     said = {**BASE, "data": data, "metrics": metrics, "lastCheckpoint": checkpoint}
-    message = last_words(json.dumps(said))
+    message = parse_termination_message(json.dumps(said))
     if message is not None:
         json.dumps(message.wire(), allow_nan=False)
     told = progress(json.dumps({"stage": "train", "percent": percent, "lastCheckpoint": checkpoint}).encode())
