@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from finetune_api.failures import FAILURES, FailureKind
+from finetune_api.failures import FAILURES, FailureCode, FailureKind
 from finetune_api.reasons import WAITING
 
 _HEAD = """# Reading a job's status
@@ -55,6 +55,8 @@ _THEN: dict[FailureKind, str] = {
     "evicted": "resumes, does not count",
 }
 
+_THEN_OF_CODE = {FailureCode.OUT_OF_MEMORY: "retried with less memory, up to `spec.retry.oom` times"}
+
 _TAIL = """
 The codes of [data checks](checks.md) are failures too; they are not retried. A code that is in neither table is shown as `Unknown`,
 with the code in the message.
@@ -89,7 +91,7 @@ def text() -> str:
     parts += [f"| {reason} | {waiting.cause} | {waiting.remedy} |\n" for reason, waiting in WAITING.items()]
     parts.append(_FAILED)
     parts += [
-        f"| {code} | {failure.meaning} | {failure.advice() or 'nothing'} | {_THEN[failure.kind]} |\n"
+        f"| {code} | {failure.meaning} | {failure.advice() or 'nothing'} | {_THEN_OF_CODE.get(code, _THEN[failure.kind])} |\n"
         for code, failure in FAILURES.items()
     ]
     parts.append(_TAIL)

@@ -23,20 +23,21 @@ class Settings:
 
     namespaces: tuple[str, ...] = ()
     defaults: PlatformDefaults = field(default_factory=PlatformDefaults)
-    http_host: str = "0.0.0.0"
+    http_host: str = ""
+    """Empty: every address of the pod, of either family."""
     http_port: int = 8080
     log_level: str = "info"
     log_format: str = "json"
-    workers: int = 32
+    workers: int = 64
     poll_seconds: float = 15.0
-    sweep_seconds: float = 300.0
+    resync_seconds: float = 300.0
     retry_seconds: float = 10.0
     progress_port: int = PROGRESS_PORT
 
     @classmethod
     def read(cls, environment: Mapping[str, str] = os.environ) -> Settings:
         """Raises SettingsError."""
-        host, port = _address(environment.get("FINETUNE_HTTP") or "0.0.0.0:8080")
+        host, port = _address(environment.get("FINETUNE_HTTP") or ":8080")
         return cls(
             namespaces=tuple(n for n in environment.get("FINETUNE_NAMESPACES", "").replace(",", " ").split()),
             defaults=_defaults(environment.get("FINETUNE_DEFAULTS", "")),
@@ -44,9 +45,9 @@ class Settings:
             http_port=port,
             log_level=_choice(environment, "FINETUNE_LOG_LEVEL", "info", ("debug", "info", "warning", "error")),
             log_format=_choice(environment, "FINETUNE_LOG_FORMAT", "json", ("json", "text")),
-            workers=int(_number(environment, "FINETUNE_WORKERS", 32, 1, 1000)),
+            workers=int(_number(environment, "FINETUNE_WORKERS", 64, 1, 1000)),
             poll_seconds=_number(environment, "FINETUNE_POLL_SECONDS", 15, 0.1, 3600),
-            sweep_seconds=_number(environment, "FINETUNE_SWEEP_SECONDS", 300, 1, 86400),
+            resync_seconds=_number(environment, "FINETUNE_RESYNC_SECONDS", 300, 1, 86400),
             retry_seconds=_number(environment, "FINETUNE_RETRY_SECONDS", 10, 0, 300),
             progress_port=int(_number(environment, "FINETUNE_PROGRESS_PORT", PROGRESS_PORT, 1, 65535)),
         )
@@ -55,8 +56,8 @@ class Settings:
 def _address(text: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
     if not port.isdigit() or int(port) > 65535:
-        raise SettingsError(f"FINETUNE_HTTP is {text!r}, but must be HOST:PORT, such as 0.0.0.0:8080")
-    return host.strip("[]") or "0.0.0.0", int(port)
+        raise SettingsError(f"FINETUNE_HTTP is {text!r}, but must be HOST:PORT, such as 127.0.0.1:8080, or :8080")
+    return host.strip("[]"), int(port)
 
 
 def _choice(environment: Mapping[str, str], name: str, default: str, choices: tuple[str, ...]) -> str:

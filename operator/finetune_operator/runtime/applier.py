@@ -92,12 +92,12 @@ class Applier:
                 self._refused(held, Refusal(kind, name, error.code, error.message), error)
             return
         logger.info("created", extra={"kind": kind, "child": name})
+        was_refused = held.facts.done(kind, name) if kind == "Job" else held.facts.exists(kind, name)
+        if was_refused:
+            self._cache.on_freed(held.key[0])  # what let this one pass may let the next one
         if kind == "Job":
-            held.facts.done(kind, name)
             self._cache.observe("Job", made)
             self._measure(held, made)
-        else:
-            held.facts.exists(kind, name)
 
     def _refused(self, held: HeldJob, refusal: Refusal, error: ApiError) -> None:
         """Remember an answer that concerns this request; raise one that concerns the client or the whole server."""
@@ -165,7 +165,9 @@ class Applier:
     async def _warnings(self, key: Key, name: str) -> tuple[EventView, ...] | None:
         """Events about an object, the newest first; None when we may not read events. The scheduler's are left out: a pod's
         condition has the same, and is removed once it has a node."""
-        query = {"fieldSelector": f"regarding.name={name},reason!=FailedScheduling"}
+        # By kind too: a gang's Service has the same name as its Job.
+        kind = "Pod" if self._cache.holds("Pod", (key[0], name)) else "Job"
+        query = {"fieldSelector": f"regarding.kind={kind},regarding.name={name},reason!=FailedScheduling"}
         found: list[EventView] = []
         try:
             async for page in self._client.pages(EVENT, key[0], query=query):

@@ -1,14 +1,20 @@
 """What we know of the cluster: FineTuneJobs, their Jobs and pods, as last seen by a watch, a list or an answer.
 
 An object only moves forward: what is older than what we hold is ignored, so an answer to our own write and the watch's echo
-of the write before cannot cross. A deleted uid does not come back. `observe` and `forget` say whose plan may change.
+of the write before cannot cross. A deleted uid does not come back. `observe` and `forget` return whose plan may change.
+
+Most of the cache are finished jobs that nobody looks at, so objects are kept small: a FineTuneJob as compressed JSON without
+managedFields, a Job or pod as the record that plans read, packed once it has ended.
 """
 
 from __future__ import annotations
 
+import pickle
+import sys
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator
+import zlib
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,48 +24,123 @@ from finetune_api.finetunejob import FineTuneJob, Metadata
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
 from pydantic import ValidationError
+from pydantic_core import from_json, to_json
 
 from finetune_operator.domain.observed import JobView, ObservedState, PodView
 from finetune_operator.runtime.job_cache import JobCache
 from finetune_operator.runtime.queue import Key
 
 Object = dict[str, Any]
+Place = tuple[str, str]
+"""(namespace, name) of an object of a known kind."""
 
 _TOMBSTONE_S = 600.0
+_PARSED_SPECS = 256
+_METADATA = (
+    "name",
+    "namespace",
+    "uid",
+    "resourceVersion",
+    "generation",
+    "creationTimestamp",
+    "deletionTimestamp",
+    "labels",
+)
+_LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
+"""A copy of the spec, left by client-side apply."""
 
 
-@dataclass(slots=True)
-class Held:
-    """An object as we hold it: enough to tell older from newer."""
-
-    uid: str
-    version: int
-    key: Key
-    owner: str
-    """uid of its FineTuneJob."""
+def _pack(value: Any) -> bytes:
+    return zlib.compress(to_json(value), 1)
 
 
-@dataclass(slots=True)
+def _unpack(data: bytes) -> Any:
+    return from_json(zlib.decompress(data))
+
+
 class HeldJob:
-    """A FineTuneJob. `body` is the API server's; `spec` is parsed once a generation."""
+    """A FineTuneJob."""
 
-    body: Object
-    version: int
-    facts: JobCache = field(default_factory=JobCache)
-    spec: FineTuneJobSpec | None = None
-    invalid: str | None = None
-    unreadable: frozenset[str] = frozenset()
-    """Fields of the status that this version cannot read, and must not write."""
-    generation: int = -1
+    __slots__ = ("_facts", "_packed", "generation", "gpus", "key", "phase", "uid", "unreadable", "version")
+
+    def __init__(self, body: Object) -> None:
+        metadata = body["metadata"]
+        self.key: Key = (sys.intern(metadata["namespace"]), metadata["name"])
+        self.uid = sys.intern(metadata["uid"])
+        self.unreadable: frozenset[str] = frozenset()
+        """Fields of the status that this version cannot read, and must not write."""
+        self._facts: JobCache | None = None
+        self.generation = metadata.get("generation", 0)
+        self.take(body)
+
+    def take(self, body: Object) -> None:
+        metadata, status = body["metadata"], body.get("status") or {}
+        self.version = _version(body)
+        if self.generation != metadata.get("generation", 0):
+            self.generation = metadata.get("generation", 0)
+            if self._facts is not None:
+                self._facts.retry_now()  # what was refused may have been corrected
+        self.phase: str | None = status.get("phase")
+        self.gpus: int = status.get("gpus") or 0
+        kept = {name: metadata[name] for name in _METADATA if name in metadata}
+        annotations = metadata.get("annotations") or {}
+        if annotations.keys() - {_LAST_APPLIED}:
+            kept["annotations"] = {name: value for name, value in annotations.items() if name != _LAST_APPLIED}
+        self._packed = (_pack({"metadata": kept, "spec": body.get("spec") or {}}), _pack(status))
 
     @property
-    def uid(self) -> str:
-        uid: str = self.body["metadata"]["uid"]
-        return uid
+    def body(self) -> Object:
+        """metadata (as far as we read it) and spec, unpacked; a new object each time."""
+        found: Object = _unpack(self._packed[0])
+        return found
 
     @property
     def status(self) -> Object:
-        return self.body.get("status") or {}
+        """Unpacked; a new object each time."""
+        found: Object = _unpack(self._packed[1])
+        return found
+
+    @property
+    def facts(self) -> JobCache:
+        if self._facts is None:
+            self._facts = JobCache()
+        return self._facts
+
+    def drop_empty_facts(self) -> None:
+        if self._facts is not None and self._facts.empty:
+            self._facts = None
+
+
+def _ended(view: JobView | PodView) -> bool:
+    return view.over if isinstance(view, PodView) else not view.alive
+
+
+@dataclass(slots=True)
+class _Family:
+    """The Jobs and pods of one FineTuneJob, by name."""
+
+    key: Key
+    jobs: dict[str, _Child] = field(default_factory=dict)
+    pods: dict[str, _Child] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Child:
+    """A Job or pod. `family` None: it carries our label, but belongs to none of our jobs."""
+
+    uid: str
+    version: int
+    family: _Family | None = None
+    owner: str = ""
+    _view: JobView | PodView | bytes | None = None
+
+    @property
+    def view(self) -> Any:
+        return pickle.loads(self._view) if isinstance(self._view, bytes) else self._view
+
+    @view.setter
+    def view(self, view: JobView | PodView) -> None:
+        self._view = pickle.dumps(view, pickle.HIGHEST_PROTOCOL) if _ended(view) else view
 
 
 class Cache:
@@ -67,12 +148,18 @@ class Cache:
 
     def __init__(self) -> None:
         self._finetunejobs: dict[Key, HeldJob] = {}
-        self._jobs: dict[str, dict[str, JobView]] = {}  # by owner's uid, by name
-        self._pods: dict[str, dict[str, PodView]] = {}  # by owner's uid, by name
-        self._held: dict[tuple[str, str, str], Held] = {}  # (kind, namespace, name) of Jobs and pods
+        self._families: dict[str, _Family] = {}  # by the FineTuneJob's uid
+        self._children: dict[str, dict[Place, _Child]] = {"Job": {}, "Pod": {}}
         self._tombs: dict[str, float] = {}
         self._departed: dict[str, list[PodView]] = {}
         """By owner's uid: pods that are gone and whose termination messages no reconcile has seen."""
+        self._specs: OrderedDict[tuple[str, int], tuple[FineTuneJobSpec, str | None]] = OrderedDict()
+        self.phases: Counter[str] = Counter()
+        """FineTuneJobs by phase."""
+        self.gpus = 0
+        """GPUs of jobs whose training pods run."""
+        self.on_freed: Callable[[str], None] = lambda namespace: None
+        """Called when something that holds quota in a namespace has ended or is gone."""
 
     # What happens in the cluster.
 
@@ -83,44 +170,59 @@ class Cache:
             return None
         if kind == "FineTuneJob":
             return self._observe_finetunejob(body)
-        place = (kind, metadata["namespace"], metadata["name"])
-        held = self._held.get(place)
+        children, place = self._children[kind], (metadata["namespace"], metadata["name"])
+        held = children.get(place)
         version = _version(body)
         if held is not None and held.uid == metadata["uid"] and version <= held.version:
             return None
-        if held is not None and held.uid != metadata["uid"]:
-            self._drop(place)
         view: JobView | PodView = JobView.of(body) if kind == "Job" else PodView.of(body)
-        owner = view.owner
+        owner = view.owner or ""
+        left: Key | None = None
+        if held is not None and (held.uid != metadata["uid"] or held.owner != owner):
+            left = held.family.key if held.family is not None else None
+            self._drop(kind, place)
+            held = None
+        if held is not None:
+            before, held.version, held.view = held.view, version, view
+            if _ended(view) and not _ended(before):
+                self.on_freed(place[0])
+            return held.family.key if held.family is not None and before != view else None
         if not owner:
-            return None
-        key = (metadata["namespace"], (metadata.get("labels") or {}).get(LABEL_JOB, ""))
-        self._held[place] = Held(view.uid, version, key, owner)
-        shelf: dict[str, Any] = (self._jobs if kind == "Job" else self._pods).setdefault(owner, {})
-        before = shelf.get(view.name)
-        shelf[view.name] = view
-        return key if before != view else None
+            # Not one of ours: remembered by version alone, so that a comparison with the list does not take it for missed.
+            children[place] = _Child(view.uid, version)
+            return left
+        family = self._families.get(owner)
+        if family is None:
+            job = (metadata.get("labels") or {}).get(LABEL_JOB, "")
+            family = self._families[sys.intern(owner)] = _Family((sys.intern(metadata["namespace"]), job))
+        child = children[place] = _Child(view.uid, version, family, sys.intern(owner))
+        child.view = view
+        (family.jobs if kind == "Job" else family.pods)[view.name] = child
+        return family.key
 
     def forget(self, kind: str, namespace: str, name: str, uid: str) -> Key | None:
         """Take an object out for good."""
         self._bury(uid)
+        place = (namespace, name)
         if kind == "FineTuneJob":
-            held = self._finetunejobs.get((namespace, name))
+            held = self._finetunejobs.get(place)
             if held is None or held.uid != uid:
                 return None
-            del self._finetunejobs[namespace, name]
+            self._count(held, -1)
+            del self._finetunejobs[place]
             self._departed.pop(uid, None)
-            return (namespace, name)
-        place = (kind, namespace, name)
-        known = self._held.get(place)
-        if known is None or known.uid != uid:
+            return held.key
+        child = self._children[kind].get(place)
+        if child is None or child.uid != uid:
             return None
-        pod = self._pods.get(known.owner, {}).get(name) if kind == "Pod" else None
-        said = pod is not None and pod.ended is not None and pod.ended.message is not None
-        if pod is not None and said and known.owner not in self._tombs:
-            self._departed.setdefault(known.owner, []).append(pod)
-        self._drop(place)
-        return known.key
+        if kind == "Pod" and child.family is not None and child.owner not in self._tombs:
+            pod: PodView = child.view
+            if pod.ended is not None and pod.ended.message is not None:
+                self._departed.setdefault(child.owner, []).append(pod)
+        if child.family is not None and not _ended(child.view):
+            self.on_freed(namespace)
+        self._drop(kind, place)
+        return child.family.key if child.family is not None else None
 
     # What a plan looks at.
 
@@ -132,20 +234,18 @@ class Cache:
         held = self._finetunejobs.get(key)
         if held is None:
             return None
-        self._parse_spec(held)
-        assert held.spec is not None
+        body = held.body
+        spec, invalid = self._spec(held, body["spec"])
         status, held.unreadable = read_status(held.status)
-        job = FineTuneJob.model_construct(
-            metadata=Metadata.model_validate(held.body["metadata"]), spec=held.spec, status=status
-        )
-        jobs = self._jobs.get(held.uid, {})
+        job = FineTuneJob.model_construct(metadata=Metadata.model_validate(body["metadata"]), spec=spec, status=status)
+        family = self._families.get(held.uid)
         facts = held.facts
         return ObservedState(
             job=job,
-            invalid=held.invalid,
+            invalid=invalid,
             unreadable=held.unreadable,
-            jobs=dict(jobs),
-            pods=_by_attempt(self._pods.get(held.uid, {}).values()),
+            jobs={} if family is None else {name: child.view for name, child in family.jobs.items()},
+            pods={} if family is None else _by_attempt(child.view for child in family.pods.values()),
             departed=_by_attempt(self._departed.get(held.uid, ())),
             known=frozenset(facts.known),
             claims=dict(facts.claims),
@@ -157,74 +257,70 @@ class Cache:
         )
 
     def looked_at(self, seen: ObservedState) -> None:
-        """What pods that are gone had said stands in the status now."""
-        uid, recorded = seen.job.metadata.uid, [pod for pods in seen.departed.values() for pod in pods]
-        left = [pod for pod in self._departed.pop(uid, ()) if pod not in recorded]
+        """The status now holds what departed pods reported."""
+        metadata, recorded = seen.job.metadata, [pod for pods in seen.departed.values() for pod in pods]
+        left = [pod for pod in self._departed.pop(metadata.uid, ()) if pod not in recorded]
         if left:
-            self._departed[uid] = left
+            self._departed[metadata.uid] = left
+        held = self._finetunejobs.get((metadata.namespace, metadata.name))
+        if held is not None:
+            held.drop_empty_facts()
 
-    def names(self) -> list[Key]:
-        return list(self._finetunejobs)
+    def names(self, namespace: str | None = None) -> list[Key]:
+        """Of a namespace, or all."""
+        return [key for key in self._finetunejobs if namespace in (None, key[0])]
 
-    def holdings(self, kind: str) -> Iterator[tuple[str, str, str, int]]:
-        """(namespace, name, uid, version) of everything of a kind."""
-        if kind == "FineTuneJob":
-            for (namespace, name), job in list(self._finetunejobs.items()):
-                yield namespace, name, job.uid, job.version
-            return
-        for (of_kind, namespace, name), held in list(self._held.items()):
-            if of_kind == kind:
-                yield namespace, name, held.uid, held.version
+    def holdings(self, kind: str, namespace: str | None) -> Iterator[tuple[Place, str, int]]:
+        """(place, uid, version) of everything of a kind, in a namespace or all."""
+        held: dict[Place, Any] = self._finetunejobs if kind == "FineTuneJob" else self._children[kind]
+        for place, item in list(held.items()):
+            if namespace in (None, place[0]):
+                yield place, item.uid, item.version
+
+    def holds(self, kind: str, place: Place) -> bool:
+        return place in (self._finetunejobs if kind == "FineTuneJob" else self._children[kind])
 
     def version(self, kind: str, namespace: str, name: str, uid: str) -> int:
         """The version we hold; -1 for none, and the highest there is for what was deleted."""
         if uid in self._tombs:
             return 2**63
-        if kind == "FineTuneJob":
-            job = self._finetunejobs.get((namespace, name))
-            return job.version if job is not None and job.uid == uid else -1
-        held = self._held.get((kind, namespace, name))
-        return held.version if held is not None and held.uid == uid else -1
-
-    def holds(self, kind: str, namespace: str, name: str, uid: str) -> bool:
-        return uid not in self._tombs and self.version(kind, namespace, name, uid) >= 0
-
-    def phases(self) -> Counter[str]:
-        return Counter(job.status.get("phase") or "Pending" for job in self._finetunejobs.values())
-
-    def gpus(self) -> int:
-        """GPUs of jobs whose training pods run."""
-        return sum(
-            job.status.get("gpus") or 0 for job in self._finetunejobs.values() if job.status.get("phase") == "Training"
-        )
+        held: dict[Place, Any] = self._finetunejobs if kind == "FineTuneJob" else self._children[kind]
+        item = held.get((namespace, name))
+        return item.version if item is not None and item.uid == uid else -1
 
     # Within.
 
     def _observe_finetunejob(self, body: Object) -> Key | None:
         metadata = body["metadata"]
-        key = (metadata["namespace"], metadata["name"])
-        version = _version(body)
-        held = self._finetunejobs.get(key)
-        if held is None or held.uid != metadata["uid"]:
-            if held is not None:
-                self._bury(held.uid)
-            self._finetunejobs[key] = HeldJob(body, version)
-            return key
-        if version <= held.version:
+        held = self._finetunejobs.get((metadata["namespace"], metadata["name"]))
+        if held is not None and held.uid != metadata["uid"]:
+            self._bury(held.uid)
+            self._count(held, -1)
+            held = None
+        if held is None:
+            held = HeldJob(body)
+            self._finetunejobs[held.key] = held
+        elif _version(body) <= held.version:
             return None
-        if body["metadata"].get("generation") != held.body["metadata"].get("generation"):
-            held.facts.retry_now()  # what was refused may have been corrected
-        held.body, held.version = body, version
-        return key
+        else:
+            self._count(held, -1)
+            held.take(body)
+        self._count(held, 1)
+        return held.key
 
-    def _drop(self, place: tuple[str, str, str]) -> None:
-        kind, _, name = place
-        held = self._held.pop(place)
-        shelves: dict[str, dict[str, Any]] = self._jobs if kind == "Job" else self._pods
-        shelf = shelves.get(held.owner, {})
-        shelf.pop(name, None)
-        if not shelf:
-            shelves.pop(held.owner, None)
+    def _count(self, held: HeldJob, by: int) -> None:
+        self.phases[held.phase or "Pending"] += by
+        if held.phase == "Training":
+            self.gpus += by * held.gpus
+
+    def _drop(self, kind: str, place: Place) -> None:
+        child = self._children[kind].pop(place)
+        family = child.family
+        if family is None:
+            return
+        (family.jobs if kind == "Job" else family.pods).pop(place[1], None)
+        if not family.jobs and not family.pods:
+            self._families.pop(child.owner, None)
 
     def _bury(self, uid: str) -> None:
         now = time.monotonic()
@@ -233,17 +329,22 @@ class Cache:
         while (oldest := next(iter(self._tombs))) is not None and now - self._tombs[oldest] > _TOMBSTONE_S:
             del self._tombs[oldest]
 
-    def _parse_spec(self, held: HeldJob) -> None:
-        generation = held.body["metadata"].get("generation", 0)
-        if held.spec is not None and held.generation == generation:
-            return
-        held.generation, held.invalid = generation, None
-        raw = held.body.get("spec") or {}
-        try:
-            held.spec = FineTuneJobSpec.model_validate(raw)
-        except ValidationError as error:
-            held.invalid = "; ".join(f"spec.{text}" for text in sentences(error, FineTuneJobSpec)[:5])
-            held.spec = _readable(raw, error)
+    def _spec(self, held: HeldJob, raw: Object) -> tuple[FineTuneJobSpec, str | None]:
+        """The spec, and why it cannot be read. The last few are kept."""
+        known = self._specs.get((held.uid, held.generation))
+        if known is None:
+            known = self._specs[held.uid, held.generation] = _parse(raw)
+            if len(self._specs) > _PARSED_SPECS:
+                self._specs.popitem(last=False)
+        return known
+
+
+def _parse(raw: Object) -> tuple[FineTuneJobSpec, str | None]:
+    try:
+        return FineTuneJobSpec.model_validate(raw), None
+    except ValidationError as error:
+        invalid = "; ".join(f"spec.{text}" for text in sentences(error, FineTuneJobSpec)[:5])
+        return _readable(raw, error), invalid
 
 
 def _readable(raw: Object, error: ValidationError) -> FineTuneJobSpec:

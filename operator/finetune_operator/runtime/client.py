@@ -1,4 +1,8 @@
-"""A thin client of the API server: one request a call, no retries. Who retries is the work queue."""
+"""A thin client of the API server: one request a call, no retries. Who retries is the work queue.
+
+A namespace whose requests are answered with 429 or 503 pauses: these answers also come from webhooks and API services that one
+tenant has installed. All requests pause only for what no tenant can cause.
+"""
 
 from __future__ import annotations
 
@@ -19,19 +23,19 @@ Object = dict[str, Any]
 FIELD_MANAGER = "finetune-operator"
 MERGE_PATCH = "application/merge-patch+json"
 METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
-_IN_FLIGHT = 64
+_IN_FLIGHT = 128
 _PAGE = 500
 _LONGEST_PAUSE_S = 60.0
 
 
 class Client:
-    """Requests wait while the API server asks for peace (Retry-After), all of them, whichever job they are for."""
+    """`timeout`: seconds a request may take."""
 
     def __init__(self, connection: Connection, *, timeout: float = 30.0) -> None:
         self._connection = connection
         self._session = connection.session(_IN_FLIGHT)
         self._timeout = aiohttp.ClientTimeout(total=timeout, sock_connect=5)
-        self._quiet_until = 0.0
+        self._paused_until: dict[str | None, float] = {}  # by namespace; None: everything
 
     async def close(self) -> None:
         await self._session.close()
@@ -39,21 +43,11 @@ class Client:
     async def get(self, resource: Resource, namespace: str | None, name: str) -> Object | None:
         """The object, or None where there is none."""
         try:
-            return await self._request("GET", resource.path(namespace, name))
+            return await self._request("GET", resource.path(namespace, name), namespace)
         except ApiError as error:
             if error.code == 404:
                 return None
             raise
-
-    async def served(self, resource: Resource) -> bool:
-        """Whether the API server knows the kind."""
-        try:
-            found = await self._request("GET", f"/apis/{resource.group}/{resource.version}")
-        except ApiError as error:
-            if error.code == 404:
-                return False
-            raise
-        return any(item["name"] == resource.plural for item in found["resources"])
 
     async def pages(
         self,
@@ -69,9 +63,12 @@ class Client:
             parameters["labelSelector"] = resource.selector
         accept = METADATA_ONLY if metadata_only else "application/json"
         while True:
-            page = await self._request("GET", resource.path(namespace), query=parameters, accept=accept)
-            yield page["items"]
-            following = page["metadata"].get("continue")
+            page = await self._request("GET", resource.path(namespace), namespace, query=parameters, accept=accept)
+            items = page.get("items") or []
+            if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+                raise ApiError(200, "Malformed", f"the list of {resource.plural} has no list of items")
+            yield items
+            following = (page.get("metadata") or {}).get("continue")
             if not following:
                 return
             parameters["continue"] = following
@@ -79,14 +76,15 @@ class Client:
     async def create(self, resource: Resource, body: Object) -> Object:
         """Fields that the API server does not know are an error, not dropped: users' own settings are among them."""
         query = {"fieldManager": FIELD_MANAGER, "fieldValidation": "Strict"}
-        return await self._request("POST", resource.path(body["metadata"]["namespace"]), body, query=query)
+        namespace = body["metadata"]["namespace"]
+        return await self._request("POST", resource.path(namespace), namespace, body, query=query)
 
     async def merge(
         self, resource: Resource, namespace: str, name: str, change: Object, subresource: str = ""
     ) -> Object:
         path = resource.path(namespace, name, subresource)
         return await self._request(
-            "PATCH", path, change, query={"fieldManager": FIELD_MANAGER}, content_type=MERGE_PATCH
+            "PATCH", path, namespace, change, query={"fieldManager": FIELD_MANAGER}, content_type=MERGE_PATCH
         )
 
     async def delete(self, resource: Resource, namespace: str, name: str, uid: str | None = None) -> Object | None:
@@ -95,7 +93,7 @@ class Client:
         if uid is not None:
             options["preconditions"] = {"uid": uid}
         try:
-            return await self._request("DELETE", resource.path(namespace, name), options)
+            return await self._request("DELETE", resource.path(namespace, name), namespace, options)
         except ApiError as error:
             if error.code in (404, 409):
                 return None
@@ -105,6 +103,7 @@ class Client:
         self,
         method: str,
         path: str,
+        namespace: str | None,
         body: Object | None = None,
         *,
         query: dict[str, str] | None = None,
@@ -112,7 +111,7 @@ class Client:
         accept: str = "application/json",
     ) -> Object:
         loop = asyncio.get_running_loop()
-        if (pause := self._quiet_until - loop.time()) > 0:
+        if (pause := self._pause(namespace)) > 0:
             await asyncio.sleep(pause)
         began, code = loop.time(), "<error>"
         headers = {"Accept": accept} | ({"Content-Type": content_type} if body is not None else {})
@@ -130,16 +129,28 @@ class Client:
                 code = str(response.status)
                 content = await response.read()
                 if response.status >= 300:
-                    raise self._error(response, content)
+                    raise self._error(response, content, method, namespace)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise Unreachable(f"{method} {path}: {type(error).__name__} {error}".rstrip()) from error
         finally:
             metrics.requests.labels(code, method, self._connection.host).inc()
             metrics.request_seconds.labels(method, self._connection.host).observe(loop.time() - began)
-        found: Object = json.loads(content)
+        try:
+            found = json.loads(content)
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise ApiError(int(code), "Malformed", f"{method} {path}: the answer is not a JSON object")
         return found
 
-    def _error(self, response: aiohttp.ClientResponse, content: bytes) -> ApiError:
+    def _pause(self, namespace: str | None) -> float:
+        """Seconds until requests for this namespace may be sent."""
+        now, until = asyncio.get_running_loop().time(), self._paused_until
+        for paused in [paused for paused, end in until.items() if end <= now]:
+            del until[paused]
+        return max(until.get(namespace, 0.0), until.get(None, 0.0)) - now
+
+    def _error(self, response: aiohttp.ClientResponse, content: bytes, method: str, namespace: str | None) -> ApiError:
         try:
             status = json.loads(content)
             reason, message = str(status.get("reason", "")), str(status.get("message", ""))
@@ -149,5 +160,8 @@ class Client:
         wait = float(seconds) if seconds.isdigit() else None
         if response.status in (429, 503):
             pause = min(wait if wait is not None else 1.0, _LONGEST_PAUSE_S)
-            self._quiet_until = max(self._quiet_until, asyncio.get_running_loop().time() + pause)
+            everything = namespace is None or (response.status == 429 and method == "GET")
+            paused = None if everything else namespace
+            until = asyncio.get_running_loop().time() + pause
+            self._paused_until[paused] = max(self._paused_until.get(paused, 0.0), until)
         return ApiError(response.status, reason, message, wait)

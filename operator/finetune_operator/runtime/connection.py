@@ -40,7 +40,9 @@ class Connection:
     def host(self) -> str:
         return self.server.partition("://")[2]
 
-    def session(self, limit: int) -> aiohttp.ClientSession:
+    def session(
+        self, limit: int, response: type[aiohttp.ClientResponse] = aiohttp.ClientResponse
+    ) -> aiohttp.ClientSession:
         """A session of at most `limit` connections (0: any number)."""
 
         async def authorize(
@@ -56,5 +58,6 @@ class Connection:
                 limit=limit, keepalive_timeout=60, ssl=self.tls if self.tls is not None else True
             ),
             headers={"User-Agent": self.user_agent},
+            response_class=response,
             middlewares=(authorize,),
         )

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
-from typing import Any, get_args
+from typing import get_args
 
 from finetune_api.contract import PROGRESS_PORT
 from finetune_api.status import Phase
@@ -17,12 +16,12 @@ from finetune_operator.runtime.cache import Cache
 from finetune_operator.runtime.client import Client
 from finetune_operator.runtime.connection import Connection
 from finetune_operator.runtime.errors import ApiError, Conflict, Unreachable
+from finetune_operator.runtime.informer import Informers, Watch
 from finetune_operator.runtime.poller import Poller
-from finetune_operator.runtime.queue import Key, WorkQueue
+from finetune_operator.runtime.queue import Key, Priority, WorkQueue
 from finetune_operator.runtime.reconciler import Reconciler
 from finetune_operator.runtime.recorder import Recorder
-from finetune_operator.runtime.resources import FINETUNEJOB
-from finetune_operator.runtime.resync import Resync
+from finetune_operator.runtime.supervisor import Supervisor
 from finetune_operator.telemetry import metrics
 from finetune_operator.telemetry.logs import key_in_work
 
@@ -31,113 +30,97 @@ logger = logging.getLogger(__name__)
 _RECONCILE_S = 60.0
 _MEASURE_S = 5.0
 _LATE_S = 10.0
-_NO_KIND_RETRY_S = 2.0
 PHASES: tuple[str, ...] = get_args(Phase)
 
 
 class Controller:
-    """Made inside the event loop that it runs in."""
+    """Created inside the event loop that it runs in."""
 
     def __init__(
         self,
         connection: Connection,
+        watch: Watch,
         config: Config,
         *,
         namespaces: tuple[str, ...] = (),
-        workers: int = 32,
+        workers: int = 64,
         poll_seconds: float = 15.0,
-        sweep_seconds: float = 300.0,
+        resync_seconds: float = 300.0,
         progress_port: int = PROGRESS_PORT,
     ) -> None:
         self.client = Client(connection)
         self.cache = Cache()
-        self.queue = WorkQueue()
-        self.synced = False
-        self._workers, self._sweep_seconds = workers, sweep_seconds
+        self.cache.on_freed = self._freed
+        self.queue = WorkQueue(share=max(4, workers // 4))
+        self._workers, self._resync_seconds = workers, resync_seconds
         self._recorder = Recorder(self.client)
         self._poller = Poller(poll_seconds, self._progress, progress_port)
-        self._sweeper = Resync(self.client, self.cache, namespaces, self.queue.add)
+        self._informers = Informers(namespaces, watch, self.client, self.cache, self._wake)
         self._reconciler = Reconciler(self.client, self.cache, self._recorder, self._poller, config)
         self._worker_tasks: list[asyncio.Task[None]] = []
-        self._background: list[asyncio.Task[None]] = []
-        self._last_event: dict[str, float] = {}
+        self._supervisor = Supervisor()
         self._beat = time.monotonic()
 
-    # What handlers call.
-
-    def event(self, kind: str, type: str | None, body: dict[str, Any]) -> None:
-        """Something happened to an object that we watch. Never fails: kopf would only log it."""
-        self._last_event[kind] = time.monotonic()
-        metadata = body["metadata"]
-        if type == "DELETED":
-            self.cache.observe(kind, body)  # its last state, which no other event may have told
-            key = self.cache.forget(kind, metadata["namespace"], metadata["name"], metadata["uid"])
-        else:
-            key = self.cache.observe(kind, body)
-        # Before the cache is complete nothing is decided; afterwards every job is looked at anyway.
-        if key is not None and self.synced:
-            self.queue.add(key)
+    @property
+    def ready(self) -> bool:
+        """Every namespace that can be listed is in the cache."""
+        return self._informers.ready
 
     def unhealthy(self) -> str | None:
-        """Why this process should be started anew; None when it is well."""
+        """Why this process should be restarted; None when it is well. Nothing but the event loop counts: neither the API
+        server nor a tenant may cause a restart, which would repair nothing."""
         late = time.monotonic() - self._beat - _MEASURE_S
-        if late > _LATE_S:
-            return f"the event loop is {late:.0f} s late"
-        kind = self._sweeper.dead_watch
-        return f"the watch of {kind} tells nothing any more" if kind is not None else None
+        return f"the event loop is {late:.0f} s late" if late > _LATE_S else None
 
     # Its life.
 
-    async def wait_for_kind(self) -> None:
-        """Wait until the API server knows FineTuneJobs."""
-        told = False
-        while True:
-            try:
-                if await self.client.served(FINETUNEJOB):
-                    return
-                problem = "the FineTuneJob CustomResourceDefinition is not installed (crds/finetunejobs.yaml, or crds.install in the chart)"
-            except (ApiError, Unreachable) as error:
-                problem = f"the API server cannot be used: {error}"
-            if not told:
-                logger.warning("waiting: %s", problem)
-                told = True
-            await asyncio.sleep(_NO_KIND_RETRY_S)
-
-    async def start(self) -> None:
-        """Fill the cache, then let the workers loose."""
-        self._background.append(asyncio.create_task(self._measure(), name="measure"))
-        await self._sweeper.fill()
-        self.synced = True
-        for key in self.cache.names():
-            self.queue.add(key)
-        self._background.append(asyncio.create_task(self._recorder.run(), name="recorder"))
-        self._background.append(asyncio.create_task(self._sweeper.repeat(self._sweep_seconds), name="sweeper"))
-        self._worker_tasks = [asyncio.create_task(self._work(), name=f"worker-{n}") for n in range(self._workers)]
-        logger.info("started", extra={"jobs": len(self.cache.names()), "workers": self._workers})
+    def start(self) -> None:
+        """Watch, and work as soon as a namespace is in the cache."""
+        self._supervisor.start("measure", self._measure)
+        for name, run in self._informers.tasks(self._resync_seconds):
+            self._supervisor.start(name, run)
+        self._supervisor.start("recorder", self._recorder.run)
+        self._supervisor.start("ready", self._report_ready)
+        self._worker_tasks = [self._supervisor.start("worker", self._work) for _ in range(self._workers)]
 
     async def stop(self, seconds: float) -> None:
         """No new work; writes in flight may end, within so many seconds."""
         began = time.monotonic()
         self.queue.close()
-        if self._worker_tasks:
-            _, late = await asyncio.wait(self._worker_tasks, timeout=seconds * 0.7)
-            for task in late:
-                task.cancel()
+        await self.queue.idle(seconds * 0.7)
         await self._recorder.flush(max(0.5, seconds - (time.monotonic() - began)))
         await self._poller.close()
-        for task in self._background:
-            task.cancel()
-        await asyncio.gather(*self._background, *self._worker_tasks, return_exceptions=True)
+        await self._supervisor.stop()
         await self.client.close()
         logger.info("stopped")
 
-    # Within.
+    async def _report_ready(self) -> None:
+        await self._informers.wait_ready()
+        logger.info("started", extra={"jobs": len(self.cache.names()), "workers": self._workers})
+        await asyncio.Event().wait()
+
+    # What wakes a job.
+
+    def _wake(self, key: Key, listed: bool) -> None:
+        held = self.cache.finetunejob(key)
+        if held is not None and held.phase is None:
+            self.queue.add(key, Priority.NEW)
+        else:
+            self.queue.add(key, Priority.LATER if listed else Priority.NORMAL)
+
+    def _freed(self, namespace: str) -> None:
+        for key in self.queue.freed(namespace):
+            held = self.cache.finetunejob(key)
+            if held is not None:
+                held.facts.retry_now()
 
     def _progress(self, key: Key, reading: ProgressReading) -> None:
         held = self.cache.finetunejob(key)
         if held is not None:
             held.facts.progress = reading
             self.queue.add(key)
+
+    # Workers.
 
     async def _work(self) -> None:
         while (key := await self.queue.get()) is not None:
@@ -147,9 +130,11 @@ class Controller:
             finally:
                 self.queue.done(key)
                 key_in_work.reset(token)
+            await asyncio.sleep(0)  # thousands of keys without a request must not keep the loop from everything else
+        await asyncio.Event().wait()  # until the process has stopped
 
     async def _reconcile(self, key: Key) -> None:
-        """One look, and what its errors mean for the next. No error ends a worker."""
+        """One reconcile, and what its errors mean for the next. No error ends a worker."""
         began, result = time.monotonic(), "success"
         try:
             async with asyncio.timeout(_RECONCILE_S):
@@ -175,11 +160,11 @@ class Controller:
             result = "error"
             metrics.reconcile_timeouts.labels(metrics.CONTROLLER).inc()
             self.queue.add_failed(key)
-            logger.error("a look took longer than %s s", _RECONCILE_S)
+            logger.error("a reconcile took longer than %s s", _RECONCILE_S)
         except Exception:
             result = "error"
             self.queue.add_failed(key, at_least=1.0)
-            logger.exception("a look failed by an error of the operator")
+            logger.exception("a reconcile failed by an error of the operator")
         if result == "error":
             metrics.reconcile_errors.labels(metrics.CONTROLLER).inc()
         metrics.reconciles.labels(metrics.CONTROLLER, result).inc()
@@ -189,15 +174,12 @@ class Controller:
         """Gauges, and how late the event loop is."""
         loop = asyncio.get_running_loop()
         while True:
-            due = loop.time() + _MEASURE_S
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.sleep(_MEASURE_S)
-            metrics.loop_lag_seconds.set(max(0.0, loop.time() - due))
             self._beat = time.monotonic()
+            due = loop.time() + _MEASURE_S
+            await asyncio.sleep(_MEASURE_S)
+            metrics.loop_lag_seconds.set(max(0.0, loop.time() - due))
             self.queue.measure()
-            phases = self.cache.phases()
+            self._informers.measure()
             for phase in PHASES:
-                metrics.jobs.labels(phase).set(phases[phase])
-            metrics.gpus_allocated.set(self.cache.gpus())
-            for kind, at in self._last_event.items():
-                metrics.watch_age_seconds.labels(kind).set(time.monotonic() - at)
+                metrics.jobs.labels(phase).set(self.cache.phases[phase])
+            metrics.gpus_allocated.set(self.cache.gpus)

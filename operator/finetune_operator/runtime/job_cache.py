@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from finetune_operator.domain.observed import ClaimView, EventView, NodeView, ProgressReading, Refusal
@@ -13,7 +14,7 @@ FRESH_S = 4.0
 
 @dataclass(slots=True)
 class JobCache:
-    """Of one job. Durations are of the monotonic clock."""
+    """Of one job. `clock` is monotonic: a wall clock that is set back would keep answers for ever."""
 
     known: set[tuple[str, str]] = field(default_factory=set)
     """(kind, name) of Services."""
@@ -22,24 +23,31 @@ class JobCache:
     nodes: dict[str, NodeView] = field(default_factory=dict)
     jobs_read: dict[str, bool] = field(default_factory=dict)
     progress: ProgressReading | None = None
+    clock: Callable[[], float] = time.monotonic
     _refusals: dict[tuple[str, str], Refusal] = field(default_factory=dict)
     _read_at: dict[str, float] = field(default_factory=dict)
     _retry_at: float = float("-inf")
 
     @property
+    def empty(self) -> bool:
+        """Whether nothing would be lost with it."""
+        known = (self.known, self.claims, self.warnings, self.nodes, self.jobs_read, self._refusals, self._read_at)
+        return not any(known) and self.progress is None
+
+    @property
     def refusals(self) -> dict[tuple[str, str], Refusal]:
-        due = time.monotonic() >= self._retry_at
+        due = self.clock() >= self._retry_at
         return {what: replace(refusal, due=due) for what, refusal in self._refusals.items()}
 
     def has_read(self, name: str) -> bool:
         return name in self._read_at
 
     def read(self, name: str) -> None:
-        self._read_at[name] = time.monotonic()
+        self._read_at[name] = self.clock()
 
     def drop_stale(self) -> None:
         """Forget answers that are old, so that a fix is seen, and at a retry what is believed to exist."""
-        now = time.monotonic()
+        now = self.clock()
         if now >= self._retry_at > float("-inf"):
             self.retry_now()
         for name, at in list(self._read_at.items()):
@@ -52,20 +60,21 @@ class JobCache:
 
     def retry_in(self, seconds: float) -> None:
         """Refused requests may be repeated then."""
-        self._retry_at = time.monotonic() + seconds
+        self._retry_at = self.clock() + seconds
 
     def retry_now(self) -> None:
         """Something changed, or the backoff has passed. A Service may have been deleted meanwhile."""
         self._retry_at = float("-inf")
         self.known.clear()
 
-    def exists(self, kind: str, name: str) -> None:
+    def exists(self, kind: str, name: str) -> bool:
+        """Returns whether it was refused before."""
         self.known.add((kind, name))
-        self._refusals.pop((kind, name), None)
+        return self.done(kind, name)
 
     def refuse(self, refusal: Refusal) -> None:
         self._refusals[refusal.kind, refusal.name] = refusal
 
-    def done(self, kind: str, name: str) -> None:
-        """A request that was refused before has succeeded."""
-        self._refusals.pop((kind, name), None)
+    def done(self, kind: str, name: str) -> bool:
+        """A request has succeeded. Returns whether it was refused before."""
+        return self._refusals.pop((kind, name), None) is not None

@@ -58,13 +58,16 @@ class Recorder:
     def say(self, metadata: dict[str, Any], note: Event, now: float) -> None:
         """Tell of a job. `now` in seconds since 1970."""
         same = hashlib.sha256(f"{metadata['uid']}\0{note.reason}\0{note.text}".encode()).hexdigest()[:16]
-        if now - self._said.get(same, float("-inf")) < _SAME_S:
+        monotonic = time.monotonic()
+        if monotonic - self._said.get(same, float("-inf")) < _SAME_S:
             metrics.events_dropped.labels("repeated").inc()
             return
-        if not self._allowed(metadata["uid"]):
+        if not self._allowed(metadata["uid"], monotonic):
             metrics.events_dropped.labels("limited").inc()
             return
-        self._said[same] = now
+        self._said.pop(same, None)
+        self._said[same] = monotonic
+        self._forget_old(monotonic)
         self._latest = at = max(now, self._latest + 1e-5)  # told in this order, so seen in this order
         try:
             self._queue.put_nowait((metadata, note, at))
@@ -83,7 +86,6 @@ class Recorder:
                 logger.info("event not written", extra={"reason": note.reason, "error": str(error)})
             finally:
                 self._queue.task_done()
-            self._tidy(time.time())
 
     async def flush(self, seconds: float) -> None:
         """Wait for what was said to be written, for at most so long."""
@@ -116,9 +118,9 @@ class Recorder:
             },
         }
 
-    def _allowed(self, uid: str) -> bool:
-        now = time.monotonic()
-        bucket = self._buckets.setdefault(uid, _Bucket(_BURST, now))
+    def _allowed(self, uid: str, now: float) -> bool:
+        bucket = self._buckets.pop(uid, None) or _Bucket(_BURST, now)
+        self._buckets[uid] = bucket
         bucket.tokens = min(_BURST, bucket.tokens + (now - bucket.at) / _REFILL_S)
         bucket.at = now
         if bucket.tokens < 1:
@@ -126,9 +128,9 @@ class Recorder:
         bucket.tokens -= 1
         return True
 
-    def _tidy(self, now: float) -> None:
-        if len(self._said) > 1000:
-            self._said = {same: at for same, at in self._said.items() if now - at < _SAME_S}
-        if len(self._buckets) > 1000:
-            fresh = time.monotonic() - _BURST * _REFILL_S
-            self._buckets = {uid: bucket for uid, bucket in self._buckets.items() if bucket.at > fresh}
+    def _forget_old(self, now: float) -> None:
+        """Both are in the order of their last use, so that each event looks at one old entry, not at all."""
+        while (same := next(iter(self._said), None)) is not None and now - self._said[same] >= _SAME_S:
+            del self._said[same]
+        while (uid := next(iter(self._buckets), None)) is not None and now - self._buckets[uid].at > _BURST * _REFILL_S:
+            del self._buckets[uid]

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from finetune_api import GROUP, PLURAL, VERSION
-from finetune_api.contract import MANAGED_BY, MANAGED_BY_LABEL
+from finetune_api.contract import LABEL_UID
 
-OWN_CHILDREN = f"{MANAGED_BY_LABEL}={MANAGED_BY}"
+CHILDREN = LABEL_UID
+"""Label selector of our children: the existence of a label that only we set. Tools and policies rewrite
+app.kubernetes.io/managed-by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +29,13 @@ class Resource:
 
 
 FINETUNEJOB = Resource("FineTuneJob", GROUP, VERSION, PLURAL)
-JOB = Resource("Job", "batch", "v1", "jobs", OWN_CHILDREN)
-POD = Resource("Pod", "", "v1", "pods", OWN_CHILDREN)
+JOB = Resource("Job", "batch", "v1", "jobs", CHILDREN)
+POD = Resource("Pod", "", "v1", "pods", CHILDREN)
 SERVICE = Resource("Service", "", "v1", "services")
 CLAIM = Resource("PersistentVolumeClaim", "", "v1", "persistentvolumeclaims")
 NODE = Resource("Node", "", "v1", "nodes")
 EVENT = Resource("Event", "events.k8s.io", "v1", "events")
+LEASE = Resource("Lease", "coordination.k8s.io", "v1", "leases")
 
 WATCHED = (FINETUNEJOB, JOB, POD)
 BY_KIND = {resource.kind: resource for resource in (FINETUNEJOB, JOB, POD, SERVICE, CLAIM, EVENT)}

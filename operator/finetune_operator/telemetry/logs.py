@@ -46,10 +46,12 @@ class TextFormatter(logging.Formatter):
 
 
 def configure(level: str, style: Literal["json", "text"]) -> None:
-    """Everything to stderr. kopf at WARNING: below that it logs whole objects."""
+    """Everything to stderr. Nothing of kopf's: it logs whole objects, and each attempt of each request; what ends a watch is
+    logged by us."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
+    logging.getLogger("kopf").setLevel(logging.CRITICAL)
     logging.getLogger("finetune_operator").setLevel(level.upper())

@@ -52,6 +52,15 @@ running_seconds = Histogram(
 restarts = Counter("finetune_restarts_total", "Attempts that were begun again.", ["reason"])
 gpus_allocated = Gauge("finetune_gpus_allocated", "GPUs that trainings hold.")
 watch_age_seconds = Gauge("finetune_watch_last_event_age_seconds", "Since the last event of a watch.", ["resource"])
+watch_restarts = Counter(
+    "finetune_watch_restarts_total", "Watches that began again with a list.", ["resource", "reason"]
+)
+namespaces_unwatched = Gauge(
+    "finetune_namespaces_unwatched",
+    "Watched namespaces that are not in the cache: the API server does not let us list them.",
+)
+task_restarts = Counter("finetune_task_restarts_total", "Background tasks that ended and were started again.", ["task"])
+jobs_blocked = Gauge("finetune_jobs_blocked", "Jobs that cannot proceed and are retried later.")
 cache_repairs = Counter("finetune_cache_repairs_total", "Objects that the watch had missed.", ["resource"])
 loop_lag_seconds = Gauge("finetune_event_loop_lag_seconds", "How late the event loop was last.")
 events_dropped = Counter("finetune_events_dropped_total", "Events that were not written.", ["why"])

@@ -2,138 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
 import random
-import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any
 
-import aiohttp
 import pytest
-import yaml
-from aiohttp import web
 
 pytestmark = pytest.mark.control
 
 DONE = [("prepare", 1, "Succeeded"), ("train", 1, "Succeeded"), ("publish", 1, "Succeeded")]
-
-
-@dataclass(frozen=True)
-class Fault:
-    """`answer`: instead of asking the API server. `lose`: ask it, and lose its answer. `slow`: seconds before asking."""
-
-    kind: Literal["answer", "lose", "slow"]
-    code: int = 0
-    headers: dict[str, str] = field(default_factory=dict)
-    seconds: float = 0
-
-
-@dataclass
-class Proxy:
-    """Plain HTTP in front of the API server. `rule(method, path)` decides on each request; None: let it pass."""
-
-    api: Any
-    kubeconfig: Path
-    rule: Callable[[str, str], Fault | None] = lambda method, path: None
-    after_write: Callable[[str, int], None] = lambda path, code: None
-    """Called when the API server has done a write and nobody has heard of it yet."""
-    writes: list[tuple[str, str, int]] = field(default_factory=list)
-    watches: list[Any] = field(default_factory=list)
-    one_write_at_a_time: bool = False
-    _writing: asyncio.Lock = field(default_factory=asyncio.Lock)
-    _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.new_event_loop)
-
-    def start(self) -> None:
-        started = threading.Event()
-
-        async def serve() -> None:
-            context = ssl.create_default_context(cadata=self.api.ca)
-            self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, ssl=context))
-            app = web.Application(client_max_size=2**24)
-            app.router.add_route("*", "/{path:.*}", self._handle)
-            self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.2)
-            await self._runner.setup()
-            site = web.TCPSite(self._runner, "127.0.0.1", 0)
-            await site.start()
-            port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
-            user = {"name": "u", "user": {"token": self.api.token}}
-            cluster = {"name": "c", "cluster": {"server": f"http://127.0.0.1:{port}"}}
-            context_ = {"name": "x", "context": {"cluster": "c", "user": "u"}}
-            config = {"apiVersion": "v1", "kind": "Config", "current-context": "x"}
-            config |= {"users": [user], "clusters": [cluster], "contexts": [context_]}
-            self.kubeconfig.write_text(yaml.safe_dump(config))
-            started.set()
-
-        self._loop.create_task(serve())
-        threading.Thread(target=self._loop.run_forever, daemon=True).start()
-        assert started.wait(10)
-
-    def stop(self) -> None:
-        async def close() -> None:
-            await self._runner.cleanup()
-            await self._session.close()
-
-        asyncio.run_coroutine_threadsafe(close(), self._loop).result(10)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-
-    def cut_watches(self) -> None:
-        """End every watch, as a load balancer does."""
-
-        def close() -> None:
-            for transport in self.watches:
-                transport.close()
-            self.watches.clear()
-
-        self._loop.call_soon_threadsafe(close)
-
-    async def _handle(self, request: web.Request) -> web.StreamResponse:
-        if request.method == "GET" or not self.one_write_at_a_time:
-            return await self._pass(request)
-        async with self._writing:
-            return await self._pass(request)
-
-    async def _pass(self, request: web.Request) -> web.StreamResponse:
-        method, path = request.method, request.path
-        fault = self.rule(method, path)
-        body = await request.read()
-        if fault is not None and fault.kind == "answer":
-            status = {"kind": "Status", "code": fault.code, "reason": "Injected", "message": "injected by the test"}
-            return web.json_response(status, status=fault.code, headers=fault.headers)
-        if fault is not None and fault.kind == "slow":
-            await asyncio.sleep(fault.seconds)
-        headers = {k: v for k, v in request.headers.items() if k in ("Authorization", "Accept", "Content-Type")}
-        async with self._session.request(
-            method, self.api.server + request.path_qs, data=body or None, headers=headers
-        ) as answer:
-            if method != "GET":
-                self.writes.append((method, path, answer.status))
-                await asyncio.to_thread(self.after_write, path, answer.status)
-            if fault is not None and fault.kind == "lose":
-                assert request.transport is not None
-                request.transport.close()
-                return web.Response()
-            streamed = web.StreamResponse(status=answer.status, headers={"Content-Type": answer.content_type})
-            await streamed.prepare(request)
-            if "watch=true" in request.query_string:
-                self.watches.append(request.transport)
-            with contextlib.suppress(ConnectionError):  # a watcher may go at any time
-                async for chunk in answer.content.iter_any():
-                    await streamed.write(chunk)
-            return streamed
-
-
-@pytest.fixture
-def proxy(api: Any, tmp_path: Path) -> Iterator[Proxy]:
-    proxy = Proxy(api, tmp_path / "kubeconfig")
-    proxy.start()
-    yield proxy
-    proxy.stop()
 
 
 def book(status: dict[str, Any]) -> list[tuple[str, int, str]]:
@@ -146,7 +26,7 @@ def test_killed_after_every_single_write(
     acts: Any,
     namespace: str,
     start_operator: Any,
-    proxy: Proxy,
+    proxy: Any,
     eventually: Callable[..., Any],
 ) -> None:
     """The process dies each time the API server has done one of its writes, before it hears of it. Its successors
@@ -173,7 +53,7 @@ def test_killed_after_every_single_write(
         killed.set()
 
     proxy.after_write, proxy.one_write_at_a_time = kill, True
-    proxy.rule = lambda method, path: Fault("answer", 503) if dead.is_set() else None
+    proxy.rule = lambda method, path: proxy.fault("answer", 503) if dead.is_set() else None
     jobs.create(compute={"device": "cpu", "nodes": 2}, retry={"infra": 1})
     deaths = 0
     while jobs.status().get("phase") != "Completed":
@@ -197,22 +77,22 @@ def test_killed_after_every_single_write(
     assert deaths >= 15, "\n".join(f"{m} {c} {p}" for m, p, c in proxy.writes)
 
 
-def test_bad_answers_of_every_kind(jobs: Any, kubelet: Any, namespace: str, start_operator: Any, proxy: Proxy) -> None:
+def test_bad_answers_of_every_kind(jobs: Any, kubelet: Any, namespace: str, start_operator: Any, proxy: Any) -> None:
     """A fifth of all writes ends in 409, 429, 500, 503, a lost answer or a late one. Three jobs arrive all the same."""
     dice = random.Random(7)
     given: dict[str, int] = {}
 
-    def rule(method: str, path: str) -> Fault | None:
+    def rule(method: str, path: str) -> Any:
         if method == "GET" or dice.random() > 1 / 5:
             return None
         fault = dice.choice(
             [
-                Fault("answer", 409),
-                Fault("answer", 429, {"Retry-After": "1"}),
-                Fault("answer", 500),
-                Fault("answer", 503),
-                Fault("lose"),
-                Fault("slow", seconds=0.3),
+                proxy.fault("answer", 409),
+                proxy.fault("answer", 429, {"Retry-After": "1"}),
+                proxy.fault("answer", 500),
+                proxy.fault("answer", 503),
+                proxy.fault("lose"),
+                proxy.fault("slow", seconds=0.3),
             ]
         )
         given[fault.kind] = given.get(fault.kind, 0) + 1
@@ -236,13 +116,15 @@ def test_watches_that_break_and_lists_that_are_missed(
     acts: Any,
     namespace: str,
     start_operator: Any,
-    proxy: Proxy,
+    proxy: Any,
     eventually: Callable[..., Any],
 ) -> None:
     """Deletions while no watch stood are found by the sweep, which kopf's own new list would not tell of."""
     blind = threading.Event()
-    proxy.rule = lambda method, path: Fault("answer", 503) if blind.is_set() and method == "GET" else None
-    operator = start_operator(proxy.kubeconfig, FINETUNE_NAMESPACES=namespace, FINETUNE_SWEEP_SECONDS="3")
+    proxy.rule = lambda method, path: (
+        proxy.fault("answer", 503) if blind.is_set() and method in ("GET", "WATCH") else None
+    )
+    operator = start_operator(proxy.kubeconfig, FINETUNE_NAMESPACES=namespace, FINETUNE_RESYNC_SECONDS="3")
     kubelet.script = acts.hold_training
     jobs.create()
     jobs.wait("Training")
@@ -262,15 +144,15 @@ def test_watches_that_break_and_lists_that_are_missed(
 
 
 def test_sigterm_lets_writes_in_flight_end(
-    jobs: Any, kubelet: Any, namespace: str, start_operator: Any, proxy: Proxy, eventually: Callable[..., Any]
+    jobs: Any, kubelet: Any, namespace: str, start_operator: Any, proxy: Any, eventually: Callable[..., Any]
 ) -> None:
     """Exit 0, a write that was under way done, and its successor goes on."""
     slow = threading.Event()
 
-    def rule(method: str, path: str) -> Fault | None:
+    def rule(method: str, path: str) -> Any:
         if method == "POST" and path.endswith("/jobs"):
             slow.set()
-            return Fault("slow", seconds=2)
+            return proxy.fault("slow", seconds=2)
         return None
 
     proxy.rule = rule
@@ -287,7 +169,7 @@ def test_sigterm_lets_writes_in_flight_end(
 
 
 def test_a_job_is_looked_at_again_after_a_restart_without_a_write(
-    jobs: Any, kubelet: Any, acts: Any, namespace: str, start_operator: Any, proxy: Proxy
+    jobs: Any, kubelet: Any, acts: Any, namespace: str, start_operator: Any, proxy: Any
 ) -> None:
     """Restarting the operator, over a list of running and finished jobs, writes nothing."""
     kubelet.script = acts.hold_training

@@ -212,7 +212,6 @@ def test_a_name_that_is_taken(jobs: Any, kubelet: Any, operator: Any) -> None:
 @pytest.mark.parametrize(
     ("pods", "words"),
     [
-        ({"common": {"volumes": [{"name": "tmp", "emptyDir": {}}]}}, "Duplicate value"),
         ({"prepare": {"tolerations": [{"operator": "Sometimes"}]}}, "tolerations[0]"),
         ({"prepare": {"affinity": {"nodeAffinity": {"surprise": 1}}}}, "surprise"),
     ],

@@ -141,9 +141,7 @@ def test_a_queue_is_never_fought(make_world: Any) -> None:
     world.edit(suspend=True)
     world.settle()
     assert world.book[-1] == ("train", 1, "Stopped")
-    assert any(name.startswith("bot-") for name in world.deleted), (
-        "given back whole, since its switch is the queue's"
-    )
+    assert any(name.startswith("bot-") for name in world.deleted), "given back whole, since its switch is the queue's"
 
 
 def test_a_job_suspended_by_a_person_waits_for_that_person(make_world: Any) -> None:

@@ -233,3 +233,13 @@ def test_a_state_that_an_older_version_removed_is_found_out_again(make_world: An
     world.settle()
     assert world.book[-1] == ("train", 2, "Running")
     assert world.state["decided"] == prepared["decided"]
+
+
+def test_a_job_that_was_done_before_any_status_was_written_is_not_run_again(make_world: Any, prepared: Any) -> None:
+    world = make_world()
+    drawn = world.plan()
+    world.step(upto=len(drawn.create))
+    world.run("prepare")
+    world.finish("prepare", **prepared)
+    world.settle()
+    assert world.book[0] == ("prepare", 1, "Succeeded")

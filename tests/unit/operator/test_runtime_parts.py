@@ -6,19 +6,35 @@ import asyncio
 import copy
 import json
 import logging
+import pickle
+import socket
+import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
-from finetune_operator.domain.observed import PodView, ProgressReading
+from finetune_operator.domain.observed import ClaimView, Ended, JobView, PodView, ProgressReading
+from finetune_operator.domain.plan_builder import Event
+from finetune_operator.domain.reasons import Reason
 from finetune_operator.domain.status.write_policy import can_wait
+from finetune_operator.handlers.http import listen
 from finetune_operator.runtime.cache import Cache, read_status
-from finetune_operator.runtime.connection import Credentials
+from finetune_operator.runtime.client import Client
+from finetune_operator.runtime.connection import Connection, Credentials
+from finetune_operator.runtime.decoding import decode_list
+from finetune_operator.runtime.errors import ApiError, Unreachable
+from finetune_operator.runtime.informer import Informers, Receiver
+from finetune_operator.runtime.job_cache import JobCache
 from finetune_operator.runtime.mergepatch import difference
 from finetune_operator.runtime.poller import Poller, Watch, WriteBudget
-from finetune_operator.runtime.queue import WorkQueue
+from finetune_operator.runtime.queue import Priority, WorkQueue
+from finetune_operator.runtime.recorder import Recorder
+from finetune_operator.runtime.resources import JOB, Resource
+from finetune_operator.runtime.supervisor import Supervisor
+from finetune_operator.telemetry import metrics
 from finetune_operator.telemetry.logs import JsonFormatter, key_in_work
 from hypothesis import given
 from hypothesis import strategies as st
@@ -56,14 +72,71 @@ async def test_a_timer_is_never_later_than_what_was_asked_and_goes_with_a_look()
     assert len(queue) == 0
 
 
-async def test_errors_wait_longer_each_time_until_one_look_is_good() -> None:
+async def test_errors_wait_longer_each_time_until_one_reconcile_is_good() -> None:
     queue = WorkQueue()
-    waits = [queue.add_failed(A) for _ in range(12)]
-    assert waits[0] <= 0.1
-    assert 300 >= waits[-1] >= 25
+    waits = [queue.add_failed(A) for _ in range(14)]
+    assert 0.075 <= waits[0] <= 0.125
+    assert 225 <= waits[-1] <= 375
     assert queue.add_failed(B, at_least=7) >= 7
     queue.forget(A)
-    assert queue.add_failed(A) <= 0.1
+    assert queue.add_failed(A) <= 0.125
+
+
+async def test_namespaces_take_turns_and_none_has_more_than_its_share_of_the_workers() -> None:
+    queue = WorkQueue(share=2)
+    for number in range(5):
+        queue.add(("busy", str(number)))
+    queue.add(("calm", "1"))
+    taken = [await queue.get() for _ in range(3)]
+    assert taken == [("busy", "0"), ("calm", "1"), ("busy", "1")]
+    waiting = asyncio.create_task(queue.get())
+    await asyncio.sleep(0)
+    assert not waiting.done(), "its webhook may hang: the other workers are for other namespaces"
+    queue.add(("calm", "2"))
+    assert await waiting == ("calm", "2")
+    queue.done(("busy", "0"))
+    assert await queue.get() == ("busy", "2")
+
+
+async def test_jobs_without_children_go_first_and_those_that_only_were_listed_last() -> None:
+    queue = WorkQueue()
+    for name, priority in (("l", Priority.LATER), ("n", Priority.NORMAL), ("new", Priority.NEW), ("p", Priority.LATER)):
+        queue.add(("team", name), priority)
+    queue.add(("team", "p"), Priority.NEW)
+    assert [(await queue.get() or A)[1] for _ in range(4)] == ["new", "p", "n", "l"]
+    assert len(queue) == 0
+
+
+async def test_a_job_that_cannot_proceed_is_retried_less_and_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("random.uniform", lambda low, high: (low + high) / 2)
+    queue, now = WorkQueue(), [1000.0]
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now[0], raising=False)
+    waits = []
+    for _ in range(8):
+        waits.append(queue.retry(A, "QuotaExceeded"))
+        now[0] += waits[-1] / 2
+        assert queue.retry(A, "QuotaExceeded") == waits[-1] / 2, "an event in between makes it no later"
+        now[0] += waits[-1] / 2
+    assert waits == [5, 10, 20, 40, 80, 160, 300, 300]
+    assert queue.retry(A, "NotAllowed") == 5, "another reason is another story"
+    queue.settled(A)
+    assert queue.retry(A, "NotAllowed") == 5
+
+
+async def test_freed_quota_wakes_the_two_that_waited_longest_in_its_namespace() -> None:
+    queue = WorkQueue()
+    keys = [("team", str(number)) for number in range(5)]
+    for key in [*keys, ("other", "0")]:
+        queue.retry(key, "QuotaExceeded")
+    queue.freed("team")
+    woken = [await queue.get(), await queue.get()]
+    assert woken == keys[:2]
+    assert len(queue) == 0
+    for key in keys[:2]:  # one proceeds, the other does not fit
+        queue.settled(key) if key == keys[0] else queue.retry(key, "QuotaExceeded")
+        queue.done(key)
+    queue.freed("team")
+    assert [await queue.get(), await queue.get()] == keys[2:4], "each has its turn"
 
 
 async def test_a_closed_queue_lets_its_workers_go() -> None:
@@ -218,6 +291,243 @@ def test_a_status_of_another_version_is_read_as_far_as_it_goes() -> None:
     status, unreadable = read_status(raw)
     assert (status.phase, status.run, status.gpus, unreadable) == ("Training", "abcde", None, {"gpus"})
     assert status.wire() | {"gpus": "many"} == {"observedGeneration": -1, **raw}, "what is written back loses nothing"
+
+
+def test_objects_without_an_owner_of_ours_are_remembered_by_their_version() -> None:
+    """Resync would take them for missed at every comparison."""
+    cache = Cache()
+    cache.observe("FineTuneJob", ftj(1))
+    orphan = child("Job", 7, uid="o")
+    assert cache.observe("Job", orphan) == A
+    orphan["metadata"] |= {"ownerReferences": [], "resourceVersion": "8"}
+    assert cache.observe("Job", orphan) == A, "it has left the job"
+    assert cache.version("Job", "team", "Job-o", "o") == 8
+    assert cache.snapshot(A).jobs == {}  # type: ignore[union-attr]
+    assert cache.forget("Job", "team", "Job-o", "o") is None
+    assert list(cache.holdings("Job", None)) == []
+
+
+def test_a_finished_job_is_kept_small_and_whole() -> None:
+    cache = Cache()
+    body = ftj(1, phase="Completed", gpus=4)
+    body["metadata"] |= {
+        "managedFields": [{"manager": "x" * 50_000}],
+        "annotations": {"kubectl.kubernetes.io/last-applied-configuration": "y" * 50_000, "team": "a"},
+    }
+    cache.observe("FineTuneJob", body)
+    ended = [{"name": "trainer", "state": {"terminated": {"exitCode": 0, "message": "z"}}}]
+    cache.observe("Pod", child("Pod", 2, uid="p", status={"phase": "Succeeded", "containerStatuses": ended}))
+    done = [{"type": "Complete", "status": "True", "lastTransitionTime": "2026-01-31T12:00:00Z"}]
+    cache.observe("Job", child("Job", 3, status={"conditions": done}))
+    assert len(pickle.dumps(cache.finetunejob(A))) < 1_000
+    seen = cache.snapshot(A)
+    assert seen is not None
+    assert seen.job.metadata.annotations == {"team": "a"}
+    assert seen.job.spec.workspace.uri == "pvc://w"
+    assert seen.job.status.phase == "Completed"
+    assert seen.jobs["Job-j"].complete == 1769860800.0
+    assert seen.pods["a-r-train-1"][0].ended == Ended(0, "", "z", None, None)
+
+
+def test_phases_and_gpus_are_counted_as_they_change() -> None:
+    cache = Cache()
+    cache.observe("FineTuneJob", ftj(1, phase="Training", gpus=8))
+    assert (cache.phases["Training"], cache.gpus) == (1, 8)
+    cache.observe("FineTuneJob", ftj(2, phase="Publishing", gpus=8))
+    assert (cache.phases["Training"], cache.phases["Publishing"], cache.gpus) == (0, 1, 0)
+    cache.observe("FineTuneJob", ftj(3, uid="new", phase="Training", gpus=2))
+    assert (cache.phases["Training"], cache.phases["Publishing"], cache.gpus) == (1, 0, 2)
+    cache.forget("FineTuneJob", *A, "new")
+    assert (sum(cache.phases.values()), cache.gpus) == (0, 0)
+
+
+def test_answers_to_reads_grow_old_by_a_clock_that_nobody_sets() -> None:
+    now = [100.0]
+    facts = JobCache(clock=lambda: now[0])
+    facts.claims["scratch"] = ClaimView("scratch", True)
+    facts.read("scratch")
+    now[0] += 3
+    facts.drop_stale()
+    assert not facts.empty
+    now[0] += 3
+    facts.drop_stale()
+    assert facts.empty
+
+
+# The client.
+
+
+@pytest.fixture
+async def answers() -> AsyncIterator[tuple[Client, dict[str, Any]]]:
+    """A client, and what the API server answers to each path: (code, headers, body)."""
+    script: dict[str, Any] = {}
+
+    async def answer(request: web.Request) -> web.Response:
+        code, headers, body = script.get(request.path, (200, {}, {"kind": "x"}))
+        return web.Response(status=code, headers=headers, text=body if isinstance(body, str) else json.dumps(body))
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    async with TestServer(app, host="127.0.0.1") as server:
+        client = Client(Connection(str(server.make_url("")).rstrip("/"), None, Credentials()))
+        yield client, script
+        await client.close()
+
+
+@pytest.mark.parametrize(
+    ("code", "method", "delays_others"),
+    [(503, "POST", False), (429, "POST", False), (503, "GET", False), (429, "GET", True)],
+)
+async def test_a_namespace_that_is_busy_delays_only_itself(
+    answers: tuple[Client, dict[str, Any]], code: int, method: str, delays_others: bool
+) -> None:
+    """A tenant's webhook answers 503 or 429 to what it likes; 429 to a read comes from the API server itself."""
+    client, script = answers
+    script["/apis/batch/v1/namespaces/busy/jobs"] = script["/apis/batch/v1/namespaces/busy/jobs/x"] = (
+        code,
+        {"Retry-After": "1"},
+        {},
+    )
+    body = {"metadata": {"namespace": "busy", "name": "x"}}
+    with pytest.raises(ApiError):
+        await (client.create(JOB, body) if method == "POST" else client.get(JOB, "busy", "x"))
+    seconds = {}
+    for namespace in ("calm", "busy"):
+        began = time.monotonic()
+        await client.get(JOB, namespace, "y")
+        seconds[namespace] = time.monotonic() - began
+    assert (seconds["calm"] > 0.7) is delays_others
+    assert max(seconds.values()) > 0.7
+
+
+@pytest.mark.parametrize(
+    ("body", "items"),
+    [
+        ({"items": None, "metadata": {}}, []),
+        ({"items": [{"a": 1}]}, [{"a": 1}]),
+        ({"items": "x"}, None),
+        ("<html>", None),
+    ],
+)
+async def test_answers_of_another_form_are_errors(
+    answers: tuple[Client, dict[str, Any]], body: Any, items: list[Any] | None
+) -> None:
+    client, script = answers
+    script["/apis/batch/v1/namespaces/team/jobs"] = (200, {}, body)
+    try:
+        found = [item async for page in client.pages(JOB, "team") for item in page]
+    except ApiError:
+        assert items is None
+    else:
+        assert found == items
+
+
+# Watches.
+
+
+class Events:
+    """Watches that a test drives. `fail` makes the next ones raise."""
+
+    def __init__(self) -> None:
+        self.open: dict[tuple[str, str | None], Receiver] = {}
+        self.fail: dict[str | None, Exception] = {}
+
+    async def watch(self, resource: Resource, namespace: str | None, receiver: Receiver) -> None:
+        if namespace in self.fail:
+            raise self.fail[namespace]
+        self.open[resource.kind, namespace] = receiver
+        await asyncio.Event().wait()
+
+
+async def test_ready_is_every_namespace_that_can_be_listed(
+    answers: tuple[Client, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("finetune_operator.runtime.informer._FIRST_RETRY_S", 0.01)
+    events, woken = Events(), []
+    events.fail = {"gone": ApiError(403, "Forbidden", "no"), "slow": Unreachable("no answer")}
+    informers = Informers(
+        ("team", "gone", "slow"), events.watch, answers[0], Cache(), lambda key, listed: woken.append((key, listed))
+    )
+    tasks = [asyncio.create_task(run()) for name, run in informers.tasks(300) if name == "watch"]
+    await asyncio.sleep(0.05)
+    for kind in ("FineTuneJob", "Job", "Pod"):
+        receiver = events.open[kind, "team"]
+        if kind == "FineTuneJob":
+            receiver.event(None, {"metadata": {"name": "no version, no namespace"}})  # breaks nothing
+            receiver.event(None, ftj(1))
+        assert woken == [], "a child that was not listed yet would be taken for a missing one"
+        receiver.listed()
+    assert woken == [(A, True)]
+    assert not informers.ready, "the namespace that did not answer may still come"
+    del events.fail["slow"]
+    await asyncio.sleep(0.3)
+    for kind in ("FineTuneJob", "Job", "Pod"):
+        events.open[kind, "slow"].listed()
+    assert informers.ready, "the one that we may not list does not count"
+    events.open["FineTuneJob", "team"].event("MODIFIED", ftj(2))
+    assert woken[1:] == [(A, False)]
+    for task in tasks:
+        task.cancel()
+
+
+def test_a_list_is_decoded_without_what_nobody_reads() -> None:
+    pod = child("Pod", 3, uid="p", status={"phase": "Running", "podIP": "10.0.0.1"})
+    pod["metadata"]["managedFields"] = [{"manager": "kubelet", "fieldsV1": {"f:status": {}}}]
+    pod["spec"] = {
+        "nodeName": "n1",
+        "containers": [{"name": "trainer", "image": "i", "env": [{"name": "A", "value": "b"}]}],
+        "volumes": [{"name": "claim-0", "persistentVolumeClaim": {"claimName": "scratch"}}],
+    }
+    job = child("Job", 2, spec={"completions": 2, "suspend": True, "template": {"spec": pod["spec"]}})
+    found = decode_list(json.dumps({"kind": "List", "metadata": {"continue": "x"}, "items": [pod, job]}).encode())
+    assert found["metadata"] == {"continue": "x"}
+    assert "kubelet" not in json.dumps(found)
+    assert found["items"][0]["spec"]["containers"] == [{"name": "trainer", "image": "i"}]
+    assert found["items"][1]["spec"] == {"completions": 2, "suspend": True, "template": {}}
+    assert (PodView.of(found["items"][0]), JobView.of(found["items"][1])) == (PodView.of(pod), JobView.of(job))
+    assert decode_list(b'{"items": null}') == {"items": None}
+
+
+async def test_a_background_task_that_ends_is_started_again(caplog: pytest.LogCaptureFixture) -> None:
+    supervisor, runs = Supervisor(first=0.01), 0
+
+    async def fails() -> None:
+        nonlocal runs
+        runs += 1
+        if runs == 1:
+            raise TypeError("'NoneType' object is not iterable")
+        if runs == 3:
+            await asyncio.Event().wait()
+
+    before = metrics.task_restarts.labels("resync")._value.get()
+    supervisor.start("resync", fails)
+    await asyncio.sleep(0.2)
+    assert runs == 3
+    assert metrics.task_restarts.labels("resync")._value.get() == before + 2
+    assert "NoneType" in caplog.text
+    await supervisor.stop()
+
+
+async def test_events_are_remembered_for_ten_minutes_and_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    recorder = Recorder(None)  # type: ignore[arg-type]
+    note = Event("Normal", Reason.STARTING, "Start", "text")
+    for number in range(3000):
+        recorder.say({"uid": str(number)}, note, 1e9 - number)  # the wall clock goes back
+        now[0] += 1
+    assert recorder._queue.qsize() == 3000
+    assert len(recorder._said) <= 601
+    recorder.say({"uid": "2999"}, note, 0.0)
+    assert recorder._queue.qsize() == 3000, "the same again"
+
+
+def test_the_default_address_serves_both_families() -> None:
+    with listen("", 0) as server:
+        port = server.getsockname()[1]
+        hosts = ("127.0.0.1", "::1") if server.family == socket.AF_INET6 else ("127.0.0.1",)
+        for host in hosts:
+            socket.create_connection((host, port), timeout=5).close()
 
 
 # Patches.

@@ -22,7 +22,7 @@ from finetune_operator.domain.diagnosis.failures import (
     node_lost,
     vanished,
 )
-from finetune_operator.domain.diagnosis.pending_pods import COUNTED, Diagnosis, diagnose, same_problem
+from finetune_operator.domain.diagnosis.pending_pods import Diagnosis, diagnose
 from finetune_operator.domain.names import ANNOTATION_HELD
 from finetune_operator.domain.observed import JobView, PodView, Read
 from finetune_operator.domain.plan_builder import WAITING_PHASE, JobState, Patch, PlanBuilder
@@ -277,10 +277,7 @@ def _start(current: Current) -> None:
         return
     problem = diagnosis.problem
     builder.retry(f"pods:{problem.reason}")
-    text, before = problem.text, builder.before
-    if problem.reason in COUNTED and before.reason == problem.reason and same_problem(before.message or "", text):
-        text = before.message or text
-    builder.job_state = JobState(WAITING_PHASE[stage], problem.reason, text, problem=True)
+    builder.job_state = JobState(WAITING_PHASE[stage], problem.reason, problem.text, problem=True)
 
 
 def _too_few(current: Current) -> JobState:

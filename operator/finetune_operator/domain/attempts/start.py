@@ -107,7 +107,10 @@ def _state_lost(builder: PlanBuilder, stage: Stage) -> bool:
     """An older version, which does not know status.state, has removed what prepare found out. Prepare finds its sealed files and
     reports it again."""
     before, prepared = builder.before, latest(builder.attempts, "prepare")
-    if stage == "prepare" or prepared is None or before.state is not None or before.defaults is not None:
+    recorded = latest(before.attempts or [], "prepare")
+    if stage == "prepare" or prepared is None or recorded is None or recorded.outcome != "Succeeded":
+        return False
+    if before.state is not None or before.defaults is not None:
         return False
     prepared.outcome, prepared.reason = "Stopped", Reason.RESULT_LOST
     prepared.message = "status.state was removed by a version that does not know it"

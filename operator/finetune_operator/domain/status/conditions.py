@@ -15,7 +15,7 @@ from finetune_api.status import Condition, DataStatus
 
 from finetune_operator.domain.admission import plan_admission
 from finetune_operator.domain.attempts.history import latest
-from finetune_operator.domain.diagnosis.pending_pods import same_problem
+from finetune_operator.domain.diagnosis.pending_pods import COUNTED, same_problem
 from finetune_operator.domain.plan_builder import JobState, PlanBuilder
 from finetune_operator.domain.reasons import Reason
 from finetune_operator.domain.times import stamp
@@ -34,9 +34,11 @@ def show(builder: PlanBuilder) -> None:
     generation = builder.metadata.generation
     status.observed_generation = generation
     status.phase = job_state.phase
-    if builder.before.reason == job_state.reason and same_problem(builder.before.message or "", job_state.message):
+    known = builder.before.message or ""
+    counted = job_state.reason in COUNTED and builder.before.reason == job_state.reason
+    if counted and same_problem(known, job_state.message):
         # A scheduler counts its nodes again each time: neither a write nor an event is worth that.
-        job_state = replace(job_state, message=builder.before.message or "")
+        job_state = replace(job_state, message=known)
     status.reason, status.message = str(job_state.reason), job_state.message[:_LONGEST]
     shown = _conditions(builder, job_state)
     before = {condition.type: condition for condition in status.conditions or []}

@@ -318,3 +318,21 @@ def test_the_scheduler_counting_anew_is_no_news(make_world: Any) -> None:
     world.pod("prepare", unschedulable="0/3 nodes are available: 3 Insufficient memory.")
     world.settle()
     assert len(world.events) == events + 1
+
+
+def test_numbers_of_other_messages_are_news(make_world: Any) -> None:
+    world = make_world(compute={"device": "cpu", "nodes": 2})
+    world.share("scratch")
+    world.through("prepare")
+    world.edit(suspend=True)
+    world.run("train", 2)
+    world.settle()
+    texts = []
+    for index in range(2):
+        world.end("train", 5, index)
+    world.set("train", suspended=True, held=True)
+    for step in (5, 9):
+        world.body["status"]["lastCheckpoint"] = {"step": step}
+        world.settle()
+        texts.append(world.status["message"])
+    assert ["step 5" in texts[0], "step 9" in texts[1]] == [True, True], texts

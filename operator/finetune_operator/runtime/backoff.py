@@ -1,0 +1,10 @@
+"""How long to wait after the nth failure in a row."""
+
+from __future__ import annotations
+
+import random
+
+
+def backoff(failures: int, first: float, longest: float, jitter: float = 0.25) -> float:
+    """Seconds: doubling from `first` up to `longest`, plus or minus a share of `jitter`. `failures` counts from 1."""
+    return min(longest, first * 2.0 ** min(failures - 1, 60)) * random.uniform(1 - jitter, 1 + jitter)
