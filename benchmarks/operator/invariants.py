@@ -92,7 +92,9 @@ class Observer:
             known = self.jobs[uid] = Known(body["metadata"]["name"], uid, body, time.monotonic())
         known.deleted = known.deleted or kind == "DELETED"
         known.body = body
-        if known.phase in TERMINAL and not known.deleted and self._observed(known):
+        if known.deleted:
+            return
+        if known.phase in TERMINAL and self._observed(known):
             before = known.ended.setdefault(known.token, known.phase)
             if before != known.phase:
                 self.violated(f"{known.name}: terminal phase {before} became {known.phase}")

@@ -52,6 +52,7 @@ def pod(attempt: int, phase: str, kind: str = "MODIFIED", node: str | None = "n"
         ([job("Completed"), job("Training")], "terminal phase Completed became Training"),
         ([job("Failed"), job("Completed")], "terminal phase Failed became Completed"),
         ([job("Failed"), job("Preparing", 2, "again")], None),
+        ([job("Failed"), ("DELETED", job("Failed")[1])], None),
         ([job("Training", attempts=(("a-r-train-1", "Failed"), ("a-r-train-1", "Failed")))], "recorded 2 times"),
         (
             [job("Training", attempts=(("a-r-train-1", "Succeeded"), ("a-r-train-2", "Succeeded")))],
