@@ -20,6 +20,7 @@ from finetune_operator.domain.diagnosis.failures import (
     is_lost,
     node_check_due,
     node_lost,
+    start_timeout,
     vanished,
 )
 from finetune_operator.domain.diagnosis.pending_pods import Diagnosis, diagnose
@@ -27,7 +28,7 @@ from finetune_operator.domain.names import ANNOTATION_HELD
 from finetune_operator.domain.observed import JobView, PodView, Read
 from finetune_operator.domain.plan_builder import WAITING_PHASE, JobState, Patch, PlanBuilder
 from finetune_operator.domain.reasons import Reason
-from finetune_operator.domain.times import stamp
+from finetune_operator.domain.times import human, stamp
 
 RUNNING: dict[Stage, tuple[Phase, Reason]] = {
     "prepare": ("Preparing", Reason.PREPARING),
@@ -271,6 +272,8 @@ def _start(current: Current) -> None:
     if diagnosis.requeue_after is not None:
         builder.requeue_after(diagnosis.requeue_after)
     _check_nodes(current)
+    if _start_timed_out(current):
+        return
     if diagnosis.problem is None:
         builder.retry("starting")
         builder.job_state = _too_few(current)
@@ -278,6 +281,22 @@ def _start(current: Current) -> None:
     problem = diagnosis.problem
     builder.retry(f"pods:{problem.reason}")
     builder.job_state = JobState(WAITING_PHASE[stage], problem.reason, problem.text, problem=True)
+
+
+def _start_timed_out(current: Current) -> bool:
+    """spec.retry.startTimeout, from the time at which the Job was released."""
+    builder, job, limit = current.builder, current.existing_job, current.builder.wanted.retry.start_seconds
+    if limit is None or current.attempt.started is not None:
+        return False
+    left = max(job.created, job.released or 0.0) + limit - builder.now
+    if left > 0:
+        builder.requeue_after(left)
+        return False
+    problem = _diagnosed(current).problem
+    end.record_failure(
+        builder, current.attempt, start_timeout(current.stage, human(limit), None if problem is None else problem.text)
+    )
+    return True
 
 
 def _too_few(current: Current) -> JobState:
