@@ -102,7 +102,7 @@ class Reconciler:
         before = held.status
         after = plan.status.wire() | {name: before[name] for name in held.unreadable if name in before}
         change = difference(before, after)
-        if not change or can_wait(held.status, change):
+        if not change or can_wait(before, change, plan.just_started):
             return False
         metadata = held.body["metadata"]
         body = {"metadata": {"resourceVersion": metadata["resourceVersion"]}, "status": change}

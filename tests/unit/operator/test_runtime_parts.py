@@ -573,7 +573,7 @@ def test_a_difference_leads_from_one_to_the_other(before: dict[str, Any], after:
     ],
 )
 def test_what_can_be_seen_again_goes_with_the_next_write(change: dict[str, Any], waits: bool) -> None:
-    assert can_wait({"attempts": [{"job": "j", "outcome": "Running"}]}, change) is waits
+    assert can_wait({"attempts": [{"job": "j", "outcome": "Running"}]}, change, just_started=False) is waits
 
 
 def test_the_budget_of_progress_writes() -> None:

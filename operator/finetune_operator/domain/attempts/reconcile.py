@@ -36,6 +36,7 @@ RUNNING: dict[Stage, tuple[Phase, Reason]] = {
     "publish": ("Publishing", Reason.PUBLISHING),
 }
 _NODE_CHECK_S = 30.0
+_FIRST_PROGRESS_S = 3.0
 _DELETING_CHECK_S = 5.0
 
 
@@ -322,7 +323,17 @@ def _watch(current: Current) -> None:
     builder.job_state = JobState(phase, reason, _running_message(job, stage), running=True)
     if stage == "train":
         budget.requeue_when_spent(builder)
+    _coalesce_start(current)
     _check_nodes(current)
+
+
+def _coalesce_start(current: Current) -> None:
+    """That all pods run is written with their first progress value, unless that is late."""
+    builder = current.builder
+    left = max((pod.running_since or 0.0 for pod in current.pods), default=0.0) + _FIRST_PROGRESS_S - builder.now
+    if builder.before.reason == Reason.STARTING and 0 < left <= _FIRST_PROGRESS_S:
+        builder.just_started = True
+        builder.requeue_after(left)
 
 
 def _follow_progress(current: Current) -> None:
