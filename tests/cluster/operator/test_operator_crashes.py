@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from .proxy import Fault, Proxy
+
 pytestmark = pytest.mark.control
 
 History = list[tuple[str, int, str]]
@@ -48,7 +50,7 @@ class Crashes:
     """The operator dies each time the API server has done one of its writes, before it has the answer."""
 
     jobs: Any
-    proxy: Any
+    proxy: Proxy
     server: Any
     pid_file: Path
     deadly: bool = True
@@ -92,9 +94,9 @@ class Crashes:
             while self.pid_file.exists():
                 time.sleep(0.005)
 
-    def rule(self, method: str, path: str) -> Any:
+    def rule(self, method: str, path: str) -> Fault | None:
         """What the dead process still had under way is turned away."""
-        return self.proxy.fault("answer", 503) if self._dead.is_set() else None
+        return Fault("answer", 503) if self._dead.is_set() else None
 
     def _check(self) -> None:
         """Each Job has its place in the recorded history: what comes before it has ended, and that is on record."""
@@ -118,7 +120,7 @@ class Crashes:
 
 
 @pytest.fixture
-def crashes(jobs: Any, proxy: Any, namespace: str, start_operator: Any, tmp_path: Path) -> Crashes:
+def crashes(jobs: Any, proxy: Proxy, namespace: str, start_operator: Any, tmp_path: Path) -> Crashes:
     pid_file = tmp_path / "pid"
     settings = {"FINETUNE_NAMESPACES": namespace, "PID_FILE": str(pid_file)}
     server = start_operator(proxy.kubeconfig, wait=False, program=("-c", FORKS), **settings)

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from .proxy import Fault, Proxy
+
 pytestmark = pytest.mark.control
 
 DONE = [("prepare", 1, "Succeeded"), ("train", 1, "Succeeded"), ("publish", 1, "Succeeded")]
@@ -20,22 +22,22 @@ def book(status: dict[str, Any]) -> list[tuple[str, int, str]]:
     return [(a["stage"], a["number"], a["outcome"]) for a in status.get("attempts", [])]
 
 
-def test_bad_answers_of_every_kind(jobs: Any, kubelet: Any, namespace: str, start_operator: Any, proxy: Any) -> None:
+def test_bad_answers_of_every_kind(jobs: Any, kubelet: Any, namespace: str, start_operator: Any, proxy: Proxy) -> None:
     """A fifth of all writes ends in 409, 429, 500, 503, a lost answer or a late one. Three jobs arrive all the same."""
     dice = random.Random(7)
     given: dict[str, int] = {}
 
-    def rule(method: str, path: str) -> Any:
+    def rule(method: str, path: str) -> Fault | None:
         if method == "GET" or dice.random() > 1 / 5:
             return None
         fault = dice.choice(
             [
-                proxy.fault("answer", 409),
-                proxy.fault("answer", 429, {"Retry-After": "1"}),
-                proxy.fault("answer", 500),
-                proxy.fault("answer", 503),
-                proxy.fault("lose"),
-                proxy.fault("slow", seconds=0.3),
+                Fault("answer", 409),
+                Fault("answer", 429, {"Retry-After": "1"}),
+                Fault("answer", 500),
+                Fault("answer", 503),
+                Fault("lose"),
+                Fault("slow", seconds=0.3),
             ]
         )
         given[fault.kind] = given.get(fault.kind, 0) + 1
@@ -59,14 +61,12 @@ def test_watches_that_break_and_lists_that_are_missed(
     acts: Any,
     namespace: str,
     start_operator: Any,
-    proxy: Any,
+    proxy: Proxy,
     eventually: Callable[..., Any],
 ) -> None:
     """Deletions while no watch stood are found by the sweep, which kopf's own new list would not tell of."""
     blind = threading.Event()
-    proxy.rule = lambda method, path: (
-        proxy.fault("answer", 503) if blind.is_set() and method in ("GET", "WATCH") else None
-    )
+    proxy.rule = lambda method, path: Fault("answer", 503) if blind.is_set() and method in ("GET", "WATCH") else None
     operator = start_operator(proxy.kubeconfig, FINETUNE_NAMESPACES=namespace, FINETUNE_RESYNC_SECONDS="3")
     kubelet.script = acts.hold_training
     jobs.create()
@@ -87,15 +87,15 @@ def test_watches_that_break_and_lists_that_are_missed(
 
 
 def test_sigterm_lets_writes_in_flight_end(
-    jobs: Any, kubelet: Any, namespace: str, start_operator: Any, proxy: Any, eventually: Callable[..., Any]
+    jobs: Any, kubelet: Any, namespace: str, start_operator: Any, proxy: Proxy, eventually: Callable[..., Any]
 ) -> None:
     """Exit 0, a write that was under way done, and its successor goes on."""
     slow = threading.Event()
 
-    def rule(method: str, path: str) -> Any:
+    def rule(method: str, path: str) -> Fault | None:
         if method == "POST" and path.endswith("/jobs"):
             slow.set()
-            return proxy.fault("slow", seconds=2)
+            return Fault("slow", seconds=2)
         return None
 
     proxy.rule = rule
@@ -112,7 +112,7 @@ def test_sigterm_lets_writes_in_flight_end(
 
 
 def test_a_job_is_looked_at_again_after_a_restart_without_a_write(
-    jobs: Any, kubelet: Any, acts: Any, namespace: str, start_operator: Any, proxy: Any
+    jobs: Any, kubelet: Any, acts: Any, namespace: str, start_operator: Any, proxy: Proxy
 ) -> None:
     """Restarting the operator, over a list of running and finished jobs, writes nothing."""
     kubelet.script = acts.hold_training
