@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import threading
 import time
 from collections.abc import Callable
@@ -20,39 +19,6 @@ DONE = [("prepare", 1, "Succeeded"), ("train", 1, "Succeeded"), ("publish", 1, "
 
 def book(status: dict[str, Any]) -> list[tuple[str, int, str]]:
     return [(a["stage"], a["number"], a["outcome"]) for a in status.get("attempts", [])]
-
-
-def test_bad_answers_of_every_kind(jobs: Any, kubelet: Any, namespace: str, start_operator: Any, proxy: Proxy) -> None:
-    """A fifth of all writes ends in 409, 429, 500, 503, a lost answer or a late one. Three jobs arrive all the same."""
-    dice = random.Random(7)
-    given: dict[str, int] = {}
-
-    def rule(method: str, path: str) -> Fault | None:
-        if method == "GET" or dice.random() > 1 / 5:
-            return None
-        fault = dice.choice(
-            [
-                Fault("answer", 409),
-                Fault("answer", 429, {"Retry-After": "1"}),
-                Fault("answer", 500),
-                Fault("answer", 503),
-                Fault("lose"),
-                Fault("slow", seconds=0.3),
-            ]
-        )
-        given[fault.kind] = given.get(fault.kind, 0) + 1
-        return fault
-
-    proxy.rule = rule
-    operator = start_operator(proxy.kubeconfig, FINETUNE_NAMESPACES=namespace)
-    names = [f"job-{n}" for n in range(3)]
-    for name in names:
-        jobs.create(name)
-    for name in names:
-        assert book(jobs.wait("Completed", name, seconds=90)) == DONE
-    assert len(jobs.children()) == 9
-    assert len(given) == 3
-    assert operator.terminate() == 0
 
 
 def test_watches_that_break_and_lists_that_are_missed(
