@@ -141,10 +141,10 @@ def _validations(rules: Sequence[Rule]) -> list[dict[str, Any]]:
     changes = [rule for rule in rules if "oldSelf" in rule.cel]
     states = [rule for rule in rules if "oldSelf" not in rule.cel]
     return [
-        {"rule": f"self == oldSelf || ({_all(changes)})", "messageExpression": _first_broken(changes)},
+        {"rule": f"self == oldSelf || ({_all(changes)})", "messageExpression": _broken(changes)},
         {
             "rule": f"oldSelf.hasValue() && self == oldSelf.value() || ({_all(states)})",
-            "messageExpression": _first_broken(states),
+            "messageExpression": _broken(states),
             "optionalOldSelf": True,
         },
     ]
@@ -154,12 +154,9 @@ def _all(rules: Sequence[Rule]) -> str:
     return " && ".join(f"({rule.cel})" for rule in rules)
 
 
-def _first_broken(rules: Sequence[Rule]) -> str:
-    *others, last = rules
-    text = json.dumps(last.message)
-    for rule in reversed(others):
-        text = f"!({rule.cel}) ? {json.dumps(rule.message)} : {text}"
-    return text
+def _broken(rules: Sequence[Rule]) -> str:
+    """The messages of all rules that do not hold."""
+    return " + ".join(f"({rule.cel} ? '' : {json.dumps(rule.message + '. ')})" for rule in rules)
 
 
 def _classes(model: type[BaseModel]) -> set[type[BaseModel]]:
