@@ -1,4 +1,4 @@
-"""`spec` of a FineTuneJob. A field that is absent is decided for the user; `status.effective` shows what it became."""
+"""`spec` of a FineTuneJob. A field that is absent is decided for the user; `ftj describe --effective` shows what it became."""
 
 from __future__ import annotations
 

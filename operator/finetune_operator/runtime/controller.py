@@ -59,7 +59,9 @@ class Controller:
         self._recorder = Recorder(self.client)
         self._poller = Poller(poll_seconds, self._progress, progress_port)
         self._informers = Informers(namespaces, watch, self.client, self.cache, self._wake)
-        self._reconciler = Reconciler(self.client, self.cache, self._recorder, self._poller, config)
+        self._reconciler = Reconciler(
+            self.client, self.cache, self._recorder, self._poller, config, new_jobs_wait=self.queue.new_jobs_wait
+        )
         self._elector = elector
         self._election: asyncio.Task[None] | None = None
         self._worker_tasks: list[asyncio.Task[None]] = []
@@ -139,7 +141,7 @@ class Controller:
         if not self._works:
             return  # every job is reconciled when this replica begins to lead
         held = self.cache.finetunejob(key)
-        if held is not None and held.phase is None:
+        if held is not None and held.phase is None and not self.cache.has_children(held):
             self.queue.add(key, Priority.NEW)
         else:
             self.queue.add(key, Priority.LATER if listed else Priority.NORMAL)
@@ -183,6 +185,8 @@ class Controller:
             elif held is not None:
                 result = "requeue_after"
                 held.facts.retry_in(self.queue.retry(key, again.retry))
+            if again.unfinished:
+                self.queue.add(key)
             if again.after is not None:
                 result = "requeue_after"
                 self.queue.add_after(key, again.after)
