@@ -143,8 +143,10 @@ class Controller:
         held = self.cache.finetunejob(key)
         if held is not None and held.phase is None and not self.cache.has_children(held):
             self.queue.add(key, Priority.NEW)
+        elif listed and held is not None and held.phase in ("Completed", "Failed"):
+            self.queue.add(key, Priority.LATER)
         else:
-            self.queue.add(key, Priority.LATER if listed else Priority.NORMAL)
+            self.queue.add(key)
 
     def _freed(self, namespace: str) -> None:
         for key in self.queue.freed(namespace):
