@@ -33,6 +33,7 @@ COLUMNS: tuple[tuple[str, str, str, int], ...] = (
     ("Method", "string", ".spec.method.type", 1),
     ("Step", "integer", ".status.progress.step", 1),
     ("Cost", "number", ".status.plan.cost", 1),
+    ("Spent", "number", ".status.usage.cost", 1),
     ("Reason", "string", ".status.reason", 1),
 )
 

@@ -18,10 +18,10 @@ _HEAD = f"""# {KIND}
 
 <!-- Generated from the models in crds/finetune_api by `make crds`. Do not edit. -->
 
-`apiVersion: {API_VERSION}`, `kind: {KIND}`, short name `ftj`. `kubectl explain ftj.spec` says the same.
+`apiVersion: {API_VERSION}`, `kind: {KIND}`, short name `ftj`. `kubectl explain ftj.spec` prints the same.
 
-A field without a default and without "required" may be left out: then it is decided for you, and `status.effective` shows
-what it became. Unknown fields are refused. A job's name has 1 to 40 characters: lower-case letters, digits and `-`.
+A field without a default and without "required" may be left out: then it is decided for you, and
+`ftj describe NAME --effective` prints what it became. Unknown fields are refused. A job's name has 1 to 40 characters: lower-case letters, digits and `-`.
 
 Columns of `kubectl get ftj`: {", ".join(name for name, _, _, priority in COLUMNS if not priority)}. With `-o wide` also
 {", ".join(name for name, _, _, priority in COLUMNS if priority)}.

@@ -186,7 +186,7 @@ def _strategy(spec: FineTuneJobSpec) -> Strategy:
 
 
 def shown(spec: FineTuneJobSpec) -> dict[str, Any]:
-    """What `status.effective` holds: the decided spec without pods and switches."""
+    """What `status.state` holds as `effective`: the decided spec without pods and switches."""
     wire = spec.wire()
     return {
         name: wire[name]

@@ -39,6 +39,7 @@ class FailureCode(StrEnum):
     INIT_CONTAINER_FAILED = "InitContainerFailed"
     CONTAINER_FAILED = "ContainerFailed"
     START_FAILED = "StartFailed"
+    START_TIMEOUT = "StartTimeout"
     WRONG_ARCHITECTURE = "WrongArchitecture"
     KILLED = "Killed"
     UNKNOWN = "Unknown"
@@ -86,6 +87,7 @@ FAILURES: dict[FailureCode, Failure] = {
     FailureCode.DEADLINE_EXCEEDED: Failure("infra", "The Job or pod ran longer than its activeDeadlineSeconds, which this operator does not set.", "Exclude the FineTuneJob's Jobs and pods from the policy that sets activeDeadlineSeconds, or raise its value"),
     FailureCode.INIT_CONTAINER_FAILED: Failure("infra", "An init container failed, so that the trainer did not start.", "Read its log: kubectl logs {pod} -c {container}; it was added by spec.pods or by a webhook"),
     FailureCode.CONTAINER_FAILED: Failure("infra", "A container next to the trainer failed, and its pod with it.", "Read its log: kubectl logs {pod} -c {container}; it was added by a webhook"),
+    FailureCode.START_TIMEOUT: Failure("infra", "The pods of an attempt did not start within `spec.retry.startTimeout`.", "Fix what the message names, or raise spec.retry.startTimeout"),
     FailureCode.START_FAILED: Failure("infra", "The container runtime could not start the trainer.", "Correct spec.pods.common.image, or the runtime of the node (kubectl describe node {node})"),
     FailureCode.WRONG_ARCHITECTURE: Failure("infra", "The image was built for another CPU architecture than the node has.", "Use an image for the architecture of the node, or set spec.pods.common.nodeSelector[kubernetes.io/arch]"),
     FailureCode.KILLED: Failure("infra", "The trainer was killed with SIGKILL, and not for its own memory limit.", "Find out what killed it on node {node}: memory pressure of the whole node (kubectl describe node {node}), an agent, or a person"),

@@ -22,6 +22,9 @@ class OperatorState(StatusModel):
     infra_failures: int = Field(default=0, description="Failures counted against retry.infra.")
     notches: list[Notch] | None = Field(default=None, max_length=100, description="Taken after running out of memory.")
     checkpoints: list[CheckpointStatus] | None = Field(default=None, max_length=10)
+    checkpoint_seconds: float | None = Field(
+        default=None, description="What the last checkpoint took: see pods' grace."
+    )
     running_since: Time | None = Field(
         default=None, description="Since when all training pods run: the time that status.usage does not hold yet."
     )

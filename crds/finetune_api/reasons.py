@@ -44,6 +44,7 @@ class Reason(StrEnum):
     NO_TRAINER_IMAGE = "NoTrainerImage"
     INVALID_SPEC = "InvalidSpec"
     INVALID_WORKSPACE = "InvalidWorkspace"
+    CLAIM_NOT_SHARED = "ClaimNotShared"
     MISSING_SECRET = "MissingSecret"
     MISSING_CONFIG_MAP = "MissingConfigMap"
     MISSING_CLAIM = "MissingClaim"
@@ -87,6 +88,7 @@ WAITING: dict[Reason, Waiting] = {
     Reason.WRONG_ARCHITECTURE: Waiting("The image does not exist for the CPU architecture of the node.", "Use an image for it, or set `spec.pods.common.nodeSelector[kubernetes.io/arch]`"),
     Reason.NO_TRAINER_IMAGE: Waiting("No trainer image is set.", "Set `trainer.image` in the chart, or `spec.pods.common.image`"),
     Reason.INVALID_SPEC: Waiting("This version of the operator cannot read or combine fields of the spec.", "Correct the fields in the message, or upgrade the operator"),
+    Reason.CLAIM_NOT_SHARED: Waiting("Several nodes are to train, but only one node can mount the model's claim.", "Use a ReadOnlyMany or ReadWriteMany claim, or set `spec.compute.nodes` to 1"),
     Reason.INVALID_WORKSPACE: Waiting("Several nodes are to train, but only one node can write to the workspace claim.", "Use a ReadWriteMany claim, or set `spec.compute.nodes` to 1"),
     Reason.MISSING_SECRET: Waiting("A Secret, or a key of it, does not exist in the job's namespace.", "Create it, or correct the reference"),
     Reason.MISSING_CONFIG_MAP: Waiting("A ConfigMap, or a key of it, does not exist in the job's namespace.", "Create it, or correct the reference"),

@@ -1,4 +1,4 @@
-"""`spec` of a FineTuneJob. A field that is absent is decided for the user; `status.effective` shows what it became."""
+"""`spec` of a FineTuneJob. A field that is absent is decided for the user; `ftj describe --effective` shows what it became."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from finetune_api.base import ApiModel
-from finetune_api.budget import BudgetSpec
+from finetune_api.budget import DURATION, BudgetSpec, seconds_of
 from finetune_api.combinations import COMBINATIONS
 from finetune_api.compute import ComputeSpec
 from finetune_api.data import DataSpec
@@ -40,12 +40,20 @@ class RetrySpec(ApiModel):
     infra: int = Field(
         default=3, ge=0, le=100, description="Failures of unknown or infrastructure cause, over the whole job."
     )
+    start_timeout: Annotated[str, Field(min_length=2, max_length=32, pattern=DURATION)] | None = Field(
+        default=None,
+        description="How long the pods of an attempt may need to start once their Job was released: 30m, 2h. Then the attempt counts as an infrastructure failure. Absent: without limit, since waiting costs nothing.",
+    )
     oom: int = Field(
         default=4,
         ge=0,
         le=20,
         description="Notches down the memory ladder, over the whole job: the attempt after one that ran out of memory needs less GPU memory, or its pods get more host memory; the global batch stays. Fields that the spec sets are kept, except memory in pods.*.resources. 0: none.",
     )
+
+    @property
+    def start_seconds(self) -> int | None:
+        return None if self.start_timeout is None else seconds_of(self.start_timeout)
 
 
 _FROZEN_LOCATION = "has(self.{0}.revision) == has(oldSelf.{0}.revision) && (!has(self.{0}.revision) || self.{0}.revision == oldSelf.{0}.revision)"

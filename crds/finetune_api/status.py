@@ -118,6 +118,9 @@ class ProgressStatus(StatusModel):
     tokens_per_second: float | None = None
     loss: float | None = None
     eval_loss: float | None = None
+    straggler: str | None = Field(
+        default=None, description="A rank that holds up the others: 'rank 3 takes 1.8 times the median step'."
+    )
 
 
 class AttemptStatus(StatusModel):
@@ -175,6 +178,7 @@ class FailureStatus(StatusModel):
     message: str
     remedy: str | None = None
     retriable: bool = False
+    stacks: str | None = Field(default=None, description="Folder with the stack dumps of all ranks, after a hang.")
 
 
 class ArtifactsStatus(StatusModel):

@@ -11,7 +11,8 @@ _HEAD = """# Reading a job's status
 
 ```
 kubectl get ftj                    phase, progress, loss, time left
-kubectl describe ftj NAME          conditions and events
+ftj describe NAME                  state, plan, attempts, usage and events on one or two screens
+kubectl describe ftj NAME          the same as fields
 ftj watch NAME                     progress bars, and every reason as it appears
 ftj logs NAME [-f] [--rank N]      the logs of the pods, merged by time
 ```
@@ -26,14 +27,18 @@ ftj logs NAME [-f] [--rank N]      the logs of the pods, merged by time
 | Suspended | `spec.suspend` is true, or the budget is used up, and no pod runs |
 | Completed, Failed | the job has ended; `Completed` with reason `Planned`: `mode: Plan` ends with the plan |
 
-`kubectl get ftj -o wide` adds model, method, step, the plan's cost and the reason.
+`kubectl get ftj -o wide` adds model, method, step, the planned cost, what was spent, and the reason. `status.usage` holds what the
+training has used ([budgets.md](budgets.md#usage)); `status.state` is for the operator alone.
 
 `status.message` describes the state of the job in one sentence, with what to do. `status.failure` describes why a job failed:
-code, stage, rank, node, exit code, message, remedy. Secrets that a pod writes into its log are removed from both.
+code, stage, rank, node, exit code, message, remedy, and after a hang `stacks`, the folder with the stack dumps of all ranks.
+`status.progress.straggler` names a rank that slows the others down. Secrets that a pod writes into its log are removed from messages.
 
 ## Waiting
 
-None of these fails a job. It continues by itself once the cause is gone.
+None of these fails a job: it continues by itself when the cause is gone, and running pods are kept. The condition `Stalled` is True
+while somebody has to act. It is not for `Unschedulable` and `QuotaExceeded`, since waiting for capacity is normal, nor for
+`AwaitingApproval` and `HeldElsewhere`.
 
 | reason | cause | what to do |
 |---|---|---|
@@ -69,8 +74,9 @@ again; evictions for other reasons do not.
 ## Conditions
 
 `Ready`, `Reconciling` and `Stalled` are for tools ([gitops.md](gitops.md)). `Complete`, `Failed` and `Suspended` are for
-`kubectl wait`. `DataValid`, `PlanAccepted`, `Running` and `Published` show how far a job is; `PlanAccepted` is False
-with reason `AwaitingApproval` or `OverBudget`. `ProgressUnknown` means that the operator cannot read the progress of a
+`kubectl wait`. `DataValid`, `PlanAccepted`, `QuotaReserved`, `Running`, `Evaluated` and `Published` show how far a job is;
+`PlanAccepted` is False with reason `AwaitingApproval` or `OverBudget`, `QuotaReserved` while a queue holds the training Job.
+`ProgressUnknown` means that the operator cannot read the progress of a
 training; the training continues.
 
 ## In a script

@@ -195,6 +195,26 @@ def watch(
     watch_job(name, _target(namespace, context, kubeconfig), output)
 
 
+@app.command(short_help="Describe a job on one or two screens.")
+def describe(
+    name: Name,
+    effective: Annotated[
+        bool,
+        typer.Option("--effective", help="Print the resolved spec instead, as YAML: what every absent field became."),
+    ] = False,
+    namespace: Namespace = None,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
+    output: Annotated[
+        Literal["json", "yaml"] | None, typer.Option("-o", "--output", help="Print the object as json or yaml instead.")
+    ] = None,
+) -> None:
+    """Describe the FineTuneJob: state, plan, attempts, evaluation, usage and the latest events."""
+    from finetune_cli.describe import describe as show
+
+    show(name, _target(namespace, context, kubeconfig), effective=effective, output=output)
+
+
 @app.command(short_help="Approve the plan of a job that waits for it.")
 def approve(
     name: Name,

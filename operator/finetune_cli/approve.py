@@ -10,7 +10,7 @@ from finetune_api.finetunejob import FineTuneJob
 from rich.console import Console
 
 from finetune_cli import view
-from finetune_cli.cluster import Cluster, Target
+from finetune_cli.cluster import Cluster, Target, without_managed_fields
 from finetune_cli.errors import CliError
 from finetune_cli.planned import show_plan
 
@@ -31,8 +31,7 @@ def approve(name: str, plan: str | None, target: Target, *, yes: bool, output: s
     after = cluster.approve_plan(namespace, name, digest)
     console.print(f"Plan {digest} of {name} is approved. Follow the job: {watch}")
     if output == "json":
-        after["metadata"].pop("managedFields", None)
-        print(json.dumps(after))
+        print(json.dumps(without_managed_fields(after)))
 
 
 def _waiting_for(job: FineTuneJob, plan: str | None, watch: str) -> str:

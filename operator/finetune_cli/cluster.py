@@ -110,6 +110,11 @@ class Cluster:
             for line in _lines(response):
                 yield json.loads(line)
 
+    def events(self, namespace: str, uid: str) -> list[Json]:
+        """Events about one object, in no order."""
+        query = {"fieldSelector": f"involvedObject.uid={uid}"}
+        return list(self._json("events", "GET", f"/api/v1/namespaces/{quote(namespace)}/events", query)["items"] or ())
+
     def pods(self, namespace: str, selector: str) -> list[Json]:
         """Pods with these labels."""
         return list(self._json("pods", "GET", _pod_path(namespace), {"labelSelector": selector})["items"])
@@ -173,6 +178,11 @@ class Cluster:
         if response.status >= 400:
             raise explained(response.status, response.data, what)
         return response
+
+
+def without_managed_fields(body: Json) -> Json:
+    """The object as a person wants to read it."""
+    return {**body, "metadata": {k: v for k, v in body["metadata"].items() if k != "managedFields"}}
 
 
 def _job_path(namespace: str, name: str = "") -> str:

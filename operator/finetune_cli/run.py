@@ -12,7 +12,7 @@ from rich.console import Console
 
 from finetune_cli import follow as following
 from finetune_cli import manifest, result, view
-from finetune_cli.cluster import Cluster, Gone, Target
+from finetune_cli.cluster import Cluster, Gone, Target, without_managed_fields
 from finetune_cli.display import Display, display
 from finetune_cli.errors import CliError, Exit
 
@@ -149,6 +149,5 @@ def _console(output: str | None) -> Console:
 
 def _finish(body: dict[str, Any], ended: view.End | None, output: str | None) -> NoReturn:
     if output == "json":
-        body = {**body, "metadata": {k: v for k, v in body["metadata"].items() if k != "managedFields"}}
-        print(json.dumps(body))
+        print(json.dumps(without_managed_fields(body)))
     sys.exit(ended.exit_code if ended else Exit.DONE)

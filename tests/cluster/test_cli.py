@@ -223,6 +223,45 @@ def test_a_budget_that_is_spent_is_exit_code_5(ftj: Ftj) -> None:
     assert (code, lines[-1]) == (5, "bot stopped with a checkpoint: spec.budget.maxDuration: 2h are used up; raise it.")
 
 
+EVENT = {
+    "apiVersion": "events.k8s.io/v1",
+    "kind": "Event",
+    "metadata": {"generateName": "bot-"},
+    "type": "Warning",
+    "reason": "Evicted",
+    "action": "Resume",
+    "note": "Pod bot-0 was disrupted. Stage train resumes from step 40",
+    "eventTime": "2026-01-01T00:00:00.000000Z",
+    "reportingController": "tests",
+    "reportingInstance": "tests",
+}
+
+
+def test_describe_shows_a_job_its_events_and_its_resolved_spec(ftj: Ftj) -> None:
+    assert ftj("run", ftj.manifest(), "--no-follow").returncode == 0
+    assert "is not resolved yet" in ftj("describe", "bot", "--effective").stderr
+    effective = {"method": {"type": "lora"}, "training": {"learningRate": 0.0002}}
+    attempt = {"stage": "train", "number": 1, "job": "x", "outcome": "Evicted", "reason": "Evicted", "stepsLost": 7}
+    ftj.say(
+        phase="Queued", reason="Resuming", attempts=[attempt], state=json.dumps({"effective": effective, "later": 1})
+    )
+    regarding = {"kind": "FineTuneJob", "namespace": ftj.namespace, "name": "bot", "uid": ftj.job()["metadata"]["uid"]}
+    path = f"/apis/events.k8s.io/v1/namespaces/{ftj.namespace}/events"
+    ftj.api.post(path, {**EVENT, "regarding": regarding})
+    ftj.api.post(path, {**EVENT, "regarding": {**regarding, "uid": "another"}, "note": "of an earlier job"})
+    shown = ftj("describe", "bot")
+    lines = [line.split() for line in shown.stdout.splitlines()]
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert ["train", "1", "Evicted", "Evicted", "7"] in lines
+    assert any(line[1:3] == ["Warning", "Evicted"] and line[-2:] == ["step", "40"] for line in lines)
+    assert "of an earlier job" not in shown.stdout
+    assert yaml.safe_load(ftj("describe", "bot", "--effective").stdout) == effective
+    assert json.loads(ftj("describe", "bot", "--effective", "-o", "json").stdout) == effective
+    whole = yaml.safe_load(ftj("describe", "bot", "-o", "yaml").stdout)
+    assert (whole["status"]["phase"], whole["metadata"].get("managedFields")) == ("Queued", None)
+    assert ftj("describe", "nope").returncode == 3
+
+
 class Wire:
     """A TCP relay to the API server that can be cut."""
 

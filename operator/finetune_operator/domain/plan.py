@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from finetune_operator.domain.admission import acceptance
-from finetune_operator.domain.admission.workspace import unshared_workspace
+from finetune_operator.domain.admission.workspace import unshared_claim
 from finetune_operator.domain.attempts import completion, usage
 from finetune_operator.domain.attempts.reconcile import reconcile_attempts
 from finetune_operator.domain.observed import ObservedState
@@ -24,7 +24,7 @@ BLOCKERS: tuple[Callable[[PlanBuilder], JobState | None], ...] = (
     acceptance.unreadable,
     acceptance.impossible,  # combinations of fields that cannot work
     acceptance.without_image,
-    unshared_workspace,  # several nodes need a claim that several nodes can mount
+    unshared_claim,  # several nodes need claims that several nodes can mount
 )
 
 

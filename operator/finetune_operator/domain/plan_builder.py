@@ -74,6 +74,8 @@ class Plan:
     """Why to reconcile again without a known time: with a backoff for each reason."""
     poll: PodView | None = None
     """The pod whose progress should be read."""
+    just_started: bool = False
+    """All pods run since a moment ago: a first progress value follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,7 @@ class PlanBuilder:
     events: list[Event] = field(default_factory=list)
     reads: set[Read] = field(default_factory=set)
     poll: PodView | None = None
+    just_started: bool = False
     blocked: JobState | None = None
     """Why nothing may be created now. Pods that run are kept."""
     _requeue_after: float | None = None
@@ -191,4 +194,5 @@ class PlanBuilder:
             requeue_after=self._requeue_after,
             retry=self._retry,
             poll=self.poll,
+            just_started=self.just_started,
         )

@@ -29,7 +29,7 @@ def status(*conditions: tuple[str, str], observed: int = 1, **fields: Any) -> di
     ("given", "expected"),
     [
         pytest.param(None, "Progressing", id="no status yet"),
-        pytest.param({"observedGeneration": -1}, "Progressing", id="not looked at yet"),
+        pytest.param({"observedGeneration": -1}, "Progressing", id="not reconciled yet"),
         pytest.param(status(("Complete", "True"), observed=0), "Progressing", id="spec changed since"),
         pytest.param(status(("Ready", "False"), ("Reconciling", "True")), "Progressing", id="starting"),
         pytest.param(status(("Ready", "True")), "Healthy", id="accepted is enough"),
@@ -79,5 +79,5 @@ def test_a_plan_beyond_its_budget_waits_for_nobody() -> None:
 
 def test_the_message_is_the_conditions() -> None:
     assert health(status(("Failed", "True"), ("Stalled", "True"))) == ("Degraded", "about Failed")
-    waiting = status(("Ready", "False"), phase="Pending", message="The image x cannot be pulled")
-    assert health(waiting) == ("Progressing", "The image x cannot be pulled")
+    waiting = status(("Ready", "False"), ("Reconciling", "True"), phase="Preparing", message="0/3 nodes are available")
+    assert health(waiting) == ("Progressing", "0/3 nodes are available")

@@ -200,8 +200,9 @@ class World:
         ended = Ended(exit_code, reason, text, self.now, self.now)
         return {"phase": "Succeeded" if exit_code == 0 else "Failed", "running_since": None, "ended": ended}
 
-    def share(self, claim: str) -> None:
-        self.claims[claim] = ClaimView(claim, True, ("ReadWriteMany",))
+    def share(self, *claims: str) -> None:
+        for claim in claims or ("scratch", "models"):
+            self.claims[claim] = ClaimView(claim, True, ("ReadWriteMany",))
 
     def run(self, stage: str, nodes: int = 1) -> None:
         for index in range(nodes):

@@ -83,7 +83,7 @@ def test_a_changed_plan_is_not_the_approved_one(make_world: Any, prepared: Any) 
         compute={"device": "cpu", "nodes": 2},
         budget={"approval": "Manual", "approvedPlan": world.status["plan"]["digest"]},
     )
-    world.share("scratch")
+    world.share()
     world.settle()
     assert world.status["phase"] == "AwaitingApproval"
 

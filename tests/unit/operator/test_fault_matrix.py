@@ -132,7 +132,7 @@ def test_standing_times_wish_times_stage(
     make_world: Any, prepared: Any, standing: Standing, wish: Wish, stage: Stage
 ) -> None:
     world = make_world(compute={"device": "cpu", "nodes": NODES}, retry={"infra": 100})
-    world.share("scratch")
+    world.share()
     for before in BEFORE[stage]:
         world.settle()
         count = NODES if before == "train" else 1

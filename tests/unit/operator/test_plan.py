@@ -11,6 +11,7 @@ from finetune_api.effective import PlatformDefaults
 from finetune_api.pods import PodSettings
 from finetune_operator.domain.attempts import start
 from finetune_operator.domain.observed import ClaimView
+from finetune_operator.domain.status.conditions import OURS
 from finetune_operator.domain.times import stamp
 
 
@@ -50,7 +51,7 @@ def test_a_run_config_that_no_pod_can_hold_ends_the_job(make_world: Any, monkeyp
 
 def test_the_whole_way(make_world: Any) -> None:
     world = make_world(compute={"nodes": 2, "gpusPerNode": 4}, readyWhen="Accepted")
-    world.claims["scratch"] = ClaimView("scratch", True, ("ReadWriteMany",))
+    world.share()
     world.settle()
     world.run("prepare")
     world.settle()
@@ -283,27 +284,31 @@ def test_what_is_not_ours_is_left_alone(make_world: Any, gone: dict[str, Any]) -
 
 
 @pytest.mark.parametrize(
-    ("claim", "phase", "reason"),
+    ("scratch", "models", "phase", "reason"),
     [
-        (ClaimView("scratch", True, ("ReadWriteOnce",)), "Pending", "InvalidWorkspace"),
-        (ClaimView("scratch", False), "Pending", "MissingClaim"),
-        (ClaimView("scratch", True, ("ReadWriteOnce", "ReadWriteMany")), "Preparing", "Starting"),
-        (ClaimView("scratch", None), "Preparing", "Starting"),
+        (("ReadWriteOnce",), ("ReadWriteMany",), "Pending", "InvalidWorkspace"),
+        (("ReadOnlyMany",), ("ReadWriteMany",), "Pending", "InvalidWorkspace"),
+        (("ReadWriteMany",), ("ReadWriteOnce",), "Pending", "ClaimNotShared"),
+        (False, ("ReadWriteMany",), "Pending", "MissingClaim"),
+        (("ReadWriteOnce", "ReadWriteMany"), ("ReadOnlyMany",), "Preparing", "Starting"),
+        (None, None, "Preparing", "Starting"),
     ],
 )
-def test_several_nodes_need_a_workspace_that_they_can_share(
-    make_world: Any, claim: ClaimView, phase: str, reason: str
+def test_several_nodes_need_claims_that_they_can_share(
+    make_world: Any, scratch: Any, models: Any, phase: str, reason: str
 ) -> None:
     world = make_world(compute={"device": "cpu", "nodes": 2})
     drawn = world.step()
-    assert [(read.kind, read.name) for read in drawn.reads] == [("claim", "scratch")]
+    assert {(read.kind, read.name) for read in drawn.reads} == {("claim", "scratch"), ("claim", "models")}
     assert not drawn.create
-    world.claims["scratch"] = claim
+    for name, modes in (("scratch", scratch), ("models", models)):
+        found = modes if modes is None or modes is False else True
+        world.claims[name] = ClaimView(name, found, modes or ())
     world.settle()
     assert (world.status["phase"], world.status["reason"]) == (phase, reason)
-    if reason == "InvalidWorkspace":
-        assert "ReadWriteMany" in world.status["message"]
+    if phase == "Pending":
         assert world.condition("Stalled") == "True"
+        assert "scratch" in world.status["message"] or reason == "ClaimNotShared"
         world.edit(compute={"device": "cpu", "nodes": 1})
         world.settle()
         assert world.status["reason"] == "Starting"
@@ -325,3 +330,19 @@ def test_ready_when_completed(make_world: Any) -> None:
     world.edit(suspend=False)
     world.through("train", "publish")
     assert (world.condition("Ready"), world.condition("Reconciling")) == ("True", None)
+
+
+def test_conditions_of_other_controllers_stay(make_world: Any) -> None:
+    world = make_world()
+    world.settle()
+    theirs = {
+        "type": "example.com/Audited",
+        "status": "True",
+        "reason": "Done",
+        "lastTransitionTime": "2027-01-15T08:00:00Z",
+    }
+    world.body["status"]["conditions"].append(theirs)
+    world.run("prepare")
+    world.settle()
+    kinds = {condition["type"] for condition in world.status["conditions"]}
+    assert kinds - OURS == {"example.com/Audited"}

@@ -84,7 +84,7 @@ def test_what_counts_while_a_training_waits(
 def test_a_refused_job_is_made_by_the_settings_that_count_then(make_world: Any, prepared: Any) -> None:
     """Its run config too, and the plan that was approved."""
     world = make_world(budget={"approval": "Manual"})
-    world.share("scratch")
+    world.share()
     take = refuse_trainings(world)
     world.prepare(**prepared)
     world.edit(budget={"approval": "Manual", "approvedPlan": world.status["plan"]["digest"]})
@@ -151,7 +151,7 @@ def test_a_training_that_queues_is_made_anew_when_compute_changes(
 ) -> None:
     """So that what runs is what the plan in status says."""
     world = make_world()
-    world.share("scratch")
+    world.share()
     world.queued_elsewhere = elsewhere
     world.settle()
     world.run("prepare")

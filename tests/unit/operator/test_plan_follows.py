@@ -134,7 +134,7 @@ def test_what_a_pause_stopped_is_no_stop_of_what_goes_on(approved: Any, words: A
 def test_a_training_is_what_it_was_made_as(make_world: Any, before: int, after: int) -> None:
     """Its time counts on, and its failure is a failure, whatever the next attempt will be."""
     world = make_world(compute=GPU | {"nodes": before}, budget={"maxDuration": "1h"})
-    world.share("scratch")
+    world.share()
     world.through("prepare")
     world.run("train", before)
     world.settle()

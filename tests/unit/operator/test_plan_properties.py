@@ -235,7 +235,7 @@ STORIES_OF_MONEY = st.lists(
 @given(story=STORIES, nodes=st.sampled_from([1, 2]), infra=st.integers(0, 2))
 def test_whatever_happens(make_world: Any, words: Any, story: list[tuple[str, int]], nodes: int, infra: int) -> None:
     world = make_world(compute={"device": "cpu", "nodes": nodes}, retry={"infra": infra})
-    world.share("scratch")
+    world.share()
     told = Story(world, words, nodes)
     for what, number in story:
         told.happen(what, number)

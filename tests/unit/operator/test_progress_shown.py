@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from finetune_api.contract import Progress
 from finetune_operator.domain.observed import ProgressReading
 
@@ -46,3 +47,13 @@ def test_a_preparation_that_calls_itself_an_evaluation_is_none(make_world: Any) 
     world.run("prepare")
     world.settle()
     assert told(world, stage="evaluate", percent=50)["stage"] == "prepare"
+
+
+def test_the_start_of_pods_waits_a_moment_for_their_first_progress(make_world: Any) -> None:
+    world = make_world()
+    world.settle()
+    world.run("prepare")
+    drawn = world.plan()
+    assert (drawn.just_started, drawn.requeue_after) == (True, pytest.approx(3))
+    world.now += 3
+    assert not world.plan().just_started, "a late one is not waited for"

@@ -34,6 +34,7 @@ def read_messages(builder: PlanBuilder, attempt: AttemptStatus, pods: Sequence[P
         message = pod.ended.message if pod.ended is not None else None
         if message is not None:
             take_steps(builder, attempt, message.step, message.resumed_from_step, message.last_checkpoint)
+            take_checkpoint_time(builder, message.checkpoint_seconds)
 
 
 def take_steps(
@@ -55,6 +56,13 @@ def take_steps(
     shown = min(CHECKPOINTS_SHOWN, builder.spec.checkpoint.keep + 1)
     state.checkpoints = [known[step] for step in sorted(known)][-shown:]
     status.last_checkpoint = state.checkpoints[-1]
+
+
+def take_checkpoint_time(builder: PlanBuilder, seconds: float | None) -> None:
+    """Rounded, so that it is written only when it has changed enough to matter."""
+    known, measured = builder.state.checkpoint_seconds or 0.0, numbers.shown(seconds, 0)
+    if measured is not None and abs(measured - known) > max(10.0, 0.2 * known):
+        builder.state.checkpoint_seconds = measured
 
 
 def sealed_step(builder: PlanBuilder, stage: Stage) -> int | None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import zlib
+from collections import Counter
 from collections.abc import Sequence
 
 from finetune_api.status import STAGES, AttemptStatus, Stage
 
-from finetune_operator.domain.reasons import Reason
+from finetune_operator.domain.reasons import Code, Reason
 from finetune_operator.domain.times import seconds_of
 
 KEPT = 10
 EVICTION_DELAY_S = 5.0
 LONGEST_DELAY_S = 300.0
 _GOT_SOMEWHERE_S = 600.0
+_NODE_FAILURES = 2
+_NOT_THE_NODE = (Code.OUT_OF_MEMORY, Code.PEER_LOST)
 
 
 def stage_to_do(attempts: Sequence[AttemptStatus]) -> Stage | None:
@@ -43,8 +47,15 @@ def trimmed(attempts: Sequence[AttemptStatus]) -> list[AttemptStatus]:
     return kept
 
 
+def nodes_to_avoid(attempts: Sequence[AttemptStatus]) -> list[str]:
+    """Nodes on which two attempts failed: a broken GPU or disk fails again."""
+    failures = Counter(a.node for a in attempts if a.outcome == "Failed" and a.reason not in _NOT_THE_NODE and a.node)
+    return sorted(node for node, count in failures.items() if count >= _NODE_FAILURES)
+
+
 def delay(attempts: Sequence[AttemptStatus], last: AttemptStatus, infra_failures: int, retry_delay: float) -> float:
-    """Seconds between the end of `last` and the next attempt at its stage."""
+    """Seconds between the end of `last` and the next attempt at its stage. Spread by a fifth either way, the same for the same
+    attempt, so that jobs that failed together do not start together."""
     pause = EVICTION_DELAY_S * 2.0 ** max(0, _in_a_row(attempts) - 1)
     match last.outcome, last.reason:
         case "Failed", _:
@@ -55,7 +66,7 @@ def delay(attempts: Sequence[AttemptStatus], last: AttemptStatus, infra_failures
             pause -= EVICTION_DELAY_S  # at once, the first time
         case _:
             return 0.0
-    return min(LONGEST_DELAY_S, pause)
+    return min(LONGEST_DELAY_S, pause) * (0.8 + 0.4 * zlib.crc32(last.job.encode()) / 2**32)
 
 
 def _in_a_row(attempts: Sequence[AttemptStatus]) -> int:

@@ -20,6 +20,7 @@ from finetune_operator.domain.diagnosis.failures import (
     is_lost,
     node_check_due,
     node_lost,
+    start_timeout,
     vanished,
 )
 from finetune_operator.domain.diagnosis.pending_pods import Diagnosis, diagnose
@@ -27,7 +28,7 @@ from finetune_operator.domain.names import ANNOTATION_HELD
 from finetune_operator.domain.observed import JobView, PodView, Read
 from finetune_operator.domain.plan_builder import WAITING_PHASE, JobState, Patch, PlanBuilder
 from finetune_operator.domain.reasons import Reason
-from finetune_operator.domain.times import stamp
+from finetune_operator.domain.times import human, stamp
 
 RUNNING: dict[Stage, tuple[Phase, Reason]] = {
     "prepare": ("Preparing", Reason.PREPARING),
@@ -35,6 +36,7 @@ RUNNING: dict[Stage, tuple[Phase, Reason]] = {
     "publish": ("Publishing", Reason.PUBLISHING),
 }
 _NODE_CHECK_S = 30.0
+_FIRST_PROGRESS_S = 3.0
 _DELETING_CHECK_S = 5.0
 
 
@@ -271,6 +273,8 @@ def _start(current: Current) -> None:
     if diagnosis.requeue_after is not None:
         builder.requeue_after(diagnosis.requeue_after)
     _check_nodes(current)
+    if _start_timed_out(current):
+        return
     if diagnosis.problem is None:
         builder.retry("starting")
         builder.job_state = _too_few(current)
@@ -278,6 +282,22 @@ def _start(current: Current) -> None:
     problem = diagnosis.problem
     builder.retry(f"pods:{problem.reason}")
     builder.job_state = JobState(WAITING_PHASE[stage], problem.reason, problem.text, problem=True)
+
+
+def _start_timed_out(current: Current) -> bool:
+    """spec.retry.startTimeout, from the time at which the Job was released."""
+    builder, job, limit = current.builder, current.existing_job, current.builder.wanted.retry.start_seconds
+    if limit is None or current.attempt.started is not None:
+        return False
+    left = max(job.created, job.released or 0.0) + limit - builder.now
+    if left > 0:
+        builder.requeue_after(left)
+        return False
+    problem = _diagnosed(current).problem
+    end.record_failure(
+        builder, current.attempt, start_timeout(current.stage, human(limit), None if problem is None else problem.text)
+    )
+    return True
 
 
 def _too_few(current: Current) -> JobState:
@@ -303,7 +323,17 @@ def _watch(current: Current) -> None:
     builder.job_state = JobState(phase, reason, _running_message(job, stage), running=True)
     if stage == "train":
         budget.requeue_when_spent(builder)
+    _coalesce_start(current)
     _check_nodes(current)
+
+
+def _coalesce_start(current: Current) -> None:
+    """That all pods run is written with their first progress value, unless that is late."""
+    builder = current.builder
+    left = max((pod.running_since or 0.0 for pod in current.pods), default=0.0) + _FIRST_PROGRESS_S - builder.now
+    if builder.before.reason == Reason.STARTING and 0 < left <= _FIRST_PROGRESS_S:
+        builder.just_started = True
+        builder.requeue_after(left)
 
 
 def _follow_progress(current: Current) -> None:

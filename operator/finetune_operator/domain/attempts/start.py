@@ -10,7 +10,7 @@ from finetune_api.status import AttemptStatus, FailureStatus, Stage
 from finetune_operator.domain.admission import plan_admission
 from finetune_operator.domain.attempts import budget
 from finetune_operator.domain.attempts.completion import fail
-from finetune_operator.domain.attempts.history import delay, latest, trimmed
+from finetune_operator.domain.attempts.history import delay, latest, nodes_to_avoid, trimmed
 from finetune_operator.domain.attempts.standing import has_ended
 from finetune_operator.domain.builders.job import job as build_job
 from finetune_operator.domain.builders.run_config import MAX_BYTES, run_config
@@ -89,7 +89,7 @@ def next_attempt(builder: PlanBuilder, stage: Stage, last: AttemptStatus | None)
         ended = seconds_of(last.finished) or builder.now
         pause = delay(builder.attempts, last, builder.state.infra_failures, builder.config.retry_delay)
         left = ended + pause - builder.now
-        if 0 < left <= pause:  # a longer wait than the pause itself is a clock that was set back
+        if 0 < left <= pause + 1:  # a longer wait than the pause itself is a clock that was set back
             builder.requeue_after(left)
             reason = Reason.RETRYING if last.outcome == "Failed" else Reason.RESUMING
             message = f"Stage {stage} starts again in {human(left + 1)}. Before: {last.message or last.reason}"
@@ -159,6 +159,8 @@ def create(builder: PlanBuilder, stage: Stage, attempt: AttemptStatus) -> None:
             config,
             previous=_previous(builder, attempt),
             wanted=builder.wanted,
+            checkpoint_seconds=builder.state.checkpoint_seconds,
+            avoided_nodes=nodes_to_avoid(builder.attempts),
         )
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from finetune_api.contract import CONTAINER, ExitCode
@@ -83,6 +83,7 @@ def job(
     *,
     wanted: FineTuneJobSpec | None = None,
     checkpoint_seconds: float | None = None,
+    avoided_nodes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Build a gang of `nodes` pods for train, one pod for the other stages.
 
@@ -131,7 +132,14 @@ def job(
             },
             **({"suspend": True} if stage == "train" else {}),
             "template": pod_template(
-                spec, settings, stage, name, common, run_config, grace_seconds(settings, stage, checkpoint_seconds)
+                spec,
+                settings,
+                stage,
+                name,
+                common,
+                run_config,
+                grace_seconds(settings, stage, checkpoint_seconds),
+                avoided_nodes,
             ),
         },
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from finetune_api.contract import (
@@ -51,6 +51,7 @@ def pod_template(
     labels: Mapping[str, str],
     run_config: str,
     grace: int,
+    avoided_nodes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """`spec` resolved, `settings` those of this stage, `name` that of its Job and Service."""
     pod_volumes, mounts = volumes(spec, settings, stage)
@@ -72,7 +73,22 @@ def pod_template(
         if spec.scheduling is not None and spec.scheduling.priority_class:
             pod["priorityClassName"] = spec.scheduling.priority_class
     pod |= _placement(settings)
+    if avoided_nodes:
+        pod["affinity"] = _avoiding(settings.affinity or {}, avoided_nodes)
     return {"metadata": metadata, "spec": pod}
+
+
+def _avoiding(affinity: Mapping[str, Any], nodes: Sequence[str]) -> dict[str, Any]:
+    """`affinity` as in a Pod, without these nodes. Terms are alternatives, so each of them excludes them."""
+    of_nodes = affinity.get("nodeAffinity") or {}
+    required = of_nodes.get("requiredDuringSchedulingIgnoredDuringExecution") or {}
+    fields = [{"key": "metadata.name", "operator": "NotIn", "values": [node]} for node in nodes]
+    terms = [
+        {**term, "matchFields": [*(term.get("matchFields") or []), *fields]}
+        for term in required.get("nodeSelectorTerms") or [{}]
+    ]
+    wanted = {**of_nodes, "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}
+    return {**affinity, "nodeAffinity": wanted}
 
 
 def _container(

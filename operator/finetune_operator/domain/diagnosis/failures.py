@@ -88,6 +88,13 @@ def vanished(stage: Stage, what: str) -> FailureClass:
     return FailureClass("evicted", _status(FailureCode.EVICTED, stage, message)[1])
 
 
+def start_timeout(stage: Stage, limit: str, why: str | None) -> FailureClass:
+    """The pods of an attempt did not start within spec.retry.startTimeout."""
+    cause = f": {why}" if why else ""
+    message = f"The pods of stage {stage} did not start within spec.retry.startTimeout {limit}{cause}"
+    return FailureClass(*_status(FailureCode.START_TIMEOUT, stage, message))
+
+
 def own_usage(pod: PodView) -> str | None:
     """The kubelet's sentence, if it evicted the pod for its own use of memory or disk."""
     usage = _own_usage(pod, "train")
@@ -301,6 +308,7 @@ def _failure(
         message=redact(text)[:_LONGEST_MESSAGE],
         remedy=redact(remedy)[:_LONGEST_REMEDY] if remedy else None,
         retriable=kind != "fatal",
+        stacks=None if message is None or message.stacks is None else redact(message.stacks)[:_LONGEST_REMEDY],
     )
 
 

@@ -25,6 +25,23 @@ Shown = tuple[Truth, str, str]
 """Status, reason, message."""
 
 _LONGEST = 4096
+OURS = frozenset(
+    [
+        "Ready",
+        "Reconciling",
+        "Stalled",
+        "DataValid",
+        "PlanAccepted",
+        "QuotaReserved",
+        "Running",
+        "Evaluated",
+        "Published",
+        "Complete",
+        "Failed",
+        "Suspended",
+        "ProgressUnknown",
+    ]
+)
 
 
 def show(builder: PlanBuilder) -> None:
@@ -45,6 +62,8 @@ def show(builder: PlanBuilder) -> None:
     status.conditions = [
         _condition(kind, word, before.get(kind), generation, builder.now) for kind, word in shown.items()
     ]
+    # A merge patch replaces the whole list: what other controllers added stays.
+    status.conditions += [condition for kind, condition in before.items() if kind not in OURS]
     _report_problem(builder, job_state)
 
 
@@ -63,6 +82,7 @@ def _conditions(builder: PlanBuilder, job_state: JobState) -> dict[str, Shown]:
     elif not (job_state.suspended and builder.wanted.ready_when == "Accepted"):
         shown["Ready"] = ("False", reason, message)
         shown["Reconciling"] = ("True", reason, message)
+    _queue_and_evaluation(builder, job_state, shown)
     shown["Running"] = ("True" if job_state.running else "False", reason, message)
     if job_state.suspended:
         shown["Suspended"] = ("True", reason, message)
@@ -74,6 +94,26 @@ def _conditions(builder: PlanBuilder, job_state: JobState) -> dict[str, Shown]:
         shown["Failed"] = ("True", reason, message)
     _progress(builder, shown)
     return shown
+
+
+def _queue_and_evaluation(builder: PlanBuilder, job_state: JobState, shown: dict[str, Shown]) -> None:
+    """QuotaReserved, from the first training Job on, and Evaluated, from the end of the training on."""
+    trained = latest(builder.attempts, "train")
+    if trained is None:
+        return
+    job = builder.observed.jobs.get(trained.job)
+    if trained.outcome == "Succeeded":
+        rows = builder.status.evaluation.rows if builder.status.evaluation is not None else None
+        if rows is not None:
+            shown["Evaluated"] = ("True", "Evaluated", f"{rows} rows of the test split were measured")
+    elif trained.outcome == "Running" and job is not None:
+        reserved = not job.suspended
+        reason = "Reserved" if reserved else job_state.reason
+        shown["QuotaReserved"] = (
+            ("True", reason, "The training Job may create its pods")
+            if reserved
+            else ("False", reason, job_state.message)
+        )
 
 
 _CAPACITY = (Reason.UNSCHEDULABLE, Reason.QUOTA_EXCEEDED)

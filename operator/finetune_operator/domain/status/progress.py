@@ -8,10 +8,12 @@ from finetune_api.contract import Progress
 from finetune_api.status import ProgressStatus
 
 from finetune_operator.domain import numbers
-from finetune_operator.domain.attempts.end import take_steps
+from finetune_operator.domain.attempts.end import take_checkpoint_time, take_steps
 from finetune_operator.domain.attempts.history import running
 from finetune_operator.domain.plan_builder import PlanBuilder
 from finetune_operator.domain.times import human
+
+_STRAGGLES = 1.3
 
 
 def show(builder: PlanBuilder) -> None:
@@ -47,6 +49,7 @@ def show(builder: PlanBuilder) -> None:
     take_steps(
         builder, entry, told.step if told.stage == "train" else None, told.resumed_from_step, told.last_checkpoint
     )
+    take_checkpoint_time(builder, told.checkpoint_seconds)
     shown.stage = "evaluate" if (entry.stage, told.stage) == ("train", "evaluate") else entry.stage
     _take(shown, told)
 
@@ -59,11 +62,19 @@ def _take(shown: ProgressStatus, told: Progress) -> None:
         shown.loss = numbers.shown(told.loss, 5)
         shown.eval_loss = numbers.shown(told.eval_loss, 5)
         shown.tokens_per_second = numbers.shown(told.tokens_per_second, 1)
+        shown.straggler = _straggler(told)
     eta = numbers.shown(told.eta_seconds, 0)
     shown.eta_seconds = None if eta is None else int(min(max(eta, 0), 10 * 365 * 86400))
     shown.eta = None if shown.eta_seconds is None else human(shown.eta_seconds)
     step, total = (told.step, told.total_steps) if told.stage != "publish" else (None, None)
     shown.summary = _summary(shown.percent, step, total) + (" evaluate" if shown.stage == "evaluate" else "")
+
+
+def _straggler(told: Progress) -> str | None:
+    skew = numbers.shown(told.step_time_skew, 1)
+    if told.slowest_rank is None or skew is None or skew < _STRAGGLES:
+        return None
+    return f"rank {told.slowest_rank} takes {skew:g} times the median step"
 
 
 def _summary(percent: int, step: int | None, total: int | None) -> str:

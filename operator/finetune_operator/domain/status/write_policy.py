@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-
-def can_wait(before: Mapping[str, Any], change: Mapping[str, Any]) -> bool:
-    """Whether nothing changed but when a first pod began, which goes with the next write. What a pod said when it ended cannot
-    wait: the pod may be gone by then."""
-    return change.keys() == {"attempts"} and _book(before.get("attempts")) == _book(change["attempts"])
+_OF_A_START = {"phase", "reason", "message", "conditions", "attempts", "progress", "state"}
 
 
-def _book(attempts: Any) -> list[dict[str, Any]]:
+def can_wait(before: Mapping[str, Any], change: Mapping[str, Any], just_started: bool) -> bool:
+    """Whether nothing changed but that pods started. When the first one did goes with the next write, and so does that all run,
+    while a first progress value is about to follow (`just_started`). What a pod reported when it ended cannot wait: the pod may
+    be gone by then."""
+    if _without_starts(before.get("attempts")) != _without_starts(change.get("attempts", before.get("attempts"))):
+        return False
+    return change.keys() == {"attempts"} or (just_started and change.keys() <= _OF_A_START)
+
+
+def _without_starts(attempts: Any) -> list[dict[str, Any]]:
     return [{name: value for name, value in attempt.items() if name != "started"} for attempt in attempts or ()]

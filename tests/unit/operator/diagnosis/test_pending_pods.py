@@ -296,7 +296,7 @@ def test_a_problem_is_shown_once_and_passes(make_world: Any) -> None:
 
 def test_a_rank_that_cannot_start_is_shown_while_the_other_runs(make_world: Any) -> None:
     world = make_world(compute={"device": "cpu", "nodes": 2})
-    world.share("scratch")
+    world.share()
     world.through("prepare")
     world.run("train", 1)
     world.pod("train", 1, unschedulable="0/1 nodes are available", unschedulable_since=world.now - 9)
@@ -322,7 +322,7 @@ def test_the_scheduler_counting_anew_is_no_news(make_world: Any) -> None:
 
 def test_numbers_of_other_messages_are_news(make_world: Any) -> None:
     world = make_world(compute={"device": "cpu", "nodes": 2})
-    world.share("scratch")
+    world.share()
     world.through("prepare")
     world.edit(suspend=True)
     world.run("train", 2)
