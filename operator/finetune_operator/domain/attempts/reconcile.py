@@ -265,6 +265,7 @@ def _release(current: Current) -> None:
 def _start(current: Current) -> None:
     builder, stage = current.builder, current.stage
     _follow_progress(current)
+    end.note_disruption(current.attempt, standing.since_release(current.existing_job, current.pods))
     start.ensure(builder, stage, current.attempt, current.existing_job)
     if builder.job_state is not None:
         return
@@ -319,6 +320,7 @@ def _too_few(current: Current) -> JobState:
 def _watch(current: Current) -> None:
     builder, stage, job = current.builder, current.stage, current.existing_job
     _follow_progress(current)
+    current.attempt.message = None
     phase, reason = RUNNING[stage]
     builder.job_state = JobState(phase, reason, _running_message(job, stage), running=True)
     if stage == "train":
@@ -377,7 +379,8 @@ def _end_stopped(current: Current) -> None:
     if own is not None:
         end.record_failure(current.builder, current.attempt, own, current.pods)
     else:
-        end.record_stop(current.builder, current.attempt, current.pods)
+        departed = current.builder.observed.departed.get(current.attempt.job, ())
+        end.record_stop(current.builder, current.attempt, (*current.pods, *departed))
 
 
 def _end_failed(current: Current) -> None:
