@@ -60,7 +60,13 @@ class Controller:
         self._poller = Poller(poll_seconds, self._progress, progress_port)
         self._informers = Informers(namespaces, watch, self.client, self.cache, self._wake)
         self._reconciler = Reconciler(
-            self.client, self.cache, self._recorder, self._poller, config, new_jobs_wait=self.queue.new_jobs_wait
+            self.client,
+            self.cache,
+            self._recorder,
+            self._poller,
+            config,
+            clock=connection.clock.now,
+            new_jobs_wait=self.queue.new_jobs_wait,
         )
         self._elector = elector
         self._election: asyncio.Task[None] | None = None

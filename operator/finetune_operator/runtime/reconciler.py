@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -44,7 +43,7 @@ class Requeue:
 
 
 class Reconciler:
-    """`clock` gives seconds since 1970."""
+    """`clock` gives seconds since 1970, by the API server."""
 
     def __init__(
         self,
@@ -53,7 +52,7 @@ class Reconciler:
         recorder: Recorder,
         poller: Poller,
         config: Config,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float],
         new_jobs_wait: Callable[[], bool] = lambda: False,
     ) -> None:
         self._client, self._cache, self._recorder, self._poller = client, cache, recorder, poller
