@@ -71,8 +71,8 @@ class Observer:
     async def follow(self) -> None:
         """Watch until cancelled."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._follow(ours.JOBS, self._job, {}))
-            group.create_task(self._follow(PODS, self._pod, {"labelSelector": SELECTOR}))
+            group.create_task(self._follow(ours.JOBS, self.take_job, {}))
+            group.create_task(self._follow(PODS, self.take_pod, {"labelSelector": SELECTOR}))
 
     async def _follow(self, path: str, take: object, query: dict[str, str]) -> None:
         assert callable(take)
@@ -85,14 +85,16 @@ class Observer:
                         take(event["type"], event["object"])
             await asyncio.sleep(0.2)
 
-    def _job(self, kind: str, body: Object) -> None:
+    def take_job(self, kind: str, body: Object) -> None:
         uid = body["metadata"]["uid"]
         known = self.jobs.get(uid)
         if known is None:
             known = self.jobs[uid] = Known(body["metadata"]["name"], uid, body, time.monotonic())
         known.deleted = known.deleted or kind == "DELETED"
         known.body = body
-        if known.phase in TERMINAL and not known.deleted and self._observed(known):
+        if known.deleted:
+            return
+        if known.phase in TERMINAL and self._observed(known):
             before = known.ended.setdefault(known.token, known.phase)
             if before != known.phase:
                 self.violated(f"{known.name}: terminal phase {before} became {known.phase}")
@@ -118,7 +120,7 @@ class Observer:
             if count > 1:
                 self.violated(f"{known.name}: stage {stage} succeeded {count} times")
 
-    def _pod(self, kind: str, pod: Object) -> None:
+    def take_pod(self, kind: str, pod: Object) -> None:
         labels = pod["metadata"].get("labels") or {}
         uid, run, attempt = (labels.get(name, "") for name in (LABEL_UID, LABEL_RUN, LABEL_ATTEMPT))
         name, phase = pod["metadata"]["name"], pod["status"].get("phase")

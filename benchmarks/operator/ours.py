@@ -125,6 +125,19 @@ async def progress_server() -> AsyncIterator[int]:
         await runner.cleanup()
 
 
+LEASE = "finetune-operator"
+
+
+def replica(identity: str) -> dict[str, str]:
+    """Settings of one of several replicas."""
+    return {
+        "FINETUNE_LEADER_ELECTION": "true",
+        "FINETUNE_LEASE": LEASE,
+        "POD_NAME": identity,
+        "POD_NAMESPACE": NAMESPACE,
+    }
+
+
 class Operator:
     """A process of `python -m finetune_operator`, or of another module that runs it."""
 

@@ -67,7 +67,7 @@ async def at_rest(name: str, specimen: Specimen, running: int, finished: int) ->
 
         async def seen(count: int) -> None:
             async def all_there() -> bool:
-                first = await api.get(f"{ours.FTJ}/finetunejobs", limit="1", resourceVersion="0")
+                first = await api.get(f"{ours.FTJ}/finetunejobs", limit="1")
                 if first["metadata"].get("remainingItemCount") is None:
                     return len(first["items"]) >= count
                 return bool(1 + first["metadata"]["remainingItemCount"] >= count)
@@ -133,7 +133,7 @@ async def _create(api: Api, numbers: range) -> None:
         await api.post(ours.JOBS, ours.manifest(f"q{number}"))
 
 
-LEASES = "/apis/coordination.k8s.io/v1/leases"
+LEASE = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases/{ours.LEASE}"
 
 
 def has_leader_election() -> bool:
@@ -160,22 +160,13 @@ async def failover(name: str) -> Failover:
             nonlocal started
             identity = f"replica-{started}"
             started += 1
-            replicas[identity] = ours.Operator(
-                spec.paths.kubeconfig,
-                FINETUNE_LEADER_ELECTION="true",
-                FINETUNE_LEADER_ELECTION_NAMESPACE=NAMESPACE,
-                HOSTNAME=identity,
-                POD_NAME=identity,
-                POD_NAMESPACE=NAMESPACE,
-            )
+            replicas[identity] = ours.Operator(spec.paths.kubeconfig, **ours.replica(identity))
 
         async def leader() -> tuple[ours.Operator, float] | None:
             """The replica that leads, by its own metric, and the Lease's duration."""
             for operator in replicas.values():
                 if operator.process.poll() is None and await operator.metric("leader_election_master_status") >= 1:
-                    leases = await api.items(LEASES)
-                    own = [one["spec"] for one in leases if "finetune" in one["metadata"]["name"]]
-                    return operator, float(own[0]["leaseDurationSeconds"])
+                    return operator, float((await api.get(LEASE))["spec"]["leaseDurationSeconds"])
             return None
 
         async def takes_over(number: int, job: str) -> tuple[float, float]:

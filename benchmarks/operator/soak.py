@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.operator import ours
-from benchmarks.operator.control import NAMESPACE, Api, Object, cluster, memory_mb
+from benchmarks.operator.control import Api, Object, cluster, memory_mb
 from benchmarks.operator.faults import Faults
 from benchmarks.operator.invariants import TERMINAL, Observer
 from benchmarks.operator.proxy import Mode, Proxy
@@ -98,11 +98,7 @@ class Replicas:
             "FINETUNE_POLL_SECONDS": "5",
         }
         if self.count > 1:
-            settings |= {
-                "FINETUNE_LEADER_ELECTION": "true",
-                "POD_NAME": f"replica-{number}-{self.starts}",
-                "POD_NAMESPACE": NAMESPACE,
-            }
+            settings |= ours.replica(f"replica-{number}-{self.starts}")
         if _CLOCK_JUMPS:
             settings |= {
                 "LD_PRELOAD": str(_LIBFAKETIME),

@@ -14,7 +14,9 @@ import uvloop
 
 from finetune_operator.domain.plan_builder import Config
 from finetune_operator.handlers import http, kopf_app
+from finetune_operator.runtime.client import Client
 from finetune_operator.runtime.controller import Controller
+from finetune_operator.runtime.leader import Elector
 from finetune_operator.settings import Settings, SettingsError
 from finetune_operator.telemetry import logs, metrics
 
@@ -32,6 +34,10 @@ async def run(settings: Settings) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    elector = None
+    if settings.leader_election:
+        client = Client(connection, timeout=5)
+        elector = Elector(client, settings.lease_namespace, settings.lease_name, settings.identity)
     controller = Controller(
         connection,
         watch,
@@ -41,6 +47,7 @@ async def run(settings: Settings) -> None:
         poll_seconds=settings.poll_seconds,
         resync_seconds=settings.resync_seconds,
         progress_port=settings.progress_port,
+        elector=elector,
     )
     server = await http.serve(controller, settings.http_host, settings.http_port)
     controller.start()

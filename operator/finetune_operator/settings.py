@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +13,8 @@ from finetune_api.contract import PROGRESS_PORT
 from finetune_api.effective import PlatformDefaults
 from finetune_api.errors import sentences
 from pydantic import ValidationError
+
+_NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
 class SettingsError(Exception):
@@ -33,6 +37,11 @@ class Settings:
     resync_seconds: float = 300.0
     retry_seconds: float = 10.0
     progress_port: int = PROGRESS_PORT
+    leader_election: bool = False
+    lease_namespace: str = ""
+    lease_name: str = "finetune-operator"
+    identity: str = ""
+    """Of this process, in the lease."""
 
     @classmethod
     def read(cls, environment: Mapping[str, str] = os.environ) -> Settings:
@@ -50,6 +59,10 @@ class Settings:
             resync_seconds=_number(environment, "FINETUNE_RESYNC_SECONDS", 300, 1, 86400),
             retry_seconds=_number(environment, "FINETUNE_RETRY_SECONDS", 10, 0, 300),
             progress_port=int(_number(environment, "FINETUNE_PROGRESS_PORT", PROGRESS_PORT, 1, 65535)),
+            leader_election=_elects(environment),
+            lease_namespace=_namespace(environment),
+            lease_name=environment.get("FINETUNE_LEASE") or "finetune-operator",
+            identity=f"{environment.get('POD_NAME') or socket.gethostname()}_{uuid.uuid4()}",
         )
 
 
@@ -58,6 +71,25 @@ def _address(text: str) -> tuple[str, int]:
     if not port.isdigit() or int(port) > 65535:
         raise SettingsError(f"FINETUNE_HTTP is {text!r}, but must be HOST:PORT, such as 127.0.0.1:8080, or :8080")
     return host.strip("[]"), int(port)
+
+
+def _namespace(environment: Mapping[str, str]) -> str:
+    """The operator's own; empty outside a pod."""
+    try:
+        return environment.get("POD_NAMESPACE") or _NAMESPACE_FILE.read_text().strip()
+    except OSError:
+        return ""
+
+
+def _elects(environment: Mapping[str, str]) -> bool:
+    """In a pod by default."""
+    inside = bool(_namespace(environment))
+    wanted = (
+        _choice(environment, "FINETUNE_LEADER_ELECTION", "true" if inside else "false", ("true", "false")) == "true"
+    )
+    if wanted and not inside:
+        raise SettingsError("FINETUNE_LEADER_ELECTION is true, but the Lease's namespace is unknown: set POD_NAMESPACE")
+    return wanted
 
 
 def _choice(environment: Mapping[str, str], name: str, default: str, choices: tuple[str, ...]) -> str:

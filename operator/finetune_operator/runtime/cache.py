@@ -266,6 +266,9 @@ class Cache:
         if held is not None:
             held.drop_empty_facts()
 
+    def has_children(self, held: HeldJob) -> bool:
+        return held.uid in self._families
+
     def names(self, namespace: str | None = None) -> list[Key]:
         """Of a namespace, or all."""
         return [key for key in self._finetunejobs if namespace in (None, key[0])]

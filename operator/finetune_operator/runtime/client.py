@@ -79,6 +79,12 @@ class Client:
         namespace = body["metadata"]["namespace"]
         return await self._request("POST", resource.path(namespace), namespace, body, query=query)
 
+    async def replace(self, resource: Resource, body: Object) -> Object:
+        """Over the version in metadata.resourceVersion; any other one is a 409."""
+        namespace, name = body["metadata"]["namespace"], body["metadata"]["name"]
+        query = {"fieldManager": FIELD_MANAGER}
+        return await self._request("PUT", resource.path(namespace, name), namespace, body, query=query)
+
     async def merge(
         self, resource: Resource, namespace: str, name: str, change: Object, subresource: str = ""
     ) -> Object:

@@ -17,6 +17,7 @@ from finetune_operator.runtime.client import Client
 from finetune_operator.runtime.connection import Connection
 from finetune_operator.runtime.errors import ApiError, Conflict, Unreachable
 from finetune_operator.runtime.informer import Informers, Watch
+from finetune_operator.runtime.leader import Elector
 from finetune_operator.runtime.poller import Poller
 from finetune_operator.runtime.queue import Key, Priority, WorkQueue
 from finetune_operator.runtime.reconciler import Reconciler
@@ -28,6 +29,7 @@ from finetune_operator.telemetry.logs import key_in_work
 logger = logging.getLogger(__name__)
 
 _RECONCILE_S = 60.0
+_END_WORK_S = 2.0
 _MEASURE_S = 5.0
 _LATE_S = 10.0
 PHASES: tuple[str, ...] = get_args(Phase)
@@ -47,6 +49,7 @@ class Controller:
         poll_seconds: float = 15.0,
         resync_seconds: float = 300.0,
         progress_port: int = PROGRESS_PORT,
+        elector: Elector | None = None,
     ) -> None:
         self.client = Client(connection)
         self.cache = Cache()
@@ -56,7 +59,11 @@ class Controller:
         self._recorder = Recorder(self.client)
         self._poller = Poller(poll_seconds, self._progress, progress_port)
         self._informers = Informers(namespaces, watch, self.client, self.cache, self._wake)
-        self._reconciler = Reconciler(self.client, self.cache, self._recorder, self._poller, config)
+        self._reconciler = Reconciler(
+            self.client, self.cache, self._recorder, self._poller, config, new_jobs_wait=self.queue.new_jobs_wait
+        )
+        self._elector = elector
+        self._election: asyncio.Task[None] | None = None
         self._worker_tasks: list[asyncio.Task[None]] = []
         self._supervisor = Supervisor()
         self._beat = time.monotonic()
@@ -75,24 +82,53 @@ class Controller:
     # Its life.
 
     def start(self) -> None:
-        """Watch, and work as soon as a namespace is in the cache."""
+        """Watch; work while this replica leads, in each namespace as soon as it is in the cache."""
         self._supervisor.start("measure", self._measure)
         for name, run in self._informers.tasks(self._resync_seconds):
             self._supervisor.start(name, run)
         self._supervisor.start("recorder", self._recorder.run)
         self._supervisor.start("ready", self._report_ready)
-        self._worker_tasks = [self._supervisor.start("worker", self._work) for _ in range(self._workers)]
+        if self._elector is None:
+            self._begin_work()
+        else:
+            elector = self._elector
+            self._election = self._supervisor.start("leader", lambda: elector.run(self._begin_work, self._end_work))
 
     async def stop(self, seconds: float) -> None:
-        """No new work; writes in flight may end, within so many seconds."""
+        """No new work; writes in flight may end, within so many seconds. Then a standby may lead."""
         began = time.monotonic()
         self.queue.close()
         await self.queue.idle(seconds * 0.7)
+        if self._elector is not None and self._election is not None:
+            self._election.cancel()
+            await asyncio.gather(self._election, return_exceptions=True)
+            await self._elector.close()
         await self._recorder.flush(max(0.5, seconds - (time.monotonic() - began)))
         await self._poller.close()
         await self._supervisor.stop()
         await self.client.close()
         logger.info("stopped")
+
+    def _begin_work(self) -> None:
+        self._worker_tasks = [self._supervisor.start("worker", self._work) for _ in range(self._workers)]
+        for key in self.cache.names():
+            if self._informers.covers(key):
+                self._wake(key, listed=True)
+
+    async def _end_work(self) -> None:
+        """Within the time between the end of a leadership and the next one's earliest beginning."""
+        self.queue.clear()
+        await self.queue.idle(_END_WORK_S)
+        for task in self._worker_tasks:
+            task.cancel()
+        await asyncio.gather(*self._worker_tasks, return_exceptions=True)
+        self._worker_tasks = []
+        self.queue.clear()
+        await self._poller.close()
+
+    @property
+    def _works(self) -> bool:
+        return self._elector is None or self._elector.leads
 
     async def _report_ready(self) -> None:
         await self._informers.wait_ready()
@@ -102,8 +138,10 @@ class Controller:
     # What wakes a job.
 
     def _wake(self, key: Key, listed: bool) -> None:
+        if not self._works:
+            return  # every job is reconciled when this replica begins to lead
         held = self.cache.finetunejob(key)
-        if held is not None and held.phase is None:
+        if held is not None and held.phase is None and not self.cache.has_children(held):
             self.queue.add(key, Priority.NEW)
         else:
             self.queue.add(key, Priority.LATER if listed else Priority.NORMAL)
@@ -126,7 +164,8 @@ class Controller:
         while (key := await self.queue.get()) is not None:
             token = key_in_work.set(key)
             try:
-                await self._reconcile(key)
+                if self._works:
+                    await self._reconcile(key)
             finally:
                 self.queue.done(key)
                 key_in_work.reset(token)
@@ -146,6 +185,8 @@ class Controller:
             elif held is not None:
                 result = "requeue_after"
                 held.facts.retry_in(self.queue.retry(key, again.retry))
+            if again.unfinished:
+                self.queue.add(key)
             if again.after is not None:
                 result = "requeue_after"
                 self.queue.add_after(key, again.after)

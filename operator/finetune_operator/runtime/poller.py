@@ -115,8 +115,10 @@ class Poller:
         for follower in self._followers.values():
             follower.task.cancel()
         await asyncio.gather(*(f.task for f in self._followers.values()), return_exceptions=True)
+        self._followers.clear()
         if self._session is not None:
             await self._session.close()
+            self._session = None
 
     async def _poll(self, key: Key, pod: PodView) -> None:
         loop = asyncio.get_running_loop()

@@ -21,6 +21,8 @@ Key = tuple[str, str]
 _FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.1, 300.0
 _FIRST_RETRY_S, _LONGEST_RETRY_S = 5.0, 300.0
 _WOKEN_AT_ONCE = 2
+BLOCKED = "blocked:"
+"""Before a reason that something which happens in the namespace may end: a freed quota, a changed policy."""
 _LABELS = (metrics.CONTROLLER, metrics.CONTROLLER)
 
 
@@ -62,6 +64,7 @@ class WorkQueue:
     def __init__(self, share: int = 2**31) -> None:
         self._share = share
         self._queued: dict[Key, _Queued] = {}
+        self._new = 0  # of them, jobs without children
         self._lanes: OrderedDict[str, _Lane] = OrderedDict()  # namespaces that have a turn, in order
         self._full: dict[str, _Lane] = {}  # namespaces that have their share in work
         self._in_work: dict[Key, float] = {}
@@ -96,8 +99,13 @@ class WorkQueue:
         else:
             metrics.queue_adds.labels(*_LABELS).inc()
             self._queued[key] = _Queued(asyncio.get_running_loop().time(), priority)
+        self._new += priority is Priority.NEW
         self._lane(key[0]).waiting[priority].append(key)
         self._available.set()
+
+    def new_jobs_wait(self) -> bool:
+        """Whether any job waits for its first children."""
+        return self._new > 0
 
     def add_after(self, key: Key, seconds: float) -> None:
         """Reconcile this job in so many seconds, or earlier if something happens."""
@@ -140,8 +148,9 @@ class WorkQueue:
         if known.due <= now:
             known.tries += 1
             known.due = now + backoff(known.tries, _FIRST_RETRY_S, _LONGEST_RETRY_S)
-        blocked = self._blocked.setdefault(key[0], OrderedDict())
-        blocked[key] = None  # where it was, or at the end
+        if reason.startswith(BLOCKED):
+            blocked = self._blocked.setdefault(key[0], OrderedDict())
+            blocked[key] = None  # where it was, or at the end
         self.add_after(key, known.due - now)
         return known.due - now
 
@@ -171,7 +180,9 @@ class WorkQueue:
         namespace, lane = next(iter(self._lanes.items()))
         key = self._next(lane)
         now = asyncio.get_running_loop().time()
-        metrics.queue_wait_seconds.labels(*_LABELS).observe(now - self._queued.pop(key).since)
+        queued = self._queued.pop(key)
+        self._new -= queued.priority is Priority.NEW
+        metrics.queue_wait_seconds.labels(*_LABELS).observe(now - queued.since)
         self._in_work[key] = now
         self._in_work_of[namespace] += 1
         if not self._has_more(lane):
@@ -217,16 +228,13 @@ class WorkQueue:
         self.clear()
         self._available.set()
 
-    def open(self) -> None:
-        """Take work again after `close`."""
-        self._closed = False
-
     def clear(self) -> None:
         """Forget what waits. Keys in work stay."""
         for timer in self._later.values():
             timer.cancel()
         for waiting in (self._later, self._queued, self._lanes, self._full, self._again):
             waiting.clear()
+        self._new = 0
         for memory in (self._failures, self._retries, self._blocked):
             memory.clear()
 

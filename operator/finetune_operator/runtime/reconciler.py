@@ -37,6 +37,8 @@ class Requeue:
 
     after: float | None = None
     retry: str | None = None
+    unfinished: bool = False
+    """Its children exist; its status can wait for other jobs' children."""
 
 
 class Reconciler:
@@ -50,9 +52,10 @@ class Reconciler:
         poller: Poller,
         config: Config,
         clock: Callable[[], float] = time.time,
+        new_jobs_wait: Callable[[], bool] = lambda: False,
     ) -> None:
         self._client, self._cache, self._recorder, self._poller = client, cache, recorder, poller
-        self._config, self._clock = config, clock
+        self._config, self._clock, self._new_jobs_wait = config, clock, new_jobs_wait
         self._applier = Applier(client, cache)
 
     async def reconcile(self, key: Key) -> Requeue:
@@ -87,6 +90,8 @@ class Reconciler:
                 await self._write_status(key, held, plan, now)
                 raise
             if acted:
+                if held.phase is None and self._new_jobs_wait():
+                    return Requeue(unfinished=True)
                 continue
             if await self._write_status(key, held, plan, now) and finished(plan.status):
                 continue  # what follows an end is decided only when the end is recorded

@@ -38,6 +38,8 @@ request_seconds = Histogram(
     "rest_client_request_duration_seconds", "Length of a request.", ["verb", "host"], buckets=_SECONDS
 )
 
+leader = Gauge("leader_election_master_status", "1 while this replica leads.", ["name"])
+
 build_info = Gauge("finetune_build_info", "Version of the operator.", ["version"])
 jobs = Gauge("finetune_jobs", "FineTuneJobs by phase.", ["phase"])
 jobs_completed = Counter("finetune_completed_total", "Jobs that ended.", ["result", "reason"])

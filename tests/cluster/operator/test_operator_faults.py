@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from .proxy import Fault, Proxy
+
 pytestmark = pytest.mark.control
 
 DONE = [("prepare", 1, "Succeeded"), ("train", 1, "Succeeded"), ("publish", 1, "Succeeded")]
@@ -26,7 +28,7 @@ def test_killed_after_every_single_write(
     acts: Any,
     namespace: str,
     start_operator: Any,
-    proxy: Any,
+    proxy: Proxy,
     eventually: Callable[..., Any],
 ) -> None:
     """The process dies each time the API server has done one of its writes, before it hears of it. Its successors
@@ -53,7 +55,7 @@ def test_killed_after_every_single_write(
         killed.set()
 
     proxy.after_write, proxy.one_write_at_a_time = kill, True
-    proxy.rule = lambda method, path: proxy.fault("answer", 503) if dead.is_set() else None
+    proxy.rule = lambda method, path: Fault("answer", 503) if dead.is_set() else None
     jobs.create(compute={"device": "cpu", "nodes": 2}, retry={"infra": 1})
     deaths = 0
     while jobs.status().get("phase") != "Completed":
@@ -77,22 +79,22 @@ def test_killed_after_every_single_write(
     assert deaths >= 15, "\n".join(f"{m} {c} {p}" for m, p, c in proxy.writes)
 
 
-def test_bad_answers_of_every_kind(jobs: Any, kubelet: Any, namespace: str, start_operator: Any, proxy: Any) -> None:
+def test_bad_answers_of_every_kind(jobs: Any, kubelet: Any, namespace: str, start_operator: Any, proxy: Proxy) -> None:
     """A fifth of all writes ends in 409, 429, 500, 503, a lost answer or a late one. Three jobs arrive all the same."""
     dice = random.Random(7)
     given: dict[str, int] = {}
 
-    def rule(method: str, path: str) -> Any:
+    def rule(method: str, path: str) -> Fault | None:
         if method == "GET" or dice.random() > 1 / 5:
             return None
         fault = dice.choice(
             [
-                proxy.fault("answer", 409),
-                proxy.fault("answer", 429, {"Retry-After": "1"}),
-                proxy.fault("answer", 500),
-                proxy.fault("answer", 503),
-                proxy.fault("lose"),
-                proxy.fault("slow", seconds=0.3),
+                Fault("answer", 409),
+                Fault("answer", 429, {"Retry-After": "1"}),
+                Fault("answer", 500),
+                Fault("answer", 503),
+                Fault("lose"),
+                Fault("slow", seconds=0.3),
             ]
         )
         given[fault.kind] = given.get(fault.kind, 0) + 1
@@ -116,14 +118,12 @@ def test_watches_that_break_and_lists_that_are_missed(
     acts: Any,
     namespace: str,
     start_operator: Any,
-    proxy: Any,
+    proxy: Proxy,
     eventually: Callable[..., Any],
 ) -> None:
     """Deletions while no watch stood are found by the sweep, which kopf's own new list would not tell of."""
     blind = threading.Event()
-    proxy.rule = lambda method, path: (
-        proxy.fault("answer", 503) if blind.is_set() and method in ("GET", "WATCH") else None
-    )
+    proxy.rule = lambda method, path: Fault("answer", 503) if blind.is_set() and method in ("GET", "WATCH") else None
     operator = start_operator(proxy.kubeconfig, FINETUNE_NAMESPACES=namespace, FINETUNE_RESYNC_SECONDS="3")
     kubelet.script = acts.hold_training
     jobs.create()
@@ -144,15 +144,15 @@ def test_watches_that_break_and_lists_that_are_missed(
 
 
 def test_sigterm_lets_writes_in_flight_end(
-    jobs: Any, kubelet: Any, namespace: str, start_operator: Any, proxy: Any, eventually: Callable[..., Any]
+    jobs: Any, kubelet: Any, namespace: str, start_operator: Any, proxy: Proxy, eventually: Callable[..., Any]
 ) -> None:
     """Exit 0, a write that was under way done, and its successor goes on."""
     slow = threading.Event()
 
-    def rule(method: str, path: str) -> Any:
+    def rule(method: str, path: str) -> Fault | None:
         if method == "POST" and path.endswith("/jobs"):
             slow.set()
-            return proxy.fault("slow", seconds=2)
+            return Fault("slow", seconds=2)
         return None
 
     proxy.rule = rule
@@ -169,7 +169,7 @@ def test_sigterm_lets_writes_in_flight_end(
 
 
 def test_a_job_is_looked_at_again_after_a_restart_without_a_write(
-    jobs: Any, kubelet: Any, acts: Any, namespace: str, start_operator: Any, proxy: Any
+    jobs: Any, kubelet: Any, acts: Any, namespace: str, start_operator: Any, proxy: Proxy
 ) -> None:
     """Restarting the operator, over a list of running and finished jobs, writes nothing."""
     kubelet.script = acts.hold_training

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
+from .proxy import Fault, Proxy
+
 pytestmark = pytest.mark.control
 
 RBAC = "/apis/rbac.authorization.k8s.io/v1"
@@ -100,15 +102,15 @@ def test_jobs_that_are_not_ours_change_no_probe_and_no_watch(
 
 
 def test_a_silent_watch_is_restarted(
-    jobs: Any, kubelet: Any, namespace: str, start_operator: Any, proxy: Any, eventually: Callable[..., Any]
+    jobs: Any, kubelet: Any, namespace: str, start_operator: Any, proxy: Proxy, eventually: Callable[..., Any]
 ) -> None:
     """A watch that is open and delivers nothing: resync finds what it missed, and lists and watches that kind again."""
     held: list[float] = []
 
-    def rule(method: str, path: str) -> Any:
+    def rule(method: str, path: str) -> Fault | None:
         if method == "WATCH" and path.endswith("/finetunejobs") and not held:
             held.append(1)
-            return proxy.fault("mute")
+            return Fault("mute")
         return None
 
     proxy.rule = rule
@@ -123,11 +125,11 @@ def test_a_silent_watch_is_restarted(
 
 
 def test_the_process_outlives_the_api_server(
-    jobs: Any, kubelet: Any, namespace: str, start_operator: Any, proxy: Any, eventually: Callable[..., Any]
+    jobs: Any, kubelet: Any, namespace: str, start_operator: Any, proxy: Proxy, eventually: Callable[..., Any]
 ) -> None:
     """Gone at the start for longer than a liveness probe waits, and again while a job runs."""
     down = threading.Event()
-    proxy.rule = lambda method, path: proxy.fault("drop") if down.is_set() else None
+    proxy.rule = lambda method, path: Fault("drop") if down.is_set() else None
     down.set()
     operator = start_operator(proxy.kubeconfig, wait=False, FINETUNE_NAMESPACES=namespace)
     for _ in range(20):

@@ -15,7 +15,7 @@ import yaml
 from aiohttp import web
 from finetune_operator.settings import Settings
 
-from .test_operator_faults import Fault, Proxy
+from .proxy import Fault, Proxy
 
 pytestmark = pytest.mark.control
 
@@ -61,11 +61,11 @@ def rights_in(role: dict[str, Any]) -> set[Right]:
 
 class Blinder(Proxy):
     """Records the rights that requests need. While `blind` is set, no watch can resume: what happens meanwhile is missing in the
-    list that follows."""
+    list that follows. While `mute` is set, watches are open and deliver nothing."""
 
     def __init__(self, api: Any, kubeconfig: Path) -> None:
         super().__init__(api, kubeconfig)
-        self.blind = threading.Event()
+        self.blind, self.mute = threading.Event(), threading.Event()
         self.used = set[Right]()
 
     async def _pass(self, request: web.Request) -> web.StreamResponse:
@@ -137,7 +137,9 @@ def test_every_right_of_the_chart_is_used_and_no_other_is_needed(
         if method == "POST" and resource in to_lose:
             to_lose.remove(resource)
             return Fault("lose")
-        return Fault("answer", 503) if proxy.blind.is_set() and method == "GET" else None
+        if proxy.blind.is_set() and method == "GET":
+            return Fault("answer", 503)
+        return Fault("mute") if proxy.mute.is_set() and method == "WATCH" else None
 
     slow = True
 
@@ -153,7 +155,6 @@ def test_every_right_of_the_chart_is_used_and_no_other_is_needed(
     operator = start_operator(
         proxy.kubeconfig,
         FINETUNE_NAMESPACES=namespace if scope == "namespace" else "",
-        FINETUNE_SWEEP_SECONDS="2",
         FINETUNE_RESYNC_SECONDS="2",
         FINETUNE_LEADER_ELECTION="true",
         FINETUNE_LEASE="operator",
@@ -179,11 +180,22 @@ def test_every_right_of_the_chart_is_used_and_no_other_is_needed(
     jobs.api.delete(f"/apis/batch/v1/namespaces/{namespace}/jobs/{train}")
     pods = f"/api/v1/namespaces/{namespace}/pods"
     jobs.until("its pod is gone", lambda: not any("-train-" in p["metadata"]["name"] for p in jobs.api.items(pods)))
-    kubelet.script = acts.succeed
+    proxy.mute.set()
     proxy.blind.clear()
     for kind in ("FineTuneJob", "Job", "Pod"):
         repaired = lambda k=kind: operator.metric("finetune_cache_repairs_total", resource=k)  # noqa: E731
         jobs.until(f"the cache of kind {kind} is repaired", repaired)
+
+    def missed() -> bool:
+        for path in (f"{jobs.path}/missed", f"{pods}/{jobs.api.items(pods)[0]['metadata']['name']}"):
+            jobs.api.merge(path, {"metadata": {"annotations": {"at": str(time.monotonic())}}})
+        return {("get", "finetune.dev/finetunejobs"), ("get", "/pods")} <= proxy.used
+
+    kubelet.script = acts.hold_training
+    jobs.until("what the watches missed is read", missed)
+    kubelet.script = acts.succeed
+    proxy.mute.clear()
+    proxy.cut_watches()
     jobs.wait("Completed", "missed", seconds=40)
     jobs.until("events", lambda: len(jobs.events()) >= 8)
     assert operator.metric("rest_client_requests_total", code="403") == 0

@@ -11,6 +11,7 @@ from finetune_api.effective import PlatformDefaults
 from finetune_api.pods import PodSettings
 from finetune_operator.domain.attempts import start
 from finetune_operator.domain.observed import ClaimView
+from finetune_operator.domain.status.conditions import OURS
 from finetune_operator.domain.times import stamp
 
 
@@ -329,3 +330,19 @@ def test_ready_when_completed(make_world: Any) -> None:
     world.edit(suspend=False)
     world.through("train", "publish")
     assert (world.condition("Ready"), world.condition("Reconciling")) == ("True", None)
+
+
+def test_conditions_of_other_controllers_stay(make_world: Any) -> None:
+    world = make_world()
+    world.settle()
+    theirs = {
+        "type": "example.com/Audited",
+        "status": "True",
+        "reason": "Done",
+        "lastTransitionTime": "2027-01-15T08:00:00Z",
+    }
+    world.body["status"]["conditions"].append(theirs)
+    world.run("prepare")
+    world.settle()
+    kinds = {condition["type"] for condition in world.status["conditions"]}
+    assert kinds - OURS == {"example.com/Audited"}

@@ -127,13 +127,13 @@ async def test_freed_quota_wakes_the_two_that_waited_longest_in_its_namespace() 
     queue = WorkQueue()
     keys = [("team", str(number)) for number in range(5)]
     for key in [*keys, ("other", "0")]:
-        queue.retry(key, "QuotaExceeded")
+        queue.retry(key, "blocked:QuotaExceeded")
     queue.freed("team")
     woken = [await queue.get(), await queue.get()]
     assert woken == keys[:2]
     assert len(queue) == 0
     for key in keys[:2]:  # one proceeds, the other does not fit
-        queue.settled(key) if key == keys[0] else queue.retry(key, "QuotaExceeded")
+        queue.settled(key) if key == keys[0] else queue.retry(key, "blocked:QuotaExceeded")
         queue.done(key)
     queue.freed("team")
     assert [await queue.get(), await queue.get()] == keys[2:4], "each has its turn"
@@ -651,3 +651,15 @@ def test_a_log_line_is_one_json_object_with_the_job_in_work() -> None:
     key_in_work.reset(token)
     assert "\n" not in line
     assert json.loads(line).items() >= {"namespace": "team", "name": "a", "kind": "Job", "level": "info"}.items()
+
+
+async def test_the_queue_knows_whether_jobs_wait_for_their_first_children() -> None:
+    queue = WorkQueue()
+    queue.add(A, Priority.NORMAL)
+    assert not queue.new_jobs_wait()
+    queue.add(A, Priority.NEW)
+    queue.add(("team", "b"), Priority.NEW)
+    assert await queue.get() == A
+    assert queue.new_jobs_wait()
+    assert await queue.get() == ("team", "b")
+    assert not queue.new_jobs_wait()

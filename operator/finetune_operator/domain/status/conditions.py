@@ -25,6 +25,23 @@ Shown = tuple[Truth, str, str]
 """Status, reason, message."""
 
 _LONGEST = 4096
+OURS = frozenset(
+    [
+        "Ready",
+        "Reconciling",
+        "Stalled",
+        "DataValid",
+        "PlanAccepted",
+        "QuotaReserved",
+        "Running",
+        "Evaluated",
+        "Published",
+        "Complete",
+        "Failed",
+        "Suspended",
+        "ProgressUnknown",
+    ]
+)
 
 
 def show(builder: PlanBuilder) -> None:
@@ -45,6 +62,8 @@ def show(builder: PlanBuilder) -> None:
     status.conditions = [
         _condition(kind, word, before.get(kind), generation, builder.now) for kind, word in shown.items()
     ]
+    # A merge patch replaces the whole list: what other controllers added stays.
+    status.conditions += [condition for kind, condition in before.items() if kind not in OURS]
     _report_problem(builder, job_state)
 
 
