@@ -61,10 +61,11 @@ test: .venv/.all ## Everything that this machine can run: lint, types, unit, tra
 quickstart-data: .venv/.cli ## Put the quickstart's base model and data on a claim: NAMESPACE=x
 	@$(RUN) -m examples.quickstart.run data --namespace $(NAMESPACE)
 
-lint: .venv/.all ## ruff, import contracts, generated files
+lint: .venv/.all ## ruff, import contracts, words of documentation and messages, generated files
 	ruff check .
 	ruff format --check .
 	lint-imports
+	$(RUN) tests/plain_words.py
 	for generator in crdgen valuesgen docgen; do $(RUN) -m finetune_api.$$generator --check; done
 
 types: .venv/.all ## mypy --strict

@@ -257,7 +257,9 @@ def start_operator(tmp_path_factory: pytest.TempPathFactory, progress_port: int)
     for number in range(10_000):
         numbers.put(number)
 
-    def start(kubeconfig: Path, *, wait: bool = True, **settings: str) -> Operator:
+    def start(
+        kubeconfig: Path, *, wait: bool = True, program: tuple[str, ...] = ("-m", "finetune_operator"), **settings: str
+    ) -> Operator:
         port, log = free_port(), folder / f"operator-{numbers.get()}.log"
         environment = {
             "PATH": os.environ["PATH"],
@@ -272,8 +274,9 @@ def start_operator(tmp_path_factory: pytest.TempPathFactory, progress_port: int)
         }
         with log.open("w") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "finetune_operator"],
+                [sys.executable, *program],
                 env=environment,
+                stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
                 text=True,

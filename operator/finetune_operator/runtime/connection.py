@@ -9,6 +9,8 @@ from pathlib import Path
 
 import aiohttp
 
+from finetune_operator.runtime.clock import ServerClock
+
 _REREAD_S = 60.0
 
 
@@ -35,6 +37,8 @@ class Connection:
     tls: ssl.SSLContext | None
     credentials: Credentials
     user_agent: str = "finetune-operator"
+    clock: ServerClock = field(default_factory=ServerClock)
+    """Set by every answer, of watches too."""
 
     @property
     def host(self) -> str:
@@ -51,7 +55,9 @@ class Connection:
             authorization = self.credentials.authorization()
             if authorization is not None:
                 request.headers["Authorization"] = authorization
-            return await handler(request)
+            response = await handler(request)
+            self.clock.observe(response.headers.get("Date"))
+            return response
 
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -45,6 +45,11 @@ TRAINED = {
     "evaluation": {"rows": 10, "metrics": [{"metric": "loss", "base": 3.0, "tuned": 0.5}]},
 }
 PUBLISHED = {"artifacts": {"uri": "pvc://models/out", "files": 3, "bytes": 100}}
+FACTS = {
+    "model": {"modelType": "llama", "hiddenSize": 128, "layers": 2, "heads": 4, "kvHeads": 4, "headDim": 32,
+              "intermediateSize": 512, "vocabSize": 512, "parameters": 700_000},
+    "data": {"rows": 80, "tokens": 4000, "trainedTokens": 2000, "longest": 100, "lengths": [[100, 80]]},
+}  # fmt: skip
 LAST_WORDS: Mapping[str, Mapping[str, Any]] = {"prepare": PREPARED, "train": TRAINED, "publish": PUBLISHED}
 
 
@@ -54,10 +59,13 @@ class Act:
 
     exit_code: int | None = 0
     message: str | None = None
+    reason: str = ""
     waiting: tuple[str, str] | None = None
     hold: bool = False
     on_stop: int = 5
     step_on_stop: int = 7
+    stop_seconds: float = 0
+    """From its deletion to its end."""
 
 
 Script = Callable[[Pod], Act]
@@ -83,14 +91,27 @@ class Kubelet:
     pod_ip: str = "127.77.0.9"
     seen: dict[str, Pod] = field(default_factory=dict)
     """Every pod there ever was, by name, as last seen."""
+    overlaps: set[tuple[str, ...]] = field(default_factory=set)
+    """Attempts of one job that had pods at the same time."""
     _ended: set[str] = field(default_factory=set)
+    _asked: dict[str, float] = field(default_factory=dict)
     _stop: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> None:
         while not self._stop.wait(0.1):
             with contextlib.suppress(Exception):
-                for pod in self.api.items(f"/api/v1/namespaces/{self.namespace}/pods"):
+                pods = self.api.items(f"/api/v1/namespaces/{self.namespace}/pods")
+                self._compare_gangs(pods)
+                for pod in pods:
                     self._play(pod)
+
+    def _compare_gangs(self, pods: list[Pod]) -> None:
+        gangs: dict[str, set[str]] = {}
+        for pod in pods:
+            labels = pod["metadata"]["labels"]
+            if pod["status"].get("phase") in ("Pending", "Running"):
+                gangs.setdefault(labels["finetune.dev/job"], set()).add(labels["job-name"])
+        self.overlaps |= {tuple(sorted(gang)) for gang in gangs.values() if len(gang) > 1}
 
     def stop(self) -> None:
         self._stop.set()
@@ -112,6 +133,8 @@ class Kubelet:
             return
         act = self.script(pod)
         if "deletionTimestamp" in pod["metadata"]:
+            if time.monotonic() - self._asked.setdefault(uid, time.monotonic()) < act.stop_seconds:
+                return
             if phase == "Running" and uid not in self._ended:
                 stage = pod["metadata"]["labels"]["finetune.dev/stage"]
                 step = {"step": act.step_on_stop, "lastCheckpoint": {"step": act.step_on_stop}}
@@ -134,7 +157,7 @@ class Kubelet:
                 },
             )
         elif phase == "Running" and not act.hold:
-            self.end(pod, act.exit_code or 0, act.message or "")
+            self.end(pod, act.exit_code or 0, act.message or "", act.reason)
 
     def end(self, pod: Pod, exit_code: int, message: str, reason: str = "") -> None:
         """The container ends."""
@@ -346,6 +369,7 @@ def acts() -> Any:
     """Names that tests need from here."""
 
     class Acts:
+        FACTS: ClassVar[Mapping[str, Any]] = FACTS
         Act, said, succeed, hold_training, manifest = (
             Act,
             staticmethod(said),

@@ -8,12 +8,6 @@ import pytest
 
 pytestmark = [pytest.mark.control]
 
-FACTS = {
-    "model": {"modelType": "llama", "hiddenSize": 128, "layers": 2, "heads": 4, "kvHeads": 4, "headDim": 32,
-              "intermediateSize": 512, "vocabSize": 512, "parameters": 700_000},
-    "data": {"rows": 80, "tokens": 4000, "trainedTokens": 2000, "longest": 100, "lengths": [[100, 80]]},
-}  # fmt: skip
-
 
 @pytest.fixture
 def planned(kubelet: Any, acts: Any) -> Any:
@@ -24,7 +18,9 @@ def planned(kubelet: Any, acts: Any) -> Any:
             stage = pod["metadata"]["labels"]["finetune.dev/stage"]
             if stage != "prepare":
                 return (acts.hold_training if hold else acts.succeed)(pod)
-            return acts.Act(0, acts.said("prepare", data={"rows": 80}, plan={"steps": 15}, facts=FACTS, decided={}))
+            return acts.Act(
+                0, acts.said("prepare", data={"rows": 80}, plan={"steps": 15}, facts=acts.FACTS, decided={})
+            )
 
         kubelet.script = play
 

@@ -22,63 +22,6 @@ def book(status: dict[str, Any]) -> list[tuple[str, int, str]]:
     return [(a["stage"], a["number"], a["outcome"]) for a in status.get("attempts", [])]
 
 
-def test_killed_after_every_single_write(
-    jobs: Any,
-    kubelet: Any,
-    acts: Any,
-    namespace: str,
-    start_operator: Any,
-    proxy: Proxy,
-    eventually: Callable[..., Any],
-) -> None:
-    """The process dies each time the API server has done one of its writes, before it hears of it. Its successors
-    bring the job to the same end, with no stage run twice and each verdict on record before the next attempt."""
-
-    def once(pod: Any) -> Any:
-        labels = pod["metadata"]["labels"]
-        if (labels["finetune.dev/stage"], labels["finetune.dev/attempt"]) == ("train", "1"):
-            return acts.Act(1, "RuntimeError: the first attempt fails")
-        return acts.succeed(pod)
-
-    kubelet.script = once
-    alive: list[Any] = []
-    dead, killed = threading.Event(), threading.Event()
-    verdicts: dict[str, Any] = {}
-
-    def kill(path: str, code: int) -> None:
-        if "/events" in path or code >= 300 or dead.is_set():
-            return
-        dead.set()
-        if path.endswith("/jobs") and "train-2" in str([j["metadata"]["name"] for j in jobs.children()]):
-            verdicts.setdefault("when train-2 was made", book(jobs.status()))
-        alive[-1].kill()
-        killed.set()
-
-    proxy.after_write, proxy.one_write_at_a_time = kill, True
-    proxy.rule = lambda method, path: Fault("answer", 503) if dead.is_set() else None
-    jobs.create(compute={"device": "cpu", "nodes": 2}, retry={"infra": 1})
-    deaths = 0
-    while jobs.status().get("phase") != "Completed":
-        time.sleep(0.1)  # what the dead process still had under way is turned away
-        dead.clear()
-        killed.clear()
-        alive.append(start_operator(proxy.kubeconfig, wait=False, FINETUNE_NAMESPACES=namespace))
-        eventually(
-            "a write, or the end",
-            lambda: killed.is_set() or jobs.status().get("phase") == "Completed",
-            30,
-        )
-        deaths += killed.is_set()
-        assert deaths < 40, book(jobs.status())
-    status = jobs.status()
-    assert book(status) == [DONE[0], ("train", 1, "Failed"), ("train", 2, "Succeeded"), DONE[2]]
-    assert json.loads(status["state"])["infraFailures"] == 1
-    assert ("train", 1, "Failed") in verdicts["when train-2 was made"]
-    assert len(kubelet.of("prepare")) == len(kubelet.of("publish")) == 1
-    assert len(kubelet.of("train", 1)) == len(kubelet.of("train", 2)) == 2
-    assert deaths >= 15, "\n".join(f"{m} {c} {p}" for m, p, c in proxy.writes)
-
-
 def test_bad_answers_of_every_kind(jobs: Any, kubelet: Any, namespace: str, start_operator: Any, proxy: Proxy) -> None:
     """A fifth of all writes ends in 409, 429, 500, 503, a lost answer or a late one. Three jobs arrive all the same."""
     dice = random.Random(7)

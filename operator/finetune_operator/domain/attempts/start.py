@@ -83,9 +83,10 @@ def next_attempt(builder: PlanBuilder, stage: Stage, last: AttemptStatus | None)
     if builder.blocked is not None:
         builder.job_state = builder.blocked
         return
-    number = 1
-    if last is not None:
-        number = last.number + 1
+    number = 1 if last is None else last.number + 1
+    name = child_name(builder.metadata.name, builder.run, stage, number)
+    created = builder.observed.jobs.get(name)
+    if last is not None and (created is None or not created.alive):  # one from before a crash has waited already
         ended = seconds_of(last.finished) or builder.now
         pause = delay(builder.attempts, last, builder.state.infra_failures, builder.config.retry_delay)
         left = ended + pause - builder.now
@@ -95,7 +96,6 @@ def next_attempt(builder: PlanBuilder, stage: Stage, last: AttemptStatus | None)
             message = f"Stage {stage} starts again in {human(left + 1)}. Before: {last.message or last.reason}"
             builder.job_state = JobState(WAITING_PHASE[stage], reason, message)
             return
-    name = child_name(builder.metadata.name, builder.run, stage, number)
     if _waits_for_pods(builder, stage, name):
         return
     builder.attempts.append(AttemptStatus(stage=stage, number=number, job=name))

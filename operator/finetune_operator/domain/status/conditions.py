@@ -146,7 +146,7 @@ def _checked(data: DataStatus | None) -> str:
     if data is None or data.rows is None:
         return "The data was read"
     found = [f"{finding.code} ({finding.count})" for finding in data.findings or [] if finding.severity != "Info"]
-    return f"{data.rows} rows were read" + (f"; to look at: {', '.join(found)}" if found else "")
+    return f"{data.rows} rows were read" + (f"; to check: {', '.join(found)}" if found else "")
 
 
 def _accepted(builder: PlanBuilder) -> Shown:
