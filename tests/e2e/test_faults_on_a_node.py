@@ -17,8 +17,8 @@ from tests.e2e.conftest import SIGNAL
 
 CLAIM = "finetune-quickstart"
 FULL = "full-disk"
-DESCRIBE_LINES = 110
-"""About two screens."""
+TWO_SCREENS = 110
+"""Lines."""
 
 pytestmark = [pytest.mark.node, pytest.mark.timeout(15 * 60)]
 
@@ -55,7 +55,7 @@ IN_TRAINING = {
         ("ephemeral local storage usage exceeds", "spec.retry.infra 1 is used up"),
         ("spec.pods.train.resources.limits[ephemeral-storage]",),
     ),
-    FULL: Failure("StorageFull", "train", ("no space is left",), ("enlarge the claim",)),
+    FULL: Failure("StorageFull", "train", ("No space is left",), ("Enlarge the claim",)),
 }
 
 # Added by policies to pods with the label `e2e/inject`, as meshes do: group of containers and what is set.
@@ -151,6 +151,15 @@ def assert_failed(cluster: Any, namespace: str, name: str, expected: Failure) ->
     return job
 
 
+def assert_described(cluster: Any, namespace: str, name: str) -> None:
+    """On two screens, for a person who knows only the job's name."""
+    failure = cluster.job(name, namespace)["status"]["failure"]
+    described = cluster.run("ftj", "describe", name, "-n", namespace).stdout
+    assert len(described.splitlines()) <= TWO_SCREENS, described
+    for part in (failure["code"], failure["message"]):
+        assert " ".join(part.split()) in " ".join(described.split()), described
+
+
 def test_faults_of_prepare_end_with_their_sentence(cluster: Any, team: str, short: Manifest, injection: None) -> None:
     cluster.in_claim(team, "import os; os.makedirs('locked/inner'); os.chmod('locked', 0)")
     plan, memory = {"mode": "Plan"}, {"limits": {"memory": "90Mi"}, "requests": {"memory": "64Mi"}}
@@ -178,8 +187,7 @@ def test_faults_of_prepare_end_with_their_sentence(cluster: Any, team: str, shor
     for name, failure in IN_PREPARE.items():
         job = assert_failed(cluster, team, name, failure)
         assert len(attempts(job, "prepare")) == 1, "it was tried again"
-        described = cluster.kubectl("describe", "-n", team, f"ftj/{name}").splitlines()
-        assert len(described) <= DESCRIBE_LINES, "\n".join(described)
+        assert_described(cluster, team, name)
     for name in ("no-image", "sidecar"):
         assert cluster.until_phase(name, team, "Completed")["status"]["reason"] == "Planned"
 
@@ -234,6 +242,7 @@ def test_a_disk_that_is_too_small_ends_training_with_its_sentence(
         assert_failed(cluster, team, FULL, IN_TRAINING[FULL])
     job = assert_failed(cluster, team, "small-disk", IN_TRAINING["small-disk"])
     assert [attempt["reason"] for attempt in attempts(job)] == ["StorageFull", "StorageFull"]
+    assert_described(cluster, team, "small-disk")
 
 
 def test_a_training_out_of_memory_gets_more_of_it_and_its_output_is_kept_for_it(
