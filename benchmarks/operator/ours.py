@@ -150,7 +150,7 @@ class Operator:
         environment = {
             "PATH": os.environ["PATH"],
             "HOME": str(self.folder),
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": os.pathsep.join(str(ROOT / folder) for folder in ("", "crds", "operator")),
             "KUBECONFIG": str(kubeconfig),
             "FINETUNE_DEFAULTS": str(defaults),
             "FINETUNE_HTTP": f"127.0.0.1:{self.port}",
@@ -159,7 +159,11 @@ class Operator:
         self.started = time.monotonic()
         with self.log.open("w") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", module], env=environment, cwd=self.folder, stdout=output, stderr=output
+                [os.environ.get("OPERATOR_PYTHON") or sys.executable, "-m", module],
+                env=environment,
+                cwd=self.folder,
+                stdout=output,
+                stderr=output,
             )
 
     @property

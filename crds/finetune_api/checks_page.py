@@ -1,4 +1,4 @@
-"""What is looked for in data, as a page: every check, how much it matters, what to do and what mends it."""
+"""docs/checks.md: every check of data with its severity, remedy and fix."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ _HEAD = """# Checks of data
 
 <!-- Generated from finetune_api.checks by `make crds`. Do not edit. -->
 
-Before anything is trained, every row is read and looked at, on a CPU: by `prepare` in the cluster, and by `ftj validate` at
-home. A finding has a code, a severity, a count, the first ten rows with file and line, and what to do. Personal data and
+Before training, every row is read and checked on a CPU: by `prepare` in the cluster, and by `ftj validate` on your
+machine. A finding has a code, a severity, a count, the first ten rows with file and line, and what to do. Personal data and
 secrets are masked wherever they are shown: `j***@a***.com`, `AKIA…(20 characters)`.
 
 ```yaml
@@ -27,17 +27,17 @@ spec:
 ```
 
 - `maxInvalidFraction`: the share of rows that may be unusable. They are left out and listed. By default none may.
-- `exactDuplicates`, `nearDuplicates`, `leakage`: shares above which the data is refused. Left out: told, never refused.
-- `fail`: checks that refuse the data when they find anything. `ignore`: checks that are not made.
-- `data.fixes` mends what the last column names, in copies; the originals stay as they are.
+- `exactDuplicates`, `nearDuplicates`, `leakage`: shares above which the data is refused. Not set: only reported.
+- `fail`: checks that refuse the data when they find anything. `ignore`: checks to skip.
+- `data.fixes` applies the fixes of the last column to copies; the originals do not change.
 
-Everything else is told in the report and in `ftj validate`, and refuses nothing.
+All other findings are only reported, in the data report and by `ftj validate`.
 
 """
 
 _ROWS = """## Rows that cannot be used
 
-An error in each of these rows. Training goes on without them as far as `maxInvalidFraction` allows.
+An error in each of these rows. They are skipped as far as `maxInvalidFraction` allows.
 
 """
 
@@ -47,11 +47,11 @@ _WHOLE = """
 """
 
 _HOW = """
-## How they look
+## How they work
 
 | check | what counts |
 |---|---|
-| `ExactDuplicates`, `Leakage` | Content that is equal to the last character, role by role; other fields of a row do not count. For classifiers duplicates have the same label too. One list that is split into train, validation and test never parts equal rows, so leakage is looked for between files of their own. |
+| `ExactDuplicates`, `Leakage` | Content that is equal to the last character, role by role; other fields of a row do not count. For classifiers duplicates have the same label too. One list that is split into train, validation and test never separates equal rows, so leakage is checked only between separate files. |
 | `NearDuplicates`, `NearLeakage` | MinHash with 128 hashes over pieces of about three words, without case and punctuation; from a similarity of about 0.8: one word in thirty may differ. Rows of fewer than eight words are compared exactly only. Near leakage is also a held-out prompt that is in train with another answer. |
 | `ConflictingAnswers` | The same prompt (all turns before the last answer, or the text of a classifier) with another answer (or label). |
 | `LowDiversity` | Of all phrases of three words, in a sample of up to a million, fewer than 5% are different ones. |
@@ -60,16 +60,15 @@ _HOW = """
 | `DominantLabel`, `LabelImbalance` | A label on 80% of at least 50 rows of train; labels with less than a tenth of an even share. |
 | `LanguageMix` | py3langid on the first 500 rows and every 32nd after them, where it is 95% sure; other languages make up at least 0.5%. |
 | `Refusals` | Answers that begin by refusing, in English, German, French or Spanish. |
-| `Repetition` | 60% of a row's phrases, and at least 60 of them, stood in it before; or one character 200 times. |
-| `Pii` | E-mail addresses; phone numbers that exist in a numbering plan (international, American, or behind a word such as "tel"); card numbers by network and check digit; IBANs; national ids by their check digits. Addresses kept free for examples and well-known test numbers are none. Names are not looked for. |
-| `Secrets` | Keys and tokens by the forms that their makers gave them (AWS, GitHub, GitLab, Slack, Google, OpenAI, Anthropic, Hugging Face, Stripe, npm, PyPI and others), private keys, JSON Web Tokens, passwords in URLs, and random values that are assigned to a name such as `api_key`. Placeholders and their makers' examples are none. |
-| `ToxicTerms` | Insults and slurs of a list of about 420 English words, whole words only. It cannot tell use from mention. |
-| `DemographicImbalance` | English words for groups (women and men, religions, origins, ages): one is met in five times as many rows as another, of at least 100. |
-| `StereotypeAssociation` | Words for a group stand beside a word for a trade or trait at least three times as often as those for the others do, in at least 20 rows, and hardly by chance (G of at least 20). It counts words in rows: what they mean, only reading tells. |
+| `Repetition` | 60% of a row's phrases, and at least 60 of them, appeared in it before; or one character 200 times. |
+| `Pii` | E-mail addresses; phone numbers that exist in a numbering plan (international, American, or behind a word such as "tel"); card numbers by network and check digit; IBANs; national ids by their check digits. Addresses reserved for examples and well-known test numbers do not count. Names are not detected. |
+| `Secrets` | Keys and tokens in the formats of their issuers (AWS, GitHub, GitLab, Slack, Google, OpenAI, Anthropic, Hugging Face, Stripe, npm, PyPI and others), private keys, JSON Web Tokens, passwords in URLs, and random values that are assigned to a name such as `api_key`. Placeholders and published examples do not count. |
+| `ToxicTerms` | Insults and slurs of a list of about 420 English words, whole words only. It cannot distinguish use from mention. |
+| `DemographicImbalance` | English words for groups (women and men, religions, origins, ages): one appears in five times as many rows as another, of at least 100. |
+| `StereotypeAssociation` | Words for a group appear with a word for a trade or trait at least three times as often as those for the others, in at least 20 rows, and hardly by chance (G of at least 20). It counts words in rows: read the rows to judge what they mean. |
 
-All are made in one pass. Kept of each row are 73 bytes, whatever its length: ten million rows need 730 MB, and as much again
-for a moment at the end. Statistics of words take the first 20,000 characters of a row; personal data and secrets are looked
-for in all of it.
+All checks run in one pass and keep 73 bytes per row: ten million rows need 730 MB, and twice that for a moment at the end.
+Word statistics use the first 20,000 characters of a row; personal data and secrets are searched in all of it.
 """
 
 
@@ -81,7 +80,7 @@ def text() -> str:
 
 
 def _table(checks: list[Check], *, severity: bool) -> str:
-    head = ["code", *(["severity"] if severity else []), "finds", "what to do", "mended by"]
+    head = ["code", *(["severity"] if severity else []), "finds", "what to do", "fixed by"]
     lines = [head, ["---"] * len(head)]
     for check in checks:
         cells = [f"`{check.code}`", *([check.severity] if severity else []), check.finds, check.remedy]

@@ -163,12 +163,12 @@ class SurveyRequest(ApiModel):
     The answer is a SurveyAnswer on standard output; progress comes as lines of Progress on standard error.
     """
 
-    spec: FineTuneJobSpec | None = Field(default=None, description="Absent: `data` alone is looked at.")
+    spec: FineTuneJobSpec | None = Field(default=None, description="Absent: only `data` is read.")
     data: DataSpec | None = Field(default=None, description="Used where there is no spec.")
     claims_root: str | None = Field(default=None, description="Absent: claims cannot be reached here.")
     cache: str = Field(description="Folder for what is downloaded.")
-    write_fixed: bool = Field(default=False, description="Write mended copies beside local originals.")
-    rows: bool = Field(default=True, description="False: only the model is looked at.")
+    write_fixed: bool = Field(default=False, description="Write fixed copies next to local originals.")
+    rows: bool = Field(default=True, description="False: only the model is read.")
 
 
 class SurveyAnswer(ApiModel):

@@ -47,11 +47,12 @@ class ChecksSpec(ApiModel):
         default=0.0, description="Share of rows that may be invalid; these are left out and listed in the report."
     )
     exact_duplicates: Fraction | None = Field(
-        default=None, description="Share of rows that may repeat an earlier one. Absent: told, never refused."
+        default=None, description="Share of rows that may repeat an earlier one. Absent: only reported."
     )
     near_duplicates: Fraction | None = Field(default=None, description="The same of almost equal rows.")
     leakage: Fraction | None = Field(
-        default=None, description="Share of validation and test rows that may be in train too, or almost. Absent: told."
+        default=None,
+        description="Share of validation and test rows that may be in train too, or almost. Absent: only reported.",
     )
     fail: list[CheckCode] | None = Field(
         default=None,
@@ -70,7 +71,7 @@ class DataSpec(ApiModel, Ruled):
     RULES: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "!has(self.lossOn) || self.lossOn == 'all' || !has(self.format) || self.format != 'text'",
-            "data.lossOn must be all (or absent) for data.format text: plain text has no answers to tell apart",
+            "data.lossOn must be all (or absent) for data.format text: plain text has no separate answers",
             lambda self: self.loss_on in (None, "all") or self.format != "text",
         ),
         Rule(
@@ -92,7 +93,7 @@ class DataSpec(ApiModel, Ruled):
     )
     loss_on: LossOn | None = Field(
         default=None,
-        description="Which tokens are learnt: the last answer (completion), every assistant turn (assistant), or everything (all). Absent: assistant for messages, all for text, else completion.",
+        description="Which tokens are trained: the last answer (completion), every assistant turn (assistant), or everything (all). Absent: assistant for messages, all for text, else completion.",
     )
     max_length: Annotated[int, Field(ge=8, le=2**20)] | None = Field(
         default=None,
@@ -110,5 +111,5 @@ class DataSpec(ApiModel, Ruled):
         default=None,
         min_length=1,
         max_length=7,
-        description="What is mended before training, in this order; counted in the report, the originals stay as they are.",
+        description="Fixes before training, in this order; counted in the report, the originals do not change.",
     )

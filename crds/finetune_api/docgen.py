@@ -42,7 +42,9 @@ def text() -> str:
     parts.append("each with these fields. Maps are merged by key, named lists by name, tolerations are appended.\n\n")
     parts.append(_table(_leaves(spec["properties"]["pods"]["properties"]["common"])))
     parts.append("\n## Rules\n\nThe API server, `ftj` and local runs hold a job to these:\n\n")
-    parts += [f"- {message}\n" for message in sorted(set(_rules(spec)))]
+    parts += [
+        f"- {message}\n" for message in sorted({*_rules(spec), *(rule.message for rule in FineTuneJobSpec.RULES)})
+    ]
     parts.append("\n## status\n\nWritten by the operator alone.\n\n")
     parts.append(_table(_leaves(status)))
     return "".join(parts)
@@ -112,7 +114,8 @@ def _rules(node: Any) -> Iterator[str]:
     """Messages of every rule below `node`."""
     if isinstance(node, dict):
         for rule in node.get("x-kubernetes-validations", []):
-            yield rule["message"]
+            if "message" in rule:
+                yield rule["message"]
         for child in node.values():
             yield from _rules(child)
 

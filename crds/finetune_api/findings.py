@@ -32,7 +32,7 @@ class Finding(ApiModel):
     code: CheckCode
     severity: Severity
     count: int = Field(description="Rows (or terms) that it was found in.")
-    fraction: float | None = Field(default=None, description="Of all rows that were looked at.")
+    fraction: float | None = Field(default=None, description="Of all rows that were checked.")
     message: str = Field(description="One sentence with the numbers.")
     remedy: str
     refuses: bool = Field(default=False, description="Whether the data cannot be used because of it.")

@@ -134,7 +134,7 @@ class MethodSpec(ApiModel, Ruled):
         _belongs("freeze", "full"),
         Rule(
             "!has(self.initFrom) || self.type != 'full'",
-            "method.initFrom is an adapter to go on from: full fine-tuning has none, name the model in spec.model instead",
+            "method.initFrom is an adapter to continue from: full fine-tuning has none, name the model in spec.model instead",
             lambda self: self.init_from is None or self.type != "full",
         ),
         Rule(
@@ -150,12 +150,12 @@ class MethodSpec(ApiModel, Ruled):
     )
 
     type: MethodType = Field(
-        description="lora: small adapters beside a frozen model; qlora: the same beside quantised weights; dora: with magnitudes of their own; prefix and prompt: virtual tokens; full: every weight."
+        description="lora: small adapters next to a frozen model; qlora: the same with quantized weights; dora: with separate magnitudes; prefix and prompt: virtual tokens; full: every weight."
     )
     lora: LoraSpec | None = None
     quantization: QuantizationSpec | None = None
     prompt_tuning: PromptTuningSpec | None = None
     freeze: FreezeSpec | None = None
     init_from: Location | None = Field(
-        default=None, description="An adapter in peft's layout, made here or elsewhere, that training goes on from."
+        default=None, description="An adapter in peft's layout, from here or elsewhere, that training continues from."
     )

@@ -31,11 +31,13 @@ class CheckpointSpec(ApiModel):
     every_steps: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = Field(
         default=None, description="Absent: ten times over the training, at least every 500 steps."
     )
-    keep: int = Field(default=2, ge=1, le=100, description="Newest checkpoints that are kept, beside the best one.")
+    keep: int = Field(
+        default=2, ge=1, le=100, description="Newest checkpoints that are kept, in addition to the best one."
+    )
 
 
 class RetrySpec(ApiModel):
-    """How often a stage is tried again after a failure that may pass. Bad input and divergence are never retried; a preempted job always goes on."""
+    """How often a stage is retried after a failure that may pass. Bad input and divergence are never retried; a preempted job always resumes."""
 
     infra: int = Field(
         default=3, ge=0, le=100, description="Failures of unknown or infrastructure cause, over the whole job."
@@ -128,11 +130,9 @@ class FineTuneJobSpec(ApiModel, Ruled):
     budget: BudgetSpec = Field(default_factory=BudgetSpec)
     retry: RetrySpec = Field(default_factory=RetrySpec)
     mode: Literal["Run", "Plan"] = Field(
-        default="Run", description="Plan: check the data, make the plan and end; Run then goes on from there."
+        default="Run", description="Plan: check the data, make the plan and end; Run then continues from there."
     )
-    suspend: bool = Field(
-        default=False, description="Stop with a checkpoint and give the GPUs back; false again goes on."
-    )
+    suspend: bool = Field(default=False, description="Stop with a checkpoint and release the GPUs; false resumes.")
     ready_when: Literal["Accepted", "Completed"] = Field(
         default="Accepted",
         description="When the Ready condition becomes True: Accepted suits GitOps, Completed suits pipelines.",
@@ -149,5 +149,5 @@ class FineTuneJobSpec(ApiModel, Ruled):
     run_token: str | None = Field(
         default=None,
         max_length=63,
-        description="Change it to run the job once more, from the start. It counts once the run under way has ended, and never cuts one short.",
+        description="Change it to run the job again, from the start. It takes effect when the current run has ended, and never stops one.",
     )

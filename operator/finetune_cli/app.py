@@ -33,7 +33,7 @@ Output = Annotated[
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the FineTuneJob.")]
 Stage = Literal["prepare", "train", "publish"]
 Claims = Annotated[Path | None, typer.Option("--claims", metavar="DIR", help="pvc://CLAIM/PATH is DIR/CLAIM/PATH.")]
-Download = Annotated[bool, typer.Option("--download", help="Fetch what lies on hubs, object stores and web servers.")]
+Download = Annotated[bool, typer.Option("--download", help="Download from hubs, object stores and web servers.")]
 
 
 @app.command(short_help="Submit a job and follow it to its end.")
@@ -51,7 +51,7 @@ def run(
         typer.Option("--claims", metavar="DIR", help="With --local: pvc://CLAIM/PATH is DIR/CLAIM/PATH."),
     ] = None,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="With --local: start anew instead of going on with an earlier run.")
+        bool, typer.Option("--fresh", help="With --local: start from the beginning instead of resuming an earlier run.")
     ] = False,
     approve: Annotated[
         bool, typer.Option("--approve", help="With --local: approve the plan of a job with approval: Manual.")
@@ -64,7 +64,7 @@ def run(
     """Submit the FineTuneJob in FILE and follow it until it ends.
 
     Exit code: 0 completed, 3 the job failed or the file is wrong, 5 stopped with a checkpoint since the
-    budget is spent, 1 the cluster refused or cannot be reached, 130 interrupted. An interrupted `ftj run` leaves the job running on the cluster; with --local the same command goes on
+    budget is spent, 1 the cluster refused or cannot be reached, 130 interrupted. An interrupted `ftj run` leaves the job running on the cluster; with --local the same command resumes
     where the run stopped.
     """
     if local:
@@ -85,9 +85,7 @@ def validate(
         list[str],
         typer.Argument(metavar="FILE", help="Manifests and data files, folders, patterns; - is standard input."),
     ],
-    data: Annotated[
-        bool, typer.Option("--data/--no-data", help="Look at the rows too, where they can be reached.")
-    ] = True,
+    data: Annotated[bool, typer.Option("--data/--no-data", help="Check rows too, where they can be read.")] = True,
     claims: Claims = None,
     download: Download = False,
     strict: Annotated[bool, typer.Option("--strict", help="Warnings count as well.")] = False,
@@ -96,17 +94,17 @@ def validate(
         typer.Option(
             "--fix",
             metavar="FIX",
-            help="Write a mended copy beside each data file: DropInvalid, DropDuplicates, DropNearDuplicates, RedactPii, "
-            "RedactSecrets, Rebalance, Truncate. May be repeated; they are made in this order.",
+            help="Write a fixed copy next to each data file: DropInvalid, DropDuplicates, DropNearDuplicates, RedactPii, "
+            "RedactSecrets, Rebalance, Truncate. May be repeated; applied in this order.",
         ),
     ] = None,
     proof: Annotated[
         bool,
-        typer.Option("--proof", help="Show sample rows token by token: what is trained, masked, and the template's."),
+        typer.Option("--proof", help="Show sample rows token by token: trained, masked, and added by the template."),
     ] = False,
     format: Annotated[
         str | None,
-        typer.Option("--format", metavar="FORMAT", help="Of data files that no manifest names; default: recognised."),
+        typer.Option("--format", metavar="FORMAT", help="Of data files that no manifest names; default: recognized."),
     ] = None,
     output: Annotated[
         Literal["text", "json", "sarif", "github"],
@@ -115,7 +113,7 @@ def validate(
 ) -> None:
     """Check FineTuneJobs and data as the cluster would: schema, rules, combinations; then every row.
 
-    Exit code: 0 a job with them would start, 3 it would not. What cannot be reached from here is named, and not counted.
+    Exit code: 0 a job with them would start, 3 it would not. What cannot be read from here is listed and ignored.
     """
     from finetune_cli.reach import Reach
     from finetune_cli.validate import ValidateOptions
@@ -155,16 +153,14 @@ def plan(
     prices: Annotated[
         str, typer.Option("--prices", metavar="TYPE=PRICE,...", help="Of a GPU hour: h100=2.5,l40s=0.9.")
     ] = "",
-    list_gpus: Annotated[
-        bool, typer.Option("--list-gpus", help="Print the GPU types that are known, and end.")
-    ] = False,
+    list_gpus: Annotated[bool, typer.Option("--list-gpus", help="Print the known GPU types and exit.")] = False,
     output: Annotated[
         Literal["text", "json", "markdown"], typer.Option("-o", "--output", help="markdown is for pull requests.")
     ] = "text",
 ) -> None:
     """Plan the FineTuneJob in FILE: memory, steps, time, cost, and each field that is decided for you, with its reason.
 
-    Model and data are looked at where they can be reached. Exit code: 0 it fits and is within spec.budget, 3 it is not.
+    Model and data are read where they can be reached. Exit code: 0 it fits and is within spec.budget, 3 it is not.
     """
     from finetune_cli import plan as planning
     from finetune_cli.reach import Reach
@@ -219,21 +215,21 @@ def describe(
 def approve(
     name: Name,
     plan: Annotated[
-        str | None, typer.Option("--plan", metavar="DIGEST", help="Only this plan; asks no more questions.")
+        str | None, typer.Option("--plan", metavar="DIGEST", help="Approve only this plan, without asking.")
     ] = None,
-    yes: Annotated[bool, typer.Option("-y", "--yes", help="Whatever plan it is; asks no question.")] = False,
+    yes: Annotated[bool, typer.Option("-y", "--yes", help="Approve any plan, without asking.")] = False,
     namespace: Namespace = None,
     context: Context = None,
     kubeconfig: Kubeconfig = None,
     output: Output = None,
 ) -> None:
-    """Show the plan of a job with spec.budget.approval: Manual, and let it go on.
+    """Show the plan of a job with spec.budget.approval: Manual, and approve it.
 
     Writes the plan's digest into spec.budget.approvedPlan, as a commit could.
     """
-    from finetune_cli.approve import approve as say_yes
+    from finetune_cli.approve import approve as approve_plan
 
-    say_yes(name, plan, _target(namespace, context, kubeconfig), yes=yes, output=output)
+    approve_plan(name, plan, _target(namespace, context, kubeconfig), yes=yes, output=output)
 
 
 @app.command(short_help="Print the logs of a job's pods, ranks merged.")
@@ -247,7 +243,7 @@ def logs(
         int | None,
         typer.Option("--attempt", min=1, help="Default: the stage's newest that has pods."),
     ] = None,
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on, through later attempts and stages.")] = False,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Continue through later attempts and stages.")] = False,
     tail: Annotated[int | None, typer.Option("--tail", min=0, help="Only the last lines of each pod.")] = None,
     namespace: Namespace = None,
     context: Context = None,

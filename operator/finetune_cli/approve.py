@@ -1,4 +1,4 @@
-"""`ftj approve`: say yes to one plan, after having seen it."""
+"""`ftj approve`: show a plan and approve it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _waiting_for(job: FineTuneJob, plan: str | None, watch: str) -> str:
     name, status = job.metadata.name, job.status
     if not view.observed(job):
         raise CliError(
-            f"the operator has not looked at the last change of {name} yet; try again, or follow it: {watch}"
+            f"the operator has not reconciled the last change of {name} yet; try again, or follow it: {watch}"
         )
     digest = view.awaits(job)
     if digest is None:
@@ -46,7 +46,7 @@ def _waiting_for(job: FineTuneJob, plan: str | None, watch: str) -> str:
         state = ended.sentence if ended else f"it is {status.phase or 'new'}; follow it: {watch}"
         raise CliError(f"{name} does not wait for an approval: {state}")
     if plan is not None and plan != digest:
-        raise CliError(f"the plan of {name} is {digest} now, not {plan}: look at it, then approve that one")
+        raise CliError(f"the plan of {name} is {digest} now, not {plan}: check it, then approve that one")
     return digest
 
 
@@ -54,6 +54,6 @@ def _confirm(job: FineTuneJob, digest: str, *, yes: bool) -> None:
     if yes:
         return
     if not sys.stdin.isatty():
-        raise CliError(f"nobody is here to ask: give --plan {digest}, or --yes for whatever plan there is")
+        raise CliError(f"standard input is not a terminal: give --plan {digest}, or --yes for any plan")
     if not typer.confirm(f"Approve this plan of {job.metadata.name}?", err=True):
-        raise CliError(f"nothing was approved; {job.metadata.name} goes on waiting")
+        raise CliError(f"nothing was approved; {job.metadata.name} still waits")

@@ -10,6 +10,6 @@ _PR_SET_PDEATHSIG = 1
 
 
 def end_with_parent() -> None:
-    """In the child: if ftj itself is killed, the child is told to stop, and saves or removes what it has."""
+    """In the child: if ftj itself is killed, the child gets SIGTERM, and saves or removes what it has."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -25,7 +25,7 @@ from finetune_cli.errors import CliError, Exit
 FIELD_MANAGER = "ftj"
 CONNECT_SECONDS = 10
 TIMEOUT_SECONDS = 30
-# `other` is a TLS handshake that failed: asked again, a wrong certificate is told after minutes.
+# `other` is a TLS handshake that failed: retried, a wrong certificate would be reported after minutes.
 RETRIES = urllib3.Retry(connect=2, read=0, status=0, redirect=0, other=0, backoff_factor=0.2)
 Json = dict[str, Any]
 Query = dict[str, str]
@@ -45,7 +45,7 @@ class Gone(CliError):
 
 
 class Cluster:
-    """One connection. `namespace` is what the command line or the context say."""
+    """One connection. `namespace` is that of the command line or the context."""
 
     def __init__(self, target: Target) -> None:
         self.configuration = client.Configuration()
@@ -67,7 +67,7 @@ class Cluster:
         self._pool = RESTClientObject(self.configuration).pool_manager
 
     def flags(self, namespace: str) -> str:
-        """What to add to a command that a person is told to type, so that it means the same cluster and namespace."""
+        """What to add to a suggested command, so that it means the same cluster and namespace."""
         flags = {
             "-n": namespace if namespace != self._usual_namespace else None,
             "--context": self._target.context,
@@ -158,7 +158,7 @@ class Cluster:
         return answer
 
     def _stream(self, what: str, path: str, query: Query, *, silence: float | None) -> Any:
-        """An answer that goes on. `silence`: seconds without a byte after which it is taken for broken."""
+        """A streamed answer. `silence`: seconds without a byte after which it is considered broken."""
         timeout = urllib3.Timeout(connect=CONNECT_SECONDS, read=silence)
         return self._send(what, "GET", path, query, timeout=timeout, preload_content=False, headers={})
 
@@ -198,7 +198,7 @@ def _pod_path(namespace: str, name: str = "") -> str:
 
 
 def explained(code: int, body: bytes | str, what: str) -> CliError:
-    """What the API server said, as a sentence. Its own words about a wrong field are the best ones there are."""
+    """An error of the API server as a sentence. Its own message about a wrong field is kept."""
     try:
         status = json.loads(body)
     except ValueError:

@@ -97,7 +97,7 @@ class Bars:
             self.console.print(Text(view.headline(job), style="bold"))
         standing = {view.waiting(job), view.data_sentence(job), None if view.awaits(job) else view.plan_sentence(job)}
         for sentence in view.news(self.before, job):
-            if sentence not in standing:  # those stand beside or below the bars for as long as they are true
+            if sentence not in standing:  # shown next to or below the bars while they are true
                 self.console.print(Text(sentence, style="dim"))
         for severity, sentence in view.findings(self.before, job):
             self.console.print(Text(sentence, style=SEVERITIES[severity]))

@@ -24,7 +24,7 @@ from finetune_cli.errors import CliError
 
 COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "bright_red", "bright_cyan", "bright_magenta")
 _RANK = re.compile(r"^\[rank (\d+)\] (.*)$")
-"""A training pod can hold several ranks, and says which one wrote a line."""
+"""A training pod can hold several ranks, and marks which one wrote a line."""
 LOOK_EVERY_SECONDS = 2.0
 SETTLE_SECONDS = 0.4
 """While following, a line waits this long for an earlier one of another rank."""

@@ -97,7 +97,7 @@ def checked(source: str, nodes: Any) -> Manifest | list[Complaint]:
         found = f"{body.get('apiVersion', 'no apiVersion')}, {body.get('kind', 'no kind')}"
         message = f"not a FineTuneJob: write apiVersion: {API_VERSION} and kind: {KIND} (found {found})"
         return [Complaint(source, None, message)]
-    body.pop("status", None)  # what `kubectl get -o yaml` wrote; only the operator may say it
+    body.pop("status", None)  # what `kubectl get -o yaml` wrote; only the operator may write it
     try:
         job = _parse(body)
     except ValidationError:
@@ -206,7 +206,7 @@ def _documents(source: str, text: str) -> tuple[list[Any], list[Complaint]]:
 
 
 def _complaints(body: dict[str, Any], source: str, nodes: Any) -> list[Complaint]:
-    """Rules across fields are looked at only when the fields are right, so wrong ones are taken out and the rest is read again."""
+    """Rules across fields are checked only when the fields are right, so wrong ones are taken out and the rest is read again."""
     left, taken = copy.deepcopy(body), set[tuple[str | int, ...]]()
     found: dict[str, Complaint] = {}
     for _ in range(_ROUNDS):

@@ -47,7 +47,7 @@ def data_of(spec: FineTuneJobSpec) -> list[Located]:
 
 
 def model_of(spec: FineTuneJobSpec) -> list[Located]:
-    """What the model is read from: itself, and the adapter to go on from."""
+    """What the model is read from: itself, and the adapter to continue from."""
     return [(("model",), spec.model), *locations(spec.method, ("method",))]
 
 

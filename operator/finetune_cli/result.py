@@ -1,4 +1,4 @@
-"""The end of a job, for people: the base-against-tuned table and where the result lies."""
+"""The end of a job, for people: the base-against-tuned table and where the result is."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def show(console: Console, job: FineTuneJob, next_steps: Sequence[str] = ()) -> 
 
 
 def table(metrics: Sequence[MetricRow]) -> Table:
-    """Base against tuned. Without a measured base only the tuned figures stand there."""
+    """Base against tuned. Without a measured base only the tuned figures are shown."""
     baseline = any(row.base is not None for row in metrics)
     out = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     out.add_column("metric")

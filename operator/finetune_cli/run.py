@@ -1,4 +1,4 @@
-"""`ftj run` and `ftj watch`: submit a job, follow it, say how it ended."""
+"""`ftj run` and `ftj watch`: submit a job, follow it, report how it ended."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ UNSEEN_AFTER_SECONDS = 15
 
 
 def submit(file: str, target: Target, *, follow: bool, force_conflicts: bool, output: str | None) -> NoReturn:
-    """Check FILE here, apply it, and follow the job unless told otherwise. Exits."""
+    """Check FILE here, apply it, and follow the job if `follow`. Exits."""
     given = manifest.read(file)
     manifest.refuse_file_locations(given)
     cluster = Cluster(target)
@@ -28,7 +28,7 @@ def submit(file: str, target: Target, *, follow: bool, force_conflicts: bool, ou
     namespace = metadata.get("namespace") or cluster.namespace
     if target.namespace and metadata.get("namespace", target.namespace) != target.namespace:
         raise CliError(
-            f"{given.where('metadata', 'namespace')}: metadata.namespace is {metadata['namespace']}, but -n says {target.namespace}"
+            f"{given.where('metadata', 'namespace')}: metadata.namespace is {metadata['namespace']}, but -n is {target.namespace}"
         )
     before = _existing(cluster, namespace, metadata["name"])
     after = cluster.apply(
@@ -64,7 +64,7 @@ def _follow(cluster: Cluster, namespace: str, job: FineTuneJob, console: Console
         body = _until_end(cluster, namespace, job, screen)
     except KeyboardInterrupt:
         screen.close()
-        console.print(f"Stopped watching; the job goes on. Watch it again: {_watch_again(cluster, job)}")
+        console.print(f"Stopped watching; the job continues. Watch it again: {_watch_again(cluster, job)}")
         sys.exit(Exit.INTERRUPTED)
     finally:
         screen.close()
@@ -97,7 +97,7 @@ def _until_end(cluster: Cluster, namespace: str, job: FineTuneJob, screen: Displ
                     warned = True
             case following.Lost(sentence):
                 if not away:
-                    screen.say(f"{sentence}; asking again", warning=True)
+                    screen.say(f"{sentence}; retrying", warning=True)
                 away = True
             case following.Deleted():
                 raise CliError(f"FineTuneJob {namespace}/{job.metadata.name} was deleted")
@@ -108,7 +108,7 @@ def _unseen(job: FineTuneJob) -> str:
     if job.spec.managed_by != type(job.spec).model_fields["managed_by"].default:
         return f"spec.managedBy is {job.spec.managed_by}, so finetune-operator leaves this job alone; waiting for that controller."
     return (
-        f"No operator has looked at this job for {UNSEEN_AFTER_SECONDS} s; is one running, and does it serve this namespace? "
+        f"No operator has reconciled this job for {UNSEEN_AFTER_SECONDS} s; is one running, and does it serve this namespace? "
         "kubectl get deployments -A -l app.kubernetes.io/part-of=finetune-operator"
     )
 
@@ -132,8 +132,8 @@ def _nothing_started(before: FineTuneJob, after: FineTuneJob) -> bool:
 def _already_ended(console: Console, job: FineTuneJob, flags: str) -> None:
     name = job.metadata.name
     console.print(
-        f"FineTuneJob {job.metadata.namespace}/{name} had already ended ({job.status.phase}); nothing was started. To run it once "
-        f"more, give spec.runToken a new value, or delete it first: kubectl delete ftj {name}{flags}",
+        f"FineTuneJob {job.metadata.namespace}/{name} had already ended ({job.status.phase}); nothing was started. To run it "
+        f"again, give spec.runToken a new value, or delete it first: kubectl delete ftj {name}{flags}",
     )
     result.show(console, job)
 

@@ -1,4 +1,4 @@
-"""The lines of the display: how far each stage of a job is, as far as its status tells."""
+"""The lines of the display: how far each stage of a job is, by its status."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ State = Literal["waiting", "running", "done", "failed"]
 
 @dataclass(frozen=True)
 class StageView:
-    """One line of the display. `percent` is of this stage; None means that nobody knows."""
+    """One line of the display. `percent` is of this stage; None if it is unknown."""
 
     name: StageName
     state: State
@@ -69,7 +69,7 @@ def _moving(status: FineTuneJobStatus) -> str | None:
 
 
 def _trained(status: FineTuneJobStatus) -> bool:
-    """What goes on is the evaluation of the tuned model: a base is measured before anything is saved."""
+    """What runs is the evaluation of the tuned model: a base is measured before anything is saved."""
     saved = status.last_checkpoint.step if status.last_checkpoint else 0
     return saved > 0 and _moving(status) == "evaluate"
 
@@ -90,7 +90,7 @@ def _percent(status: FineTuneJobStatus, name: StageName) -> float | None:
 
 
 def _rows_measured(status: FineTuneJobStatus) -> tuple[int, int] | None:
-    """Rows of the evaluation, done and all. On a cluster they stand in the summary: step and totalSteps stay those of
+    """Rows of the evaluation, done and all. On a cluster they are in the summary: step and totalSteps stay those of
     the training."""
     progress = status.progress
     if progress is None:

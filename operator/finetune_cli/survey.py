@@ -1,4 +1,4 @@
-"""The trainer's own look at data and model, as a process: `python -m finetune_trainer survey`. No cluster, no torch, no GPU."""
+"""Read data and model with the trainer's code, in a process: `python -m finetune_trainer survey`. No cluster, no torch, no GPU."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def request(reach: Reach, **what: Any) -> SurveyRequest:
 
 
 def survey(asked: SurveyRequest, seen: Callable[[Progress], None] = lambda _: None) -> SurveyAnswer:
-    """Ask, tell `seen` how far it is, and return the answer. Raises CliError when the process gives none."""
+    """Ask, report progress to `seen`, and return the answer. Raises CliError when the process gives none."""
     question = asked.model_dump_json(by_alias=True, exclude_none=True).encode()
     process = subprocess.Popen(
         COMMAND,
@@ -81,13 +81,13 @@ def survey(asked: SurveyRequest, seen: Callable[[Progress], None] = lambda _: No
     try:
         return SurveyAnswer.model_validate_json(bytes(answer))
     except ValidationError:
-        said = f": {visible(last)[:400]}" if last else ""
-        raise CliError(f"the look at the data ended with exit code {code} and gave no answer{said}") from None
+        last = f": {visible(last)[:400]}" if last else ""
+        raise CliError(f"reading the data ended with exit code {code} and gave no result{last}") from None
 
 
 @contextlib.contextmanager
 def bar(console: Console, what: str) -> Iterator[Callable[[Progress], None]]:
-    """A progress bar on a terminal, nothing elsewhere. Yields what `survey` tells its progress to."""
+    """A progress bar on a terminal, nothing elsewhere. Yields what `survey` reports its progress to."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),

@@ -28,11 +28,11 @@ ORDINARY = {
     "Completed",
     "Planned",
 }
-"""Reasons of a job that is on its way; with any other one somebody has to mend something."""
+"""Reasons of a job that is on its way; with any other one somebody has to act."""
 
 
 BUDGET_EXHAUSTED, PLANNED = "BudgetExhausted", "Planned"
-PLAN_GOES_ON = "With spec.mode: Run it goes on from there."
+TRAIN_AFTER_PLAN = "Set spec.mode: Run to train it."
 
 
 @dataclass(frozen=True)
@@ -45,26 +45,26 @@ class End:
 
 
 def parse(body: dict[str, Any]) -> FineTuneJob:
-    """A FineTuneJob as the API server gives it; a newer operator may say more in status than this ftj knows."""
+    """A FineTuneJob as the API server gives it; unknown fields of a newer operator are ignored."""
     return FineTuneJob.model_validate(body, extra="ignore")
 
 
 def observed(job: FineTuneJob) -> bool:
-    """Whether the operator has looked at the spec as it is now."""
+    """Whether the operator has reconciled this generation of the spec."""
     return job.status.observed_generation == job.metadata.generation
 
 
 def end(job: FineTuneJob) -> End | None:
-    """None while the job goes on."""
+    """None while the job runs or waits."""
     status = job.status
     if not observed(job):
         return None
     if _true(status, "Complete") or status.phase == "Completed":
         if planned(job):
-            return End(True, f"{job.metadata.name} is planned; nothing was trained. {PLAN_GOES_ON}", Exit.DONE)
+            return End(True, f"{job.metadata.name} is planned; nothing was trained. {TRAIN_AFTER_PLAN}", Exit.DONE)
         return End(True, f"{job.metadata.name} completed{_took(status)}.", Exit.DONE)
     if status.phase == "Suspended" and status.reason == BUDGET_EXHAUSTED:
-        why = status.message or "the budget is spent; raise spec.budget, and it goes on"
+        why = status.message or "the budget is used up; raise spec.budget to resume"
         kept = " with a checkpoint" if status.last_checkpoint else ""
         return End(False, f"{job.metadata.name} stopped{kept}: {_sentence(why)}", Exit.BUDGET)
     if _true(status, "Failed") or status.phase == "Failed":
@@ -78,7 +78,7 @@ def planned(job: FineTuneJob) -> bool:
 
 
 def awaits(job: FineTuneJob) -> str | None:
-    """Digest of the plan that somebody has to approve before the job goes on."""
+    """Digest of the plan that has to be approved before the job continues."""
     status = job.status
     if not observed(job) or status.phase != "AwaitingApproval" or status.plan is None:
         return None
@@ -116,7 +116,7 @@ def lasts_seconds(job: FineTuneJob, now: float) -> float:
 
 
 def waiting(job: FineTuneJob) -> str | None:
-    """What the operator says about where the job stands."""
+    """The operator's message, unless the job has ended."""
     status = job.status
     if not observed(job) or status.message is None or end(job) is not None:
         return None
@@ -124,24 +124,24 @@ def waiting(job: FineTuneJob) -> str | None:
 
 
 def needs_attention(job: FineTuneJob) -> bool:
-    """Whether somebody has to mend something before the job can go on."""
+    """Whether somebody has to act before the job can continue."""
     return waiting(job) is not None and job.status.reason not in ORDINARY
 
 
 def last_told(before: FineTuneJob | None, now: FineTuneJob) -> FineTuneJob:
-    """What the next news are compared with: while the operator has not looked at an edited spec, nothing new is known."""
+    """What the next news are compared with: until the operator has reconciled an edited spec, nothing new is known."""
     return now if before is None or observed(now) else before
 
 
 def _known(before: FineTuneJob | None, now: FineTuneJob) -> FineTuneJobStatus:
-    """What was said already: nothing of another run."""
+    """What was reported already: nothing of another run."""
     if before is None or not observed(before) or before.status.run not in (None, now.status.run):
         return FineTuneJobStatus()
     return before.status
 
 
 def news(before: FineTuneJob | None, now: FineTuneJob) -> list[str]:
-    """Sentences about what has changed since `before`: each thing is said once."""
+    """Sentences about what has changed since `before`: each is reported once."""
     if not observed(now):
         return []
     old, new, said = _known(before, now), now.status, []
@@ -157,7 +157,7 @@ def news(before: FineTuneJob | None, now: FineTuneJob) -> list[str]:
 
 
 def findings(before: FineTuneJob | None, now: FineTuneJob) -> list[tuple[Severity, str]]:
-    """What the checks of the data found, said once: how much each matters, and a line."""
+    """What the checks of the data found, reported once: severity and line."""
     old, new = (status.data.findings if status.data else None for status in (_known(before, now), now.status))
     return [] if old or not new or not observed(now) else [(one.severity, _finding(one)) for one in new]
 
@@ -252,7 +252,7 @@ def _attempts(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[str]:
             said.append(_started(attempt))
         elif before is not None and before.resumed_from_step != attempt.resumed_from_step and attempt.resumed_from_step:
             said.append(
-                f"{attempt.stage} attempt {attempt.number} goes on from step {number(attempt.resumed_from_step)}."
+                f"{attempt.stage} attempt {attempt.number} resumes from step {number(attempt.resumed_from_step)}."
             )
     return said
 
@@ -264,7 +264,7 @@ def _stopped(attempt: AttemptStatus) -> str:
 
 
 def _started(attempt: AttemptStatus) -> str:
-    start = f"goes on from step {number(attempt.resumed_from_step)}" if attempt.resumed_from_step else "starts"
+    start = f"resumes from step {number(attempt.resumed_from_step)}" if attempt.resumed_from_step else "starts"
     return f"{attempt.stage} attempt {attempt.number} {start}."
 
 

@@ -165,7 +165,7 @@ def test_an_interrupted_run_leaves_the_job(ftj: Ftj) -> None:
     process.send_signal(signal.SIGINT)
     code, lines, errors = ftj.ends(process)
     assert (code, errors) == (130, "")
-    assert lines[-1] == f"Stopped watching; the job goes on. Watch it again: ftj watch bot -n {ftj.namespace}"
+    assert lines[-1] == f"Stopped watching; the job continues. Watch it again: ftj watch bot -n {ftj.namespace}"
     assert ftj.job() is not None
 
 
@@ -193,18 +193,18 @@ def test_a_plan_is_approved_while_run_waits(ftj: Ftj) -> None:
     while "Approve it: ftj approve bot --plan 4f2a" not in (line := process.stdout.readline()):
         assert line
     unasked = ftj("approve", "bot")
-    assert (unasked.returncode, "nobody is here to ask: give --plan 4f2a" in unasked.stderr) == (3, True)
+    assert (unasked.returncode, "standard input is not a terminal: give --plan 4f2a" in unasked.stderr) == (3, True)
     other = ftj("approve", "bot", "--plan", "beef")
     assert (other.returncode, other.stderr.strip()) == (
         3,
-        "the plan of bot is 4f2a now, not beef: look at it, then approve that one",
+        "the plan of bot is 4f2a now, not beef: check it, then approve that one",
     )
     assert "approvedPlan" not in ftj.job()["spec"]["budget"]
     done = ftj("approve", "bot", "--plan", "4f2a")
     assert done.returncode == 0, done.stderr
     assert "Cost   86.80" in done.stdout
     assert ftj.job()["spec"]["budget"] == {"approval": "Manual", "maxCost": 100, "approvedPlan": "4f2a"}
-    assert "the operator has not looked at the last change" in ftj("approve", "bot", "--yes").stderr
+    assert "the operator has not reconciled the last change" in ftj("approve", "bot", "--yes").stderr
     assert ftj("run", str(ftj.file), "--no-follow").returncode == 0
     assert ftj.job()["spec"]["budget"]["approvedPlan"] == "4f2a"
     ftj.say(**COMPLETED)
@@ -322,7 +322,7 @@ def test_an_api_server_that_is_away_for_a_while(ftj: Ftj, tmp_path: Path) -> Non
     ftj.say(**COMPLETED)
     line = process.stdout.readline()
     assert "cannot be reached" in line
-    assert "asking again" in line
+    assert "retrying" in line
     wire.mend()
     code, lines, errors = ftj.ends(process)
     wire.listener.close()

@@ -109,7 +109,7 @@ def test_a_run_is_stopped_resumed_and_published(claims: Path, tmp_path: Path) ->
     trained = [attempt for attempt in status["attempts"] if attempt["stage"] == "train"]
     assert [attempt["outcome"] for attempt in trained] == ["Stopped", "Succeeded"]
     assert trained[1]["resumedFromStep"] == step
-    assert f"train attempt 2 goes on from step {step}." in err
+    assert f"train attempt 2 resumes from step {step}." in err
     loss = next(row for row in status["evaluation"]["metrics"] if row["metric"] == "loss")
     assert loss["tuned"] < loss["base"]
     published = claims / "models" / "colours"
@@ -159,7 +159,7 @@ def test_a_plan_is_made_approved_and_stopped_by_its_budget(claims: Path, tmp_pat
 
     code, out = run(mode="Plan")
     assert code == 0, out
-    assert out.splitlines()[-1] == "gated is planned; nothing was trained. With spec.mode: Run it goes on from there."
+    assert out.splitlines()[-1] == "gated is planned; nothing was trained. Set spec.mode: Run to train it."
     file, planned = status()
     assert [attempt["stage"] for attempt in planned["attempts"]] == ["prepare"]
     digest, steps = planned["plan"]["digest"], planned["plan"]["steps"]

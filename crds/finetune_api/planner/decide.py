@@ -135,7 +135,7 @@ def _of(spec: FineTuneJobSpec) -> tuple[str | None, str | None]:
 
 
 def _unknown(spec: FineTuneJobSpec, way: Way | None) -> str:
-    size = f"{gib(way.memory.total)} a process" if way is not None else "its memory was not looked at"
+    size = f"{gib(way.memory.total)} a process" if way is not None else "its memory is unknown"
     if device_of(spec) == "cpu":
         return f"{size}, by its CPU memory"
     return f"{size}; with compute.gpuType the plan would say whether that fits"

@@ -1,6 +1,6 @@
-"""Where a plan's facts come from: a look at model and data where they can be reached, else a config.json and guesses.
+"""Where a plan's facts come from: model and data where they can be read, else a config.json and assumptions.
 
-What was guessed is said: a plan is as good as its facts.
+Assumptions are listed: a plan is as good as its facts.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Seen = Callable[[Progress], None]
 
 @dataclass(frozen=True, slots=True)
 class Guesses:
-    """What the command line says in place of what cannot be seen."""
+    """What the command line gives in place of what cannot be read."""
 
     model_config: Path | None = None
     rows: int | None = None
@@ -42,7 +42,7 @@ class Guesses:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """`decided` and `measured` are set where model and data were both read. `notes` say what was guessed."""
+    """`decided` and `measured` are set where model and data were both read. `notes` list assumptions."""
 
     facts: PlanFacts
     decided: dict[str, Any] | None = None
@@ -51,7 +51,7 @@ class Known:
 
 
 def gather(spec: FineTuneJobSpec, reach: Reach, guesses: Guesses, seen: Seen) -> Known:
-    """All that can be known of model and data from here. Raises CliError that says what to give."""
+    """All that can be known of model and data from here. Raises CliError with what to give."""
     blind = survey.missing()
     no_model = reach.hindrance(model_of(spec))
     no_data = blind or reach.hindrance(data_of(spec))
@@ -59,7 +59,7 @@ def gather(spec: FineTuneJobSpec, reach: Reach, guesses: Guesses, seen: Seen) ->
         answer = survey.survey(survey.request(reach, spec=spec), seen)
         _refused(answer)
         if answer.facts is None:
-            raise CliError("the look at model and data gave no facts")
+            raise CliError("reading model and data gave no facts")
         return Known(answer.facts, answer.decided, answer.plan)
     notes: list[str] = []
     task, shape = _model(spec, reach, guesses, no_model, blind, seen)
@@ -86,12 +86,12 @@ def _model(
     answer = survey.survey(survey.request(reach, spec=spec, rows=False), seen)
     _refused(answer)
     if answer.model is None:
-        raise CliError("the look at the model gave no facts")
+        raise CliError("reading the model gave no facts")
     return answer.task or task, answer.model
 
 
 def _from_config(file: Path) -> ModelShape:
-    """Parameters are counted by formula; the size of weights that lie beside it is taken from them."""
+    """Parameters are counted by formula; the size of weights next to it is taken from them."""
     try:
         config = json.loads(file.read_bytes())
         if not isinstance(config, dict):
@@ -109,16 +109,14 @@ def _data(
 ) -> DataFacts:
     if guesses.rows is not None:
         per_row = guesses.tokens_per_row or TOKENS_PER_ROW
-        notes.append(
-            f"the data was not looked at: {count(guesses.rows, 'row')} of {number(per_row)} tokens are assumed"
-        )
+        notes.append(f"the data was not read: {count(guesses.rows, 'row')} of {number(per_row)} tokens are assumed")
         return guessed(spec.data, guesses.rows, per_row)
     if hindrance is not None:
         raise CliError(f"the data cannot be seen from here: {hindrance}, or guess with --rows and --tokens-per-row")
     answer = survey.survey(survey.request(reach, data=spec.data), seen)
     _refused(answer)
     if answer.report is None:
-        raise CliError("the look at the data gave no report")
+        raise CliError("reading the data gave no report")
     per_row = guesses.tokens_per_row or _tokens_per_row(answer.report)
     notes.append(f"without the model's tokenizer, {number(per_row)} tokens a row are assumed")
     usable = answer.report.valid_rows / max(1, answer.report.rows)

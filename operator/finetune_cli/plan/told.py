@@ -39,7 +39,7 @@ def verdict(made: Made) -> str:
     if made.spec.compute.device == "cpu":
         return f"It needs {gib(made.estimate.memory.total)} of memory a process{within}."
     what = "spec.compute.gpuType or --gpu-type"
-    return f"Whether it fits is not known{within}: say what the GPUs are, with {what} (ftj plan --list-gpus)."
+    return f"Whether it fits is unknown{within}: give the GPUs with {what} (ftj plan --list-gpus)."
 
 
 def memory(made: Made) -> Table:

@@ -1,4 +1,4 @@
-"""A folder that is either whole or not there: unpacked beside it, checked against its own checksums, renamed."""
+"""A folder that is complete or absent: unpacked next to it, checked against its own checksums, renamed."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def verify(folder: Path, digest: str | None) -> Fetched:
     try:
         sums = (folder / SUMS).read_bytes()
     except FileNotFoundError:
-        raise CliError(f"the artifacts have no {SUMS}: nothing says that they are whole") from None
+        raise CliError(f"the artifacts have no {SUMS}, so they cannot be verified") from None
     found = hashlib.sha256(sums).hexdigest()
     if digest is not None and digest.removeprefix("sha256:") != found:
         raise CliError(

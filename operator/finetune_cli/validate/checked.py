@@ -14,10 +14,10 @@ from finetune_cli.reach import shown_path
 MORE_RULES: dict[str, tuple[Severity, str, str]] = {
     "InvalidManifest": ("Error", "a field that the API server would refuse", "correct the field"),
     "InvalidData": ("Error", "data that a job could not use", "see the message"),
-    "LookFailed": ("Error", "data that could not be looked at", "give it more memory, or report a bug with the file"),
+    "LookFailed": ("Error", "data that could not be read", "give it more memory, or report a bug with the file"),
     "LocalLocation": ("Info", "a file:// location, which only local runs can read", "write pvc://CLAIM/PATH"),
 }
-"""Codes beside those of finetune_api.checks: severity, what it finds, what to do."""
+"""Codes in addition to those of finetune_api.checks: severity, what it finds, what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ _WIRED = ("code", "severity", "message", "remedy", "count", "fraction", "refuses
 
 @dataclass
 class Checked:
-    """One FILE, or one job of a FILE with several. `notes` say what was not looked at, and why."""
+    """One FILE, or one job of a FILE with several. `notes` list what was not checked, and why."""
 
     file: str
     job: str | None = None

@@ -1,4 +1,4 @@
-"""The rows: looked at by the trainer's own code, as far as they can be reached from here."""
+"""Rows, checked by the trainer's own code where they can be read."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from finetune_cli.validate.command import ValidateOptions
 
 SETTINGS = ("MissingCredential", "HubUnreachable", "SourceUnreachable", "Unknown")
-"""Problems that say nothing about the data: it was not looked at."""
+"""Problems that are not about the data: it was not read."""
 
 
 def of_job(found: Checked, job: Manifest, options: ValidateOptions, unable: str | None, console: Console) -> None:
@@ -53,7 +53,7 @@ def of_files(found: Checked, options: ValidateOptions, unable: str | None, conso
     try:
         location = Location(uri=f"file://{Path(found.file).absolute()}")
     except ValidationError as error:
-        message = f"{visible(found.file)}: a file with such a name cannot be looked at: {error.errors()[0]['msg']}"
+        message = f"{visible(found.file)}: a file with such a name cannot be read: {error.errors()[0]['msg']}"
         found.problems.append(Problem("InvalidData", "Error", message, Place(found.file), "rename it", refuses=True))
         return
     whole = SplitSpec(train=1, validation=0, test=0)
@@ -87,7 +87,7 @@ def _ask(found: Checked, request: SurveyRequest, where: Place, what: str, consol
     with survey.bar(console, what) as seen:
         try:
             answer = survey.survey(request, seen)
-        except CliError as error:  # the other files are still worth a look
+        except CliError as error:  # the other files are still checked
             severity, _, remedy = MORE_RULES["LookFailed"]
             found.problems.append(Problem("LookFailed", severity, error.lines[-1], where, remedy, refuses=True))
             return

@@ -87,7 +87,7 @@ def _problem(console: Console, problem: Problem) -> None:
 
 
 def _refusal(console: Console, one: Checked, report: DataReport) -> None:
-    """The sentence that a job would end with, unless it is told already."""
+    """The sentence that a job would end with, unless it is shown already."""
     sentence = spoken_here(report.refused or "", report)
     if sentence and all(problem.message != sentence for problem in one.problems):
         _hanging(console, 4, (f"  ✗ {sentence}", "red"))
@@ -115,7 +115,7 @@ def _sum(console: Console, checked: Sequence[Checked], *, strict: bool) -> None:
         what = count(len(checked), "file")
         console.print(
             Text(
-                f"{what} passed{f': {counts}' if counts else ''}{'; not everything was looked at' if unseen else ''}.",
+                f"{what} passed{f': {counts}' if counts else ''}{'; not everything was checked' if unseen else ''}.",
                 style="yellow" if unseen else "green",
             )
         )

@@ -15,7 +15,7 @@ from finetune_operator.domain.plan_builder import Config
 from finetune_operator.runtime.cache import Cache
 from finetune_operator.runtime.client import Client
 from finetune_operator.runtime.connection import Connection
-from finetune_operator.runtime.errors import ApiError, Conflict, Unreachable
+from finetune_operator.runtime.errors import ApiError, Conflict, Deferred, Unreachable
 from finetune_operator.runtime.informer import Informers, Watch
 from finetune_operator.runtime.leader import Elector
 from finetune_operator.runtime.poller import Poller
@@ -149,8 +149,10 @@ class Controller:
         held = self.cache.finetunejob(key)
         if held is not None and held.phase is None and not self.cache.has_children(held):
             self.queue.add(key, Priority.NEW)
+        elif listed and held is not None and held.phase in ("Completed", "Failed"):
+            self.queue.add(key, Priority.LATER)
         else:
-            self.queue.add(key, Priority.LATER if listed else Priority.NORMAL)
+            self.queue.add(key)
 
     def _freed(self, namespace: str) -> None:
         for key in self.queue.freed(namespace):
@@ -196,6 +198,9 @@ class Controller:
             if again.after is not None:
                 result = "requeue_after"
                 self.queue.add_after(key, again.after)
+        except Deferred as later:
+            result = "requeue_after"
+            self.queue.add_after(key, later.seconds)
         except Conflict:
             result = "requeue"
             self.queue.add_failed(key)
@@ -227,6 +232,7 @@ class Controller:
             metrics.loop_lag_seconds.set(max(0.0, loop.time() - due))
             self.queue.measure()
             self._informers.measure()
+            self._poller.measure()
             for phase in PHASES:
                 metrics.jobs.labels(phase).set(self.cache.phases[phase])
             metrics.gpus_allocated.set(self.cache.gpus)

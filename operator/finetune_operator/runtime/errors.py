@@ -22,3 +22,11 @@ class Unreachable(Exception):
 
 class Conflict(Exception):
     """The object has changed since we looked. Look again."""
+
+
+class Deferred(Exception):
+    """The status would change in wording only, and all jobs together have written enough for now."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"reconcile again in {seconds:.1f} s")
+        self.seconds = seconds

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import logging
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,35 +18,24 @@ from finetune_api.contract import PROGRESS_MAX_BYTES, PROGRESS_PATH, PROGRESS_PO
 from finetune_operator.domain.diagnosis import termination_message
 from finetune_operator.domain.observed import PodView, ProgressReading
 from finetune_operator.runtime.queue import Key
+from finetune_operator.runtime.write_budget import WriteBudget
 from finetune_operator.telemetry import metrics
+
+logger = logging.getLogger(__name__)
 
 _ANSWER_S = 2.0
 _AT_ONCE = 64
 _UNCHANGED_S = 60.0
 # In intervals between two readings.
 _SOON, _LOADING, _SILENT = 0.2, 4.0, 2.0
-_WRITES_A_SECOND = 20.0
 
 
 @dataclass(slots=True)
 class _Follower:
     pod: PodView
     task: asyncio.Task[None]
-
-
-class WriteBudget:
-    """A token bucket over all jobs: progress may not crowd out what matters more."""
-
-    def __init__(self, rate: float = _WRITES_A_SECOND) -> None:
-        self._rate, self._tokens, self._at = rate, rate, 0.0
-
-    def take(self, now: float) -> bool:
-        self._tokens = min(self._rate, self._tokens + (now - self._at) * self._rate)
-        self._at = now
-        if self._tokens < 1:
-            return False
-        self._tokens -= 1
-        return True
+    answered: float
+    """When it last did, or since when it is asked."""
 
 
 @dataclass(slots=True)
@@ -97,7 +87,7 @@ class Poller:
         self._interval, self._tell, self._port = interval, tell, port
         self._followers: dict[Key, _Follower] = {}
         self._at_once = asyncio.Semaphore(_AT_ONCE)
-        self._budget = WriteBudget()
+        self.budget = WriteBudget()
         self._session: aiohttp.ClientSession | None = None
 
     def follow(self, key: Key, pod: PodView | None) -> None:
@@ -109,7 +99,8 @@ class Poller:
             known.task.cancel()
             del self._followers[key]
         if pod is not None and pod.ip:
-            self._followers[key] = _Follower(pod, asyncio.create_task(self._poll(key, pod)))
+            now = asyncio.get_running_loop().time()
+            self._followers[key] = _Follower(pod, asyncio.create_task(self._poll(key, pod)), now)
 
     async def close(self) -> None:
         for follower in self._followers.values():
@@ -120,15 +111,26 @@ class Poller:
             await self._session.close()
             self._session = None
 
+    def measure(self) -> None:
+        """Bring the gauge up to date."""
+        now = asyncio.get_running_loop().time()
+        metrics.progress_age.set(max((now - f.answered for f in self._followers.values()), default=0.0))
+
     async def _poll(self, key: Key, pod: PodView) -> None:
         loop = asyncio.get_running_loop()
         watch = Watch(self._interval, loop.time())
         await asyncio.sleep(random.uniform(0.1, 0.2) * self._interval)
         while True:
-            progress, problem = await self._read(pod)
+            try:
+                progress, problem = await self._read(pod)
+            except Exception as error:  # whatever a pod answers, it is asked again
+                logger.exception("reading progress failed by an error of the operator")
+                progress, problem = None, f"pod {pod.name}: {type(error).__name__}"
             metrics.progress_polls.labels("ok" if progress is not None else "failed").inc()
             now = loop.time()
-            if watch.silent(now) if progress is None else watch.answered(progress.percent, now, self._budget):
+            if progress is not None and key in self._followers:
+                self._followers[key].answered = now
+            if watch.silent(now) if progress is None else watch.answered(progress.percent, now, self.budget):
                 self._tell(key, ProgressReading(pod.uid, progress, problem))
             await asyncio.sleep(watch.pause(now))
 

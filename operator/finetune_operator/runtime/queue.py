@@ -33,7 +33,7 @@ class Priority(enum.IntEnum):
     """A job that has no children yet."""
     NORMAL = 1
     LATER = 2
-    """Seen in a list of everything: nothing has happened to it."""
+    """Finished, and seen in a list of everything: nothing has happened to it."""
 
 
 @dataclass(slots=True)

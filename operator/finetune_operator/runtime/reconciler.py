@@ -5,7 +5,9 @@ Nothing here decides anything. When the process dies between any two writes, the
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,13 +18,14 @@ from finetune_operator.domain.status.write_policy import can_wait
 from finetune_operator.runtime.applier import Applier, Done
 from finetune_operator.runtime.cache import Cache, HeldJob
 from finetune_operator.runtime.client import Client
-from finetune_operator.runtime.errors import ApiError, Conflict, Unreachable
+from finetune_operator.runtime.errors import ApiError, Conflict, Deferred, Unreachable
 from finetune_operator.runtime.job_metrics import measure
 from finetune_operator.runtime.mergepatch import difference
 from finetune_operator.runtime.poller import Poller
 from finetune_operator.runtime.queue import Key
 from finetune_operator.runtime.recorder import Recorder
 from finetune_operator.runtime.resources import FINETUNEJOB
+from finetune_operator.runtime.write_budget import only_texts
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +63,7 @@ class Reconciler:
     async def reconcile(self, key: Key) -> Requeue:
         """Bring one job where it should be, and say when to come back.
 
-        Raises ApiError, Unreachable and Conflict; all of them mean: reconcile again.
+        Raises ApiError, Unreachable, Conflict and Deferred; all of them mean: reconcile again.
         """
         done: Done = set()
         for _ in range(_ROUNDS):
@@ -86,7 +89,8 @@ class Reconciler:
                 acted = await self._applier.carry_out(key, held, plan, done)
             except (ApiError, Unreachable):
                 # What is known is shown, whatever became of the children.
-                await self._write_status(key, held, plan, now)
+                with contextlib.suppress(Deferred):
+                    await self._write_status(key, held, plan, now)
                 raise
             if acted:
                 if held.phase is None and self._new_jobs_wait():
@@ -108,6 +112,8 @@ class Reconciler:
         change = difference(before, after)
         if not change or can_wait(before, change, plan.just_started):
             return False
+        if only_texts(before, change) and (wait := self._poller.budget.delay(time.monotonic())):
+            raise Deferred(wait)
         metadata = held.body["metadata"]
         body = {"metadata": {"resourceVersion": metadata["resourceVersion"]}, "status": change}
         try:

@@ -28,6 +28,8 @@ _SAME_S = 600.0
 _NOTE_BYTES = 1024
 """The API server refuses longer ones, and counts bytes."""
 _WAITING = 10_000
+_WRITERS = 4
+_WRITE_S = 5.0
 
 
 def _fitting(text: str) -> str:
@@ -75,12 +77,18 @@ class Recorder:
             metrics.events_dropped.labels("full").inc()
 
     async def run(self) -> None:
-        """Write what is said, for ever."""
+        """Write what is said, for ever. Several at once, so that a namespace whose webhook hangs does not stop the others'."""
+        async with asyncio.TaskGroup() as group:
+            for _ in range(_WRITERS):
+                group.create_task(self._write())
+
+    async def _write(self) -> None:
         while True:
             metadata, note, now = await self._queue.get()
             try:
-                await self._client.create(EVENT, self._body(metadata, note, now))
-            except (ApiError, Unreachable) as error:
+                async with asyncio.timeout(_WRITE_S):
+                    await self._client.create(EVENT, self._body(metadata, note, now))
+            except (ApiError, Unreachable, TimeoutError) as error:
                 # Namespaces that are going take none, and an event is not worth a second try.
                 metrics.events_dropped.labels("refused").inc()
                 logger.info("event not written", extra={"reason": note.reason, "error": str(error)})

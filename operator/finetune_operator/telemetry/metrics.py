@@ -51,7 +51,17 @@ child_created_seconds = Histogram(
 running_seconds = Histogram(
     "finetune_time_to_running_seconds", "From a training's first pod running to all of them.", buckets=_LONG_SECONDS
 )
-restarts = Counter("finetune_restarts_total", "Attempts that were begun again.", ["reason"])
+queue_wait = Histogram(
+    "finetune_queue_wait_seconds",
+    "From the end of the attempt before, or the job's start, to a training's first running pod.",
+    buckets=(1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 12 * 3600, 24 * 3600, 72 * 3600, 168 * 3600),
+)
+gpu_seconds = Counter("finetune_gpu_seconds_total", "GPU-seconds of training attempts, by their end.", ["outcome"])
+steps_lost = Counter("finetune_steps_lost_total", "Steps that were trained and had to be trained again.")
+retries = Counter("finetune_retries_total", "Attempts that were followed by another one.", ["cause"])
+progress_age = Gauge(
+    "finetune_progress_age_seconds", "Since the last answer of the running training that is silent longest."
+)
 gpus_allocated = Gauge("finetune_gpus_allocated", "GPUs that trainings hold.")
 watch_age_seconds = Gauge("finetune_watch_last_event_age_seconds", "Since the last event of a watch.", ["resource"])
 watch_restarts = Counter(

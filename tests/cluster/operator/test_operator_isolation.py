@@ -101,6 +101,30 @@ def test_jobs_that_are_not_ours_change_no_probe_and_no_watch(
     assert operator.terminate() == 0
 
 
+def test_a_hanging_webhook_of_one_namespace_does_not_slow_another(
+    api: Any, jobs: Any, kubelet: Any, acts: Any, namespace: str, start_operator: Any, proxy: Proxy
+) -> None:
+    """More jobs than there are workers, each of whose Jobs the API server accepts after ten seconds."""
+    slow = f"{namespace}-b"
+    api.post("/api/v1/namespaces", {"metadata": {"name": slow}})
+    hangs = f"/apis/batch/v1/namespaces/{slow}/jobs"
+    proxy.rule = lambda method, path: Fault("slow", seconds=10) if (method, path) == ("POST", hangs) else None
+    operator = start_operator(proxy.kubeconfig, FINETUNE_NAMESPACES=f"{namespace},{slow}")
+    jobs.claims()
+    for number in range(70):
+        path = f"/apis/finetune.dev/v1alpha1/namespaces/{slow}/finetunejobs"
+        api.post(path, acts.manifest(f"job-{number}", slow))
+    time.sleep(1)
+    began = time.monotonic()
+    jobs.create("quick", claims=False)
+    jobs.until("its first Job", jobs.children)
+    assert time.monotonic() - began < 3
+    jobs.wait("Completed", "quick")
+    assert operator.metric("workqueue_depth") > 0, "the other namespace still waits"
+    operator.kill()
+    api.delete(f"/api/v1/namespaces/{slow}")
+
+
 def test_a_silent_watch_is_restarted(
     jobs: Any, kubelet: Any, namespace: str, start_operator: Any, proxy: Proxy, eventually: Callable[..., Any]
 ) -> None:

@@ -88,7 +88,7 @@ def test_the_operator_has_these_rights_and_no_others(render: Render, namespaces:
     assert election["metadata"]["namespace"] == "finetune-system"
     assert [(rule["verbs"], rule.get("resourceNames")) for rule in election["rules"]] == [
         (["create"], None),
-        (["get", "update", "patch"], [account["metadata"]["name"]]),
+        (["get", "update"], [account["metadata"]["name"]]),
     ]
     assert {resource for rule in election["rules"] for resource in rule["resources"]} == {"leases"}
     assert roles

@@ -149,7 +149,7 @@ Cost        86.80
  ───────────────────────────────────────────────
  training.learningRate   0.0002   usual for lora
 
-bot is planned; nothing was trained. With spec.mode: Run it goes on from there."""
+bot is planned; nothing was trained. Set spec.mode: Run to train it."""
     )
 
 

@@ -166,7 +166,7 @@ def test_the_text(told: Told) -> None:
     lines = [line.rstrip() for line in text.splitlines() if line.strip()]
     assert (code, lines[0]) == (0, "bot: lora on pvc://models/base, 1 pod with 1 GPU each")
     assert lines[-2:] == [
-        "· the data was not looked at: 2,000 rows of 300 tokens are assumed",
+        "· the data was not read: 2,000 rows of 300 tokens are assumed",
         "It fits and is within spec.budget.",
     ]
     for start in ("Plan ", "Steps ", "Parameters  8,0", "Memory ", "Time ", "GPU hours ", " memory of a GPU", " weights ", " training.globalBatchSize "):  # fmt: skip

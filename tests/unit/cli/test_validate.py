@@ -181,7 +181,7 @@ def test_what_cannot_be_reached_is_said(told: Told, surveyor: Surveyor, uri: str
     code, text = told("job.yaml", claims=claims)
     assert (code, surveyor.asked) == (0, [])
     assert note in text
-    assert text.endswith("1 file passed; not everything was looked at.\n")
+    assert text.endswith("1 file passed; not everything was checked.\n")
 
 
 def test_without_the_data_extra_the_schema_is_checked(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,9 +201,7 @@ def test_a_look_that_dies_is_one_sentence(told: Told, surveyor: Surveyor) -> Non
     write(a_jsonl="{}", job_yaml=JOB)
     code, text = told("a.jsonl", "job.yaml")
     assert code == 3
-    assert (
-        "✗ a.jsonl  the look at the data ended with exit code 1 and gave no answer: MemoryError: �[31mno room\n" in text
-    )
+    assert "✗ a.jsonl  reading the data ended with exit code 1 and gave no result: MemoryError: �[31mno room\n" in text
     assert text.startswith("job.yaml\n")
 
 
@@ -321,7 +319,7 @@ def test_other_yaml_of_a_repository_is_passed_over(told: Told) -> None:
     Path("latin.yaml").write_bytes(b"a: \xe9")
     assert told("chart.yaml", "latin.yaml", "job.yaml", data=False) == (
         0,
-        "job.yaml\n  · data not checked: left out by --no-data\n1 file passed; not everything was looked at.\n",
+        "job.yaml\n  · data not checked: left out by --no-data\n1 file passed; not everything was checked.\n",
     )
 
 
@@ -350,4 +348,4 @@ def test_a_file_with_a_name_that_no_location_can_have(told: Told, surveyor: Surv
     Path(name).parent.mkdir(parents=True, exist_ok=True)
     Path(name).write_text("{}")
     code, text = told(name)
-    assert (code, "with such a name cannot be looked at" in text) == (3, True)
+    assert (code, "with such a name cannot be read" in text) == (3, True)

@@ -1,4 +1,4 @@
-"""What is said of a job: each thing once, and never of a spec that nobody has looked at."""
+"""What is reported of a job: each thing once, and never of a spec that was not reconciled yet."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_the_story_of_a_job_is_told_once(job: Job) -> None:
         "150 steps of 16 rows, 3 epochs, 120,000 tokens.",
         "train attempt 1 Evicted at step 50: Pod bot-0 was deleted.",
         "train attempt 2 starts.",
-        "train attempt 2 goes on from step 40.",
+        "train attempt 2 resumes from step 40.",
         "Suspended in stage train; spec.suspend: false goes on.",
         "Training on 2 nodes.",
         "1,000 rows: 800 train, 100 validation, 100 test; 3 invalid, left out.",
@@ -143,7 +143,7 @@ def test_a_job_that_waits_for_approval_goes_on_waiting(job: Job, status: dict[st
     [
         (
             {"phase": "Completed", "reason": "Planned", "conditions": condition("Complete")},
-            view.End(True, "bot is planned; nothing was trained. With spec.mode: Run it goes on from there.", Exit.DONE),
+            view.End(True, "bot is planned; nothing was trained. Set spec.mode: Run to train it.", Exit.DONE),
         ),
         (
             {"phase": "Suspended", "reason": "BudgetExhausted", "message": "spec.budget.maxDuration: 2h are used up; raise it to go on", "lastCheckpoint": {"step": 7}},

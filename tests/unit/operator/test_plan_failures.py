@@ -250,6 +250,27 @@ def test_a_stop_with_a_checkpoint_goes_on_at_once(make_world: Any, words: Any, q
     assert "infraFailures" not in world.state
 
 
+def test_why_a_gang_was_stopped_is_recorded_when_the_evicted_pod_is_gone_before_its_peer_ends(
+    make_world: Any, prepared: Any, words: Any
+) -> None:
+    world = make_world(compute={"nodes": 2})
+    world.share()
+    world.prepare(**prepared)
+    world.run("train", 2)
+    world.settle()
+    world.pod("train", 1, disrupted="EvictionByEvictionAPI: Eviction API: evicting", deletion_asked=world.now)
+    world.settle()
+    world.gone("train", 1)
+    world.settle()
+    world.end("train", 5, 0, words("train", "stopped", 5, step=7, lastCheckpoint={"step": 7}))
+    world.settle()
+    attempt = next(a for a in world.status["attempts"] if a.get("reason") == "Preempted")
+    assert "EvictionByEvictionAPI" in attempt["message"]
+    world.run("train", 2)
+    world.settle()
+    assert "message" not in world.status["attempts"][-1]
+
+
 def test_a_training_alone_goes_on_from_the_step_of_its_checkpoint(make_world: Any, words: Any) -> None:
     """A publication that is stopped does not: that step was the training's."""
     world = make_world()
@@ -360,8 +381,10 @@ def test_a_node_on_which_two_attempts_failed_is_avoided(make_world: Any) -> None
         world.fail("prepare")
         world.settle()
         world.now += 100
-    required = affinity["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
-    assert required == [{"matchFields": [{"key": "metadata.name", "operator": "NotIn", "values": ["node-0"]}]}]
+    (preferred,) = affinity["nodeAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
+    assert preferred["preference"]["matchFields"] == [
+        {"key": "metadata.name", "operator": "NotIn", "values": ["node-0"]}
+    ]
     assert affinity["podAffinity"] == {"x": 1}
 
 

@@ -57,3 +57,19 @@ def test_the_start_of_pods_waits_a_moment_for_their_first_progress(make_world: A
     assert (drawn.just_started, drawn.requeue_after) == (True, pytest.approx(3))
     world.now += 3
     assert not world.plan().just_started, "a late one is not waited for"
+
+
+def test_a_training_that_loads_its_checkpoint_keeps_its_progress(make_world: Any, prepared: Any, words: Any) -> None:
+    world = make_world()
+    world.prepare(**prepared)
+    world.run("train")
+    world.settle()
+    training = {"stage": "train", "step": 54, "totalSteps": 150, "percent": 30, "lastCheckpoint": {"step": 54}}
+    told(world, **training)
+    world.end("train", 5, text=words("train", "stopped", 5, step=54, lastCheckpoint={"step": 54}))
+    world.settle()
+    world.run("train")
+    world.settle()
+    shown = told(world, stage="train", step=0, totalSteps=150)
+    assert (shown["step"], shown["percent"]) == (54, 30)
+    assert "lastStep" not in world.status["attempts"][-1]

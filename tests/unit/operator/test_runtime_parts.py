@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import itertools
 import json
 import logging
 import pickle
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from finetune_api.status import FineTuneJobStatus
 from finetune_operator.domain.observed import ClaimView, Ended, JobView, PodView, ProgressReading
 from finetune_operator.domain.plan_builder import Event
 from finetune_operator.domain.reasons import Reason
@@ -28,16 +30,19 @@ from finetune_operator.runtime.decoding import decode_list
 from finetune_operator.runtime.errors import ApiError, Unreachable
 from finetune_operator.runtime.informer import Informers, Receiver
 from finetune_operator.runtime.job_cache import JobCache
+from finetune_operator.runtime.job_metrics import measure
 from finetune_operator.runtime.mergepatch import difference
-from finetune_operator.runtime.poller import Poller, Watch, WriteBudget
+from finetune_operator.runtime.poller import Poller, Watch
 from finetune_operator.runtime.queue import Priority, WorkQueue
 from finetune_operator.runtime.recorder import Recorder
 from finetune_operator.runtime.resources import JOB, Resource
 from finetune_operator.runtime.supervisor import Supervisor
+from finetune_operator.runtime.write_budget import WriteBudget, only_texts
 from finetune_operator.telemetry import metrics
 from finetune_operator.telemetry.logs import JsonFormatter, key_in_work
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import REGISTRY
 
 A, B = ("team", "a"), ("team", "b")
 
@@ -576,11 +581,72 @@ def test_what_can_be_seen_again_goes_with_the_next_write(change: dict[str, Any],
     assert can_wait({"attempts": [{"job": "j", "outcome": "Running"}]}, change, just_started=False) is waits
 
 
-def test_the_budget_of_progress_writes() -> None:
-    budget = WriteBudget(rate=2)
+def test_the_budget_of_status_writes() -> None:
+    budget = WriteBudget(rate=4)
+    assert [budget.delay(10.0) > 0 for _ in range(3)] == [False, False, True], "texts leave half to progress"
     assert [budget.take(10.0) for _ in range(3)] == [True, True, False]
-    assert budget.take(10.6)
-    assert not budget.take(10.6)
+    assert budget.take(10.3)
+    assert not budget.take(10.3)
+    assert budget.delay(10.5) > 0
+
+
+@pytest.mark.parametrize(
+    ("before", "change", "waits"),
+    [
+        ({"phase": "Queued"}, {"message": "0/5 nodes are available"}, True),
+        ({}, {"message": "text"}, False),
+        ({"phase": "Queued"}, {"message": "text", "phase": "Training"}, False),
+        ({"phase": "Queued"}, {"reason": "QuotaExceeded"}, False),
+        ({"phase": "Training"}, {"progress": {"percent": 5}, "message": "text"}, False),
+        ({"phase": "Training"}, {"attempts": []}, False),
+        (
+            {"phase": "Queued", "conditions": [{"type": "Ready", "status": "False", "reason": "R", "message": "a"}]},
+            {"conditions": [{"type": "Ready", "status": "False", "reason": "R", "message": "b"}]},
+            True,
+        ),
+        (
+            {"phase": "Queued", "conditions": [{"type": "Ready", "status": "False", "reason": "R"}]},
+            {"conditions": [{"type": "Ready", "status": "True", "reason": "R"}]},
+            False,
+        ),
+    ],
+)
+def test_only_new_wording_waits_for_the_budget(before: dict[str, Any], change: dict[str, Any], waits: bool) -> None:
+    assert only_texts(before, change) is waits
+
+
+def test_attempts_are_counted_once_and_by_known_words() -> None:
+    def value(metric: Any, **labels: str) -> float:
+        return float(REGISTRY.get_sample_value(metric, labels) or 0.0)
+
+    def figures() -> list[float]:
+        return [
+            value("finetune_gpu_seconds_total", outcome="Evicted"),
+            value("finetune_steps_lost_total"),
+            value("finetune_retries_total", cause="Other"),
+            value("finetune_retries_total", cause="Evicted"),
+            value("finetune_queue_wait_seconds_sum"),
+            value("finetune_completed_total", result="failed", reason="Other"),
+        ]
+
+    def at(minute: int) -> str:
+        return f"2026-01-31T12:{minute:02}:00Z"
+
+    prepare = {"stage": "prepare", "number": 1, "job": "p", "outcome": "Succeeded", "started": at(0), "finished": at(1)}
+    train = {"stage": "train", "number": 1, "job": "t1", "outcome": "Running"}
+    states: list[dict[str, Any]] = [
+        {"phase": "Queued", "attempts": [prepare, train]},
+        {"phase": "Training", "attempts": [prepare, train | {"started": at(11)}]},
+    ]
+    ended = train | {"started": at(11), "finished": at(21), "outcome": "Evicted", "stepsLost": 3}
+    for reason in ("Evicted", "x" * 307):
+        states.append({"phase": "Queued", "attempts": [prepare, ended | {"reason": reason}]})
+    states.append({"phase": "Failed", "reason": "y" * 307, "attempts": [prepare, ended]})
+    before = figures()
+    for old, new in itertools.pairwise(states):
+        measure(old, FineTuneJobStatus.model_validate(new | {"gpus": 8}), 0.0)
+    measure(states[1], FineTuneJobStatus.model_validate(states[3]), 0.0)  # the reason is a pod's
+    assert [after - then for after, then in zip(figures(), before, strict=True)] == [4800.0, 6.0, 1.0, 1.0, 600.0, 1.0]
 
 
 def test_a_pod_is_read_often_until_it_moves() -> None:

@@ -147,7 +147,7 @@ def unapproved(builder: PlanBuilder) -> str | None:
         builder.state.facts is None or plan is None or plan.digest is None
     ):  # nothing that could be approved, so nothing is
         return (
-            "spec.budget.approval: Manual needs a plan, and the trainer image told none. "
+            "spec.budget.approval: Manual needs a plan, and the trainer image reported none. "
             "Use the operator's own trainer image and set a new spec.runToken, or set spec.budget.approval: Automatic"
         )
     if budget.approved_plan == plan.digest:

@@ -245,14 +245,25 @@ def _exhausted(failure: FailureStatus, failures: int, allowed: int) -> FailureSt
 
 def record_stop(builder: PlanBuilder, attempt: AttemptStatus, pods: Sequence[PodView]) -> None:
     """The pods were asked to stop and did, with a checkpoint: no failure."""
-    asked = next((pod for pod in pods if pod.disrupted is not None or pod.deletion_asked is not None), None)
-    why = ""
-    if asked is not None:
-        why = f". Pod {asked.name} was {f'disrupted ({asked.disrupted})' if asked.disrupted is not None else 'deleted'}"
+    why = _disruption(pods) or attempt.message  # the pod may be gone before the last one of its gang has ended
+    why = f". {why}" if why else ""
     step = f" at step {attempt.last_step}" if attempt.last_step is not None else ""
     attempt.reason, attempt.message = Reason.PREEMPTED, f"The pods of stage {attempt.stage} were stopped{step}{why}"
     _close(builder, attempt, "Stopped")
     builder.emit_event("Warning", Reason.PREEMPTED, "Resume", f"{attempt.message}. {_resumes(builder, attempt.stage)}")
+
+
+def note_disruption(attempt: AttemptStatus, pods: Sequence[PodView]) -> None:
+    """Keep in a running attempt why one of its pods was asked to stop, until all run again."""
+    attempt.message = _disruption(pods) or attempt.message
+
+
+def _disruption(pods: Sequence[PodView]) -> str | None:
+    asked = [pod for pod in pods if pod.disrupted is not None or pod.deletion_asked is not None]
+    if not asked:
+        return None
+    pod = next((pod for pod in asked if pod.disrupted is not None), asked[0])
+    return f"Pod {pod.name} was {f'disrupted ({pod.disrupted})' if pod.disrupted is not None else 'deleted'}"
 
 
 def stop(builder: PlanBuilder, attempt: AttemptStatus, reason: Reason, message: str) -> None:

@@ -20,7 +20,7 @@ def take_notch(builder: PlanBuilder, stage: Stage, pods: Sequence[PodView]) -> N
     taken, allowed = builder.state.notches or [], builder.wanted.retry.oom
     if len(taken) >= allowed:
         tried = f"spec.retry.oom {allowed} is used up" if allowed else "spec.retry.oom is 0"
-        return Bottom(f"{tried}: raise it to try with less memory")
+        return Bottom(f"{tried}: raise it to let the operator adjust memory")
     notch = _next(builder, stage, pods, taken)
     if isinstance(notch, Notch):
         builder.state.notches = [*taken, notch]

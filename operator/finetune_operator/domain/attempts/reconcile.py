@@ -265,6 +265,7 @@ def _release(current: Current) -> None:
 def _start(current: Current) -> None:
     builder, stage = current.builder, current.stage
     _follow_progress(current)
+    end.note_disruption(current.attempt, standing.since_release(current.existing_job, current.pods))
     start.ensure(builder, stage, current.attempt, current.existing_job)
     if builder.job_state is not None:
         return
@@ -319,6 +320,7 @@ def _too_few(current: Current) -> JobState:
 def _watch(current: Current) -> None:
     builder, stage, job = current.builder, current.stage, current.existing_job
     _follow_progress(current)
+    current.attempt.message = None
     phase, reason = RUNNING[stage]
     builder.job_state = JobState(phase, reason, _running_message(job, stage), running=True)
     if stage == "train":
@@ -371,13 +373,18 @@ def _end_vanished(current: Current) -> None:
         end.record_failure(builder, current.attempt, vanished(current.stage, f"Job {name}"))
 
 
+def _all_pods(current: Current) -> tuple[PodView, ...]:
+    """Also those that ended and are gone since the last reconcile."""
+    return (*current.pods, *current.builder.observed.departed.get(current.attempt.job, ()))
+
+
 def _end_stopped(current: Current) -> None:
     """A pod that was evicted for its own usage would be evicted again, although it saved a checkpoint."""
     own = evicted_for_own_usage(current.existing_job, current.pods, current.stage)
     if own is not None:
         end.record_failure(current.builder, current.attempt, own, current.pods)
     else:
-        end.record_stop(current.builder, current.attempt, current.pods)
+        end.record_stop(current.builder, current.attempt, _all_pods(current))
 
 
 def _end_failed(current: Current) -> None:
@@ -387,7 +394,8 @@ def _end_failed(current: Current) -> None:
     if job is None:
         end.record_failure(builder, current.attempt, vanished(stage, f"Job {current.attempt.job}"))
         return
-    end.record_failure(builder, current.attempt, classify_failure(job, current.pods, stage, builder.now), current.pods)
+    pods = _all_pods(current)
+    end.record_failure(builder, current.attempt, classify_failure(job, pods, stage, builder.now), pods)
 
 
 def _end_lost(current: Current) -> None:

@@ -1,6 +1,6 @@
 """Why an attempt failed, and whether it is retried.
 
-One gang is one unit: the earliest failing rank decides. In this order, each before everything below it:
+One gang is one unit: the earliest failing rank decides, those that only lost a peer last. In this order, each before everything below it:
 
 1. A rank that knows its cause (exits 3, 4 and 6, or killed for its memory limit): never retried.
 2. A deadline that somebody set on the Job.
@@ -212,7 +212,8 @@ def _other(job: JobView, failing: Sequence[PodView], stage: Stage) -> _Found:
     if not failing:
         message = f"The {stage} Job failed without a failing pod: {job.failure or 'no reason given'}"
         return _status(FailureCode.UNKNOWN, stage, message, remedy=f"Check the Job: kubectl describe job {job.name}")
-    pod = failing[0]
+    # Survivors may notice that a peer is gone before its own pod reports why.
+    pod = next((pod for pod in failing if _exit_code(pod) != ExitCode.PEER_LOST), failing[0])
     if _exit_code(pod) == ExitCode.PEER_LOST:
         return _of_trainer(pod, stage, FailureCode.PEER_LOST)
     if pod.ended is None or _exit_code(pod) == 0:
@@ -309,11 +310,16 @@ def _failure(
         rank=message.rank if message is not None else pod.index if pod is not None else None,
         node=None if pod is None else pod.node,
         exit_code=exit_code,
-        message=redact(text)[:_LONGEST_MESSAGE],
-        remedy=redact(remedy)[:_LONGEST_REMEDY] if remedy else None,
+        message=_sentence(redact(text)[:_LONGEST_MESSAGE]),
+        remedy=_sentence(redact(remedy)[:_LONGEST_REMEDY]) if remedy else None,
         retriable=kind != "fatal",
         stacks=None if message is None or message.stacks is None else redact(message.stacks)[:_LONGEST_REMEDY],
     )
+
+
+def _sentence(text: str) -> str:
+    """Begin with a capital letter, unless the first word is a field or a file."""
+    return text[:1].upper() + text[1:] if re.match(r"[a-z]+[ ,]", text) else text
 
 
 # What a pod shows.

@@ -46,6 +46,8 @@ def show(builder: PlanBuilder) -> None:
     if builder.poll is None or reading is None or reading.pod_uid != builder.poll.uid or reading.progress is None:
         return
     told = reading.progress
+    if told.stage == "train" and not told.step and status.last_checkpoint is not None:
+        return  # it still loads the checkpoint: the progress shown so far is true
     take_steps(
         builder, entry, told.step if told.stage == "train" else None, told.resumed_from_step, told.last_checkpoint
     )

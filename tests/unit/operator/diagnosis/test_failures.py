@@ -105,7 +105,8 @@ def test_a_failed_pod(failed_job: JobView, name: str) -> None:
     found = classify_failure(failed_job, [view], "train", NOW)
     text = f"{found.failure.message} / {found.failure.remedy}"
     assert (found.kind, found.failure.code) == (kind, code), text
-    assert not [word for word in words if word not in text], text
+    assert not [word for word in words if word.lower() not in text.lower()], text
+    assert not found.failure.message[0].islower()
     assert found.failure.retriable == (kind != "fatal")
     assert "pw1" not in text
     assert "its log ends with: The container" not in text
@@ -124,6 +125,14 @@ def test_a_job_that_failed_without_its_pods(failure: tuple[str, str], kind: str,
     found = classify_failure(JobView.of(job_body(1, failure)), [], "train", NOW)
     assert (found.kind, found.failure.code) == (kind, code)
     assert words in found.failure.message
+
+
+def test_a_rank_that_only_lost_a_peer_is_not_blamed_although_it_ended_first() -> None:
+    survivor = failed(None, None, terminated(7, message=report("PeerLost", "another process is gone", 7)))
+    killed = failed(None, None, terminated(137))
+    pods = [replace(survivor, index=0), replace(killed, index=1)]
+    found = classify_failure(JobView.of(job_body(2, BACKOFF)), pods, "train", NOW)
+    assert (found.failure.code, found.failure.rank) == ("Killed", 1)
 
 
 def test_an_eviction_for_own_usage_is_found_after_a_clean_stop(failed_job: JobView) -> None:

@@ -96,7 +96,7 @@ def test_facts_that_nobody_believes_make_no_plan(make_world: Any, prepared: Any,
     world.settle()
     assert "digest" not in world.status.get("plan", {})
     assert world.status["phase"] == "AwaitingApproval"
-    assert "told none" in world.status["message"]
+    assert "reported none" in world.status["message"]
 
 
 def test_a_plan_that_can_no_longer_be_made_is_not_the_approved_one(
