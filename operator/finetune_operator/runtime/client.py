@@ -101,8 +101,14 @@ class Client:
         try:
             return await self._request("DELETE", resource.path(namespace, name), namespace, options)
         except ApiError as error:
-            if error.code in (404, 409):
+            if error.code == 404:
                 return None
+            if (
+                error.code == 409 and uid is not None
+            ):  # most likely another one has the name; a conflict may be anything
+                there = await self.get(resource, namespace, name)
+                if there is None or there["metadata"]["uid"] != uid:
+                    return None
             raise
 
     async def _request(

@@ -368,7 +368,8 @@ async def answers() -> AsyncIterator[tuple[Client, dict[str, Any]]]:
     script: dict[str, Any] = {}
 
     async def answer(request: web.Request) -> web.Response:
-        code, headers, body = script.get(request.path, (200, {}, {"kind": "x"}))
+        path = request.path if request.method != "DELETE" else f"DELETE {request.path}"
+        code, headers, body = script.get(path, (200, {}, {"kind": "x"}))
         return web.Response(status=code, headers=headers, text=body if isinstance(body, str) else json.dumps(body))
 
     app = web.Application()
@@ -377,6 +378,18 @@ async def answers() -> AsyncIterator[tuple[Client, dict[str, Any]]]:
         client = Client(Connection(str(server.make_url("")).rstrip("/"), None, Credentials()))
         yield client, script
         await client.close()
+
+
+async def test_a_conflict_of_a_deletion_does_not_mean_that_the_object_is_gone(
+    answers: tuple[Client, dict[str, Any]],
+) -> None:
+    client, script = answers
+    path = "/apis/batch/v1/namespaces/n/jobs/x"
+    script[f"DELETE {path}"] = (409, {}, {"reason": "Conflict"})
+    script[path] = (200, {}, {"metadata": {"uid": "same"}})
+    with pytest.raises(ApiError):
+        await client.delete(JOB, "n", "x", "same")
+    assert await client.delete(JOB, "n", "x", "another") is None
 
 
 @pytest.mark.parametrize(
