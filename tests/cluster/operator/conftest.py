@@ -162,11 +162,13 @@ class Kubelet:
     def end(self, pod: Pod, exit_code: int, message: str, reason: str = "") -> None:
         """The container ends."""
         self._ended.add(pod["metadata"]["uid"])
+        containers = pod["status"].get("containerStatuses") or [{}]
+        started = containers[0].get("state", {}).get("running", {}).get("startedAt") or now()
         ended = {
             "exitCode": exit_code,
             "reason": reason or ("Completed" if exit_code == 0 else "Error"),
             "message": message,
-            "startedAt": now(),
+            "startedAt": started,
             "finishedAt": now(),
         }
         phase = "Succeeded" if exit_code == 0 else "Failed"

@@ -280,5 +280,7 @@ def test_killed_after_every_single_write(
     assert history(status) == expected
     assert crashes.problems == []
     assert kubelet.overlaps == set()
-    assert [run for run, _ in crashes.created].count(status["run"]) == len(expected), "each attempt has one Job"
+    assert [run for run, _ in crashes.created].count(status["run"]) == len(expected), crashes.report(
+        "one Job an attempt"
+    )
     assert crashes.deaths >= 4, f"{crashes.deaths} deaths"

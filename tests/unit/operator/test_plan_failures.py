@@ -381,8 +381,10 @@ def test_a_node_on_which_two_attempts_failed_is_avoided(make_world: Any) -> None
         world.fail("prepare")
         world.settle()
         world.now += 100
-    required = affinity["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
-    assert required == [{"matchFields": [{"key": "metadata.name", "operator": "NotIn", "values": ["node-0"]}]}]
+    (preferred,) = affinity["nodeAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
+    assert preferred["preference"]["matchFields"] == [
+        {"key": "metadata.name", "operator": "NotIn", "values": ["node-0"]}
+    ]
     assert affinity["podAffinity"] == {"x": 1}
 
 

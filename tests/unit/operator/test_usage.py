@@ -22,6 +22,9 @@ def world(make_world: Any) -> Any:
 
 
 def counted(world: Any) -> tuple[int, int]:
+    """Also where a rollback reads it, whose CRD prunes `usage`."""
+    for field in ("trainSeconds", "gpuSeconds"):
+        assert world.status.get(field) == world.usage.get(field)
     return world.usage.get("trainSeconds", 0), world.usage.get("gpuSeconds", 0)
 
 

@@ -91,6 +91,8 @@ def count(builder: PlanBuilder) -> None:
             if price := builder.spec.budget.gpu_hour_price:
                 used.cost = round(used.gpu_seconds / 3600 * price, 2)
         builder.status.usage = used
+        # After a rollback, whose CRD prunes `usage`, version 0.1 continues from these, and so does the next upgrade.
+        builder.status.train_seconds, builder.status.gpu_seconds = used.train_seconds, used.gpu_seconds
 
 
 def _job(builder: PlanBuilder) -> JobView | None:

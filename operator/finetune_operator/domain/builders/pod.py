@@ -79,16 +79,14 @@ def pod_template(
 
 
 def _avoiding(affinity: Mapping[str, Any], nodes: Sequence[str]) -> dict[str, Any]:
-    """`affinity` as in a Pod, without these nodes. Terms are alternatives, so each of them excludes them."""
+    """`affinity` as in a Pod, with these nodes as the last choice: where there are no others, they are better than none."""
     of_nodes = affinity.get("nodeAffinity") or {}
-    required = of_nodes.get("requiredDuringSchedulingIgnoredDuringExecution") or {}
     fields = [{"key": "metadata.name", "operator": "NotIn", "values": [node]} for node in nodes]
-    terms = [
-        {**term, "matchFields": [*(term.get("matchFields") or []), *fields]}
-        for term in required.get("nodeSelectorTerms") or [{}]
+    preferred = [
+        *(of_nodes.get("preferredDuringSchedulingIgnoredDuringExecution") or []),
+        {"weight": 100, "preference": {"matchFields": fields}},
     ]
-    wanted = {**of_nodes, "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}
-    return {**affinity, "nodeAffinity": wanted}
+    return {**affinity, "nodeAffinity": {**of_nodes, "preferredDuringSchedulingIgnoredDuringExecution": preferred}}
 
 
 def _container(

@@ -137,6 +137,9 @@ def _lost_at(pod: PodView, nodes: Mapping[str, NodeView], now: float) -> float |
 
 _Found = tuple[FailureKind, FailureStatus]
 
+_NO_CAUSE = (None, 0, ExitCode.STOPPED, ExitCode.PEER_LOST, 128 + signal.SIGKILL, 128 + signal.SIGTERM)
+"""Exits that say nothing of why the gang ended."""
+
 
 def _known_cause(job: JobView, failing: Sequence[PodView], stage: Stage) -> _Found | None:
     for pod in failing:
@@ -198,7 +201,8 @@ def _disruption(
             return lost.kind, lost.failure
         if _deleted_by_somebody(pod, job, pods):
             return _status(FailureCode.EVICTED, stage, f"Pod {pod.name} was deleted{where}", pod)
-    if len({pod.index for pod in pods}) < job.pods:
+    # The Job controller deletes the other pods of a Job that failed: one that is gone explains nothing where a rank does.
+    if len({pod.index for pod in pods}) < job.pods and all(_exit_code(pod) in _NO_CAUSE for pod in failing):
         ended = f" (the Job ended with {job.failure})" if job.failure else ""
         return _status(FailureCode.EVICTED, stage, f"A pod of stage {stage} vanished while it ran{ended}")
     return None

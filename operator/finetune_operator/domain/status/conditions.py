@@ -106,14 +106,15 @@ def _queue_and_evaluation(builder: PlanBuilder, job_state: JobState, shown: dict
         rows = builder.status.evaluation.rows if builder.status.evaluation is not None else None
         if rows is not None:
             shown["Evaluated"] = ("True", "Evaluated", f"{rows} rows of the test split were measured")
-    elif trained.outcome == "Running" and job is not None:
-        reserved = not job.suspended
-        reason = "Reserved" if reserved else job_state.reason
-        shown["QuotaReserved"] = (
-            ("True", reason, "The training Job may create its pods")
-            if reserved
-            else ("False", reason, job_state.message)
-        )
+    elif trained.outcome == "Running" and job is not None and job.suspended:
+        shown["QuotaReserved"] = ("False", job_state.reason, job_state.message)
+    elif trained.outcome == "Running" and job is not None and (job_state.running or _known(builder, "QuotaReserved")):
+        # Not before its pods run, where no queue held it: that would be a write for nothing.
+        shown["QuotaReserved"] = ("True", "Reserved", "The training Job may create its pods")
+
+
+def _known(builder: PlanBuilder, kind: str) -> bool:
+    return any(condition.type == kind for condition in builder.before.conditions or [])
 
 
 _CAPACITY = (Reason.UNSCHEDULABLE, Reason.QUOTA_EXCEEDED)

@@ -151,6 +151,15 @@ def test_an_eviction_of_before_a_suspension_is_not_blamed(failed_job: JobView) -
     assert (found.kind, found.failure.code) == ("infra", "Unknown")
 
 
+@pytest.mark.parametrize(("exit_code", "kind"), [(1, "infra"), (7, "evicted"), (137, "evicted")])
+def test_a_rank_that_was_deleted_with_its_failed_job_explains_nothing(
+    failed_job: JobView, exit_code: int, kind: str
+) -> None:
+    """The Job controller deletes a rank that has not started, and nothing of it is left."""
+    rank = pod(phase="Failed", containerStatuses=[terminated(exit_code)])
+    assert classify_failure(replace(failed_job, pods=2), [rank], "train", NOW).kind == kind
+
+
 def running(due: float | None = None, *conditions: dict[str, Any]) -> PodView:
     body = pod_body(
         phase="Running",
