@@ -328,7 +328,7 @@ FAULTS = (
 
 
 def test_a_gang_resumes_after_kills_eviction_and_drain(cluster: Any, team: str, short: Manifest) -> None:
-    name, steps = "gang", 200
+    name, steps = "gang", 150
     slow = {"limits": {"cpu": "500m", "memory": "4Gi"}}
     body = short(name, training={"maxSteps": steps}, compute={"nodes": 2}, pods={"train": {"resources": slow}})
     cluster.apply(body, team)
