@@ -128,10 +128,14 @@ def died(stage: Stage, rank: int, *, status: int, oom_killed: bool, now: float) 
             message=f"the kernel killed rank {rank}: the container reached its memory limit",
             remedy=_more_memory(stage, "lower spec.data.maxLength or spec.compute.processesPerNode"),
         )
+    elif status == -signal.SIGKILL:
+        code = _UNKNOWN
+        message = f"rank {rank} was killed with SIGKILL, not for the memory limit of its container"
+        cause = Cause(code="Killed", message=message)
     else:
         code = _UNKNOWN
         how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit code {status}"
-        cause = Cause(code="Unknown", message=f"rank {rank} ended by {how} and left no word; its log may tell more")
+        cause = Cause(code="Unknown", message=f"rank {rank} ended by {how} without a report; see its log")
     return TerminationMessage(stage=stage, outcome="failed", exit_code=code, rank=rank, time=now, cause=cause)
 
 

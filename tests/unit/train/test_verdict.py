@@ -144,3 +144,8 @@ def test_a_signal_is_named() -> None:
     said = died("prepare", 0, status=-signal.SIGSEGV, oom_killed=True, now=0)
     assert said.exit_code == 1
     assert "SIGSEGV" in said.cause.message
+
+
+def test_a_rank_that_was_killed_is_distinguished_from_one_that_reached_its_memory_limit() -> None:
+    assert killed(1, 2).cause.code == "Killed"
+    assert killed(1, 2, oom=True).cause.code == "OutOfMemory"
