@@ -255,14 +255,13 @@ def make_job(claims: Path) -> Iterator[Callable[..., Job]]:
                 "training": {"maxSteps": STEPS, "globalBatchSize": 8, "learningRate": 0.01, "warmupRatio": 0.1},
                 "checkpoint": {"everySteps": 4},
                 "workspace": {"uri": "pvc://scratch"},
-                "output": {"uri": "pvc://out/result"},
+                "output": {"uri": f"pvc://out/{name}"},
                 **spec,
             },
         )
         jobs.append(job)
         if own_data or not prepared:
             job.run("prepare")
-            (claims / "out" / ".finetune-reserved-result.json").unlink()  # all jobs name the same output
             if not own_data:
                 prepared["folder"] = job.folder / "prepared"
         else:  # the same rows, tokenizer and batch: the same shards
