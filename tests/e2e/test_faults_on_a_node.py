@@ -168,13 +168,13 @@ def test_faults_of_prepare_end_with_their_sentence(cluster: Any, team: str, shor
         "no-permission": {"output": {"uri": f"pvc://{CLAIM}/locked/inner/x"}},
         "bad-init": {"pods": {"common": {"labels": {"e2e/inject": "init"}}}, "retry": {"infra": 0}},
         "sidecar": {"pods": {"common": {"labels": {"e2e/inject": "sidecar"}}}, **plan},
-        "no-image": {"pods": {"common": {"image": "localhost:1/no-such-image:1"}}, **plan},
+        "lost-image": {"pods": {"common": {"image": "localhost:1/no-such-image:1"}}, **plan},
     }
     for name, groups in jobs.items():
         cluster.apply(short(name, **groups), team)
 
     def waits() -> Status | None:
-        status: Status = cluster.job("no-image", team)["status"]
+        status: Status = cluster.job("lost-image", team)["status"]
         return status if status.get("reason") == "ImagePullFailed" else None
 
     status = cluster.until("the image is not found", waits, 30)
@@ -188,7 +188,7 @@ def test_faults_of_prepare_end_with_their_sentence(cluster: Any, team: str, shor
         job = assert_failed(cluster, team, name, failure)
         assert len(attempts(job, "prepare")) == 1, "it was tried again"
         assert_described(cluster, team, name)
-    for name in ("no-image", "sidecar"):
+    for name in ("lost-image", "sidecar"):
         assert cluster.until_phase(name, team, "Completed")["status"]["reason"] == "Planned"
 
 
