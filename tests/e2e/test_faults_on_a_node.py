@@ -182,7 +182,7 @@ def test_faults_of_prepare_end_with_their_sentence(cluster: Any, team: str, shor
     for part in ("localhost:1/no-such-image:1", "spec.pods.common.image"):
         assert part in status["message"]
     fixed = {"spec": {"pods": {"common": {"image": None}}}}
-    cluster.kubectl("patch", "-n", team, "ftj/no-image", "--type=merge", "-p", json.dumps(fixed))
+    cluster.kubectl("patch", "-n", team, "ftj/lost-image", "--type=merge", "-p", json.dumps(fixed))
 
     for name, failure in IN_PREPARE.items():
         job = assert_failed(cluster, team, name, failure)
