@@ -409,7 +409,7 @@ class Read:
     """Something that the plan must know and the cache does not hold: a claim, a node, the events about an object, or whether a Job
     that the cache does not have is really gone."""
 
-    kind: Literal["claim", "warnings", "node", "job"]
+    kind: Literal["claim", "warnings", "node", "job", "pods"]
     name: str
 
 
@@ -436,6 +436,8 @@ class ObservedState:
     """Events about an object by its name, newest first; None: this operator may not read events."""
     refusals: Mapping[tuple[str, str], Refusal] = field(default_factory=dict)
     """Children that were refused, by (kind, name)."""
+    pods_read: frozenset[str] = frozenset()
+    """Attempts whose pods were read past the watch, by the name of their Job."""
     jobs_read: Mapping[str, bool] = field(default_factory=dict)
     """Whether Jobs exist that are not in `jobs`, by name."""
     progress: ProgressReading | None = None

@@ -15,7 +15,7 @@ from finetune_operator.runtime.cache import Cache, HeldJob
 from finetune_operator.runtime.client import Client
 from finetune_operator.runtime.errors import ApiError
 from finetune_operator.runtime.queue import Key
-from finetune_operator.runtime.resources import BY_KIND, CLAIM, EVENT, JOB, NODE
+from finetune_operator.runtime.resources import BY_KIND, CLAIM, EVENT, JOB, NODE, POD
 from finetune_operator.telemetry import metrics
 
 logger = logging.getLogger(__name__)
@@ -60,6 +60,8 @@ class Applier:
                     held.facts.nodes[read.name] = await self._node(read.name)
                 case "job":
                     await self._job(key, held, read.name)
+                case "pods":
+                    await self._pods(key, held, read.name)
             held.facts.read(read.name)
 
     async def _node(self, name: str) -> NodeView:
@@ -79,6 +81,14 @@ class Applier:
             self._cache.observe("Job", body)
         else:
             held.facts.jobs_read[name] = ours
+
+    async def _pods(self, key: Key, held: HeldJob, job: str) -> None:
+        """The pods of an attempt, whatever the watch has shown."""
+        query = {"labelSelector": f"batch.kubernetes.io/job-name={job}"}
+        async for page in self._client.pages(POD, key[0], query=query):
+            for body in page:
+                self._cache.observe("Pod", body)
+        held.facts.pods_read.add(job)
 
     async def _create(self, held: HeldJob, body: Object) -> None:
         kind, name = body["kind"], body["metadata"]["name"]

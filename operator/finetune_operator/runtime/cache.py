@@ -252,6 +252,7 @@ class Cache:
             warnings=dict(facts.warnings),
             refusals=facts.refusals,
             nodes=dict(facts.nodes),
+            pods_read=frozenset(facts.pods_read),
             jobs_read=dict(facts.jobs_read),
             progress=facts.progress,
         )

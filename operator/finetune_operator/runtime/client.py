@@ -59,8 +59,9 @@ class Client:
     ) -> AsyncIterator[list[Object]]:
         """Every object of a kind that concerns us, a page at a time."""
         parameters = {"limit": str(_PAGE), **(query or {})}
-        if resource.selector:
-            parameters["labelSelector"] = resource.selector
+        selectors = [resource.selector, parameters.get("labelSelector", "")]
+        if any(selectors):
+            parameters["labelSelector"] = ",".join(filter(None, selectors))
         accept = METADATA_ONLY if metadata_only else "application/json"
         while True:
             page = await self._request("GET", resource.path(namespace), namespace, query=parameters, accept=accept)

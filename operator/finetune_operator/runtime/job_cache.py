@@ -21,6 +21,7 @@ class JobCache:
     claims: dict[str, ClaimView] = field(default_factory=dict)
     warnings: dict[str, tuple[EventView, ...] | None] = field(default_factory=dict)
     nodes: dict[str, NodeView] = field(default_factory=dict)
+    pods_read: set[str] = field(default_factory=set)
     jobs_read: dict[str, bool] = field(default_factory=dict)
     progress: ProgressReading | None = None
     clock: Callable[[], float] = time.monotonic
@@ -31,7 +32,16 @@ class JobCache:
     @property
     def empty(self) -> bool:
         """Whether nothing would be lost with it."""
-        known = (self.known, self.claims, self.warnings, self.nodes, self.jobs_read, self._refusals, self._read_at)
+        known = (
+            self.known,
+            self.claims,
+            self.warnings,
+            self.nodes,
+            self.jobs_read,
+            self.pods_read,
+            self._refusals,
+            self._read_at,
+        )
         return not any(known) and self.progress is None
 
     @property
@@ -56,6 +66,7 @@ class JobCache:
                 self.claims.pop(name, None)
                 self.warnings.pop(name, None)
                 self.nodes.pop(name, None)
+                self.pods_read.discard(name)
                 self.jobs_read.pop(name, None)
 
     def retry_in(self, seconds: float) -> None:

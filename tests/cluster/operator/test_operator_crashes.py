@@ -90,9 +90,25 @@ class Crashes:
         self._check()
         if deadly:
             self.deaths += 1
-            os.kill(int(self.pid_file.read_text()), signal.SIGKILL)
-            while self.pid_file.exists():
+            self._kill()
+
+    def _kill(self) -> None:
+        """Kill the operator that runs, or is just being started: its process id is written a moment later."""
+        while self.server.process.poll() is None:
+            pid = self._pid()
+            if pid is None:
                 time.sleep(0.005)
+                continue
+            os.kill(pid, signal.SIGKILL)
+            while self._pid() == pid and self.server.process.poll() is None:
+                time.sleep(0.005)
+            return
+
+    def _pid(self) -> int | None:
+        try:
+            return int(self.pid_file.read_text())
+        except (FileNotFoundError, ValueError):
+            return None
 
     def rule(self, method: str, path: str) -> Fault | None:
         """What the dead process still had under way is turned away."""

@@ -78,6 +78,7 @@ class World:
     claims: dict[str, ClaimView] = field(default_factory=dict)
     warnings: dict[str, tuple[str, ...] | None] = field(default_factory=dict)
     refusals: dict[tuple[str, str], Refusal] = field(default_factory=dict)
+    pods_read: set[str] = field(default_factory=set)
     jobs_read: dict[str, bool] = field(default_factory=dict)
     progress: ProgressReading | None = None
     events: list[Any] = field(default_factory=list)
@@ -97,6 +98,7 @@ class World:
             claims=dict(self.claims),
             warnings=dict(self.warnings),
             refusals=dict(self.refusals),
+            pods_read=frozenset(self.pods_read),
             jobs_read=dict(self.jobs_read),
             progress=self.progress,
         )
@@ -116,6 +118,7 @@ class World:
         for write in writes[:upto]:
             write()
         self.reads += sorted(drawn.reads, key=lambda read: read.name)
+        self.pods_read |= {read.name for read in drawn.reads if read.kind == "pods"}
         self.jobs_read |= {read.name: False for read in drawn.reads if read.kind == "job"}
         return drawn
 
@@ -126,7 +129,7 @@ class World:
             before = copy.deepcopy(self.body.get("status"))
             drawn = self.step()
             asked = {(body["kind"], body["metadata"]["name"]) for body in drawn.create}
-            quiet = not (drawn.patch or drawn.delete or any(read.kind == "job" for read in drawn.reads))
+            quiet = not (drawn.patch or drawn.delete or any(read.kind in ("job", "pods") for read in drawn.reads))
             if asked <= tried and quiet and before == self.body.get("status"):
                 return drawn
             tried |= asked

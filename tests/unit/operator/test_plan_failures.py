@@ -416,3 +416,25 @@ def test_the_time_of_a_checkpoint_sets_the_grace_of_the_next_pods(make_world: An
         world.now += 100
         world.settle()
     assert world.status["attempts"][1]["stepsLost"] == 3
+
+
+def test_a_result_that_was_lost_with_its_pod_is_reported_by_another_attempt(make_world: Any, prepared: Any) -> None:
+    """Not before the API server has confirmed it, since a watch may be behind."""
+    world = make_world(budget={"maxCost": 1.0, "gpuHourPrice": 1.0})
+    world.settle()
+    name = world.job("prepare").name
+    world.run("prepare")
+    world.settle()
+    world.pods[name] = {}
+    world.set("prepare", complete=world.now)
+    world.now += 6
+    drawn = world.plan()
+    assert {(read.kind, read.name) for read in drawn.reads} == {("pods", name)}
+    world.settle()
+    assert world.book == [("prepare", 1, "Stopped"), ("prepare", 2, "Running")]
+    assert world.status["attempts"][0]["reason"] == "ResultLost"
+    world.run("prepare")
+    world.settle()
+    world.finish("prepare", **prepared)
+    world.settle()
+    assert world.status["plan"]["digest"]

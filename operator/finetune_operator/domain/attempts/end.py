@@ -16,7 +16,7 @@ from finetune_operator.domain.admission import plan_admission
 from finetune_operator.domain.attempts.completion import fail
 from finetune_operator.domain.attempts.memory import take_notch
 from finetune_operator.domain.diagnosis.failures import FailureClass
-from finetune_operator.domain.observed import JobView, PodView
+from finetune_operator.domain.observed import JobView, PodView, Read
 from finetune_operator.domain.plan_builder import JobState, PlanBuilder
 from finetune_operator.domain.reasons import Code, Reason
 from finetune_operator.domain.times import human, seconds_of, stamp
@@ -109,6 +109,10 @@ def succeed(builder: PlanBuilder, stage: Stage, attempt: AttemptStatus, job: Job
     message = next((p.ended.message for p in ended if p.ended and p.ended.exit_code == 0), None)
     if message is None and job.complete is not None and 0 <= builder.now - job.complete < SETTLE_S:
         _await_messages(builder, stage)
+        return
+    if not ended and stage != "train" and job.name not in builder.observed.pods_read:
+        builder.reads.add(Read("pods", job.name))  # the watch may be behind
+        builder.job_state = unchanged(builder, stage)
         return
     if not ended and stage != "train" and _lost_results(builder, stage) < RESULTS_LOST:
         # Without its results nothing says what the training may cost. The stage finds its sealed files and reports them.
