@@ -156,8 +156,7 @@ def _all(rules: Sequence[Rule]) -> str:
 
 def _broken(rules: Sequence[Rule]) -> str:
     """The messages of all rules that do not hold."""
-    messages = ", ".join(f"{rule.cel} ? '' : {json.dumps(rule.message)}" for rule in rules)
-    return f"[{messages}].filter(message, message != '').join('. ')"
+    return " + ".join(f"({rule.cel} ? '' : {json.dumps(rule.message + '. ')})" for rule in rules)
 
 
 def _classes(model: type[BaseModel]) -> set[type[BaseModel]]:
