@@ -62,7 +62,7 @@ class Applier:
                     await self._job(key, held, read.name)
                 case "pods":
                     await self._pods(key, held, read.name)
-            held.facts.read(read.name)
+            held.facts.read(read)
 
     async def _node(self, name: str) -> NodeView:
         try:

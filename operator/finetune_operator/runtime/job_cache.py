@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from finetune_operator.domain.observed import ClaimView, EventView, NodeView, ProgressReading, Refusal
+from finetune_operator.domain.observed import ClaimView, EventView, NodeView, ProgressReading, Read, Refusal
 
 FRESH_S = 4.0
 """How long an answer to a read counts."""
@@ -26,7 +26,7 @@ class JobCache:
     progress: ProgressReading | None = None
     clock: Callable[[], float] = time.monotonic
     _refusals: dict[tuple[str, str], Refusal] = field(default_factory=dict)
-    _read_at: dict[str, float] = field(default_factory=dict)
+    _read_at: dict[Read, float] = field(default_factory=dict)
     _retry_at: float = float("-inf")
 
     @property
@@ -49,25 +49,31 @@ class JobCache:
         due = self.clock() >= self._retry_at
         return {what: replace(refusal, due=due) for what, refusal in self._refusals.items()}
 
-    def has_read(self, name: str) -> bool:
-        return name in self._read_at
+    def has_read(self, read: Read) -> bool:
+        return read in self._read_at
 
-    def read(self, name: str) -> None:
-        self._read_at[name] = self.clock()
+    def read(self, read: Read) -> None:
+        self._read_at[read] = self.clock()
 
     def drop_stale(self) -> None:
         """Forget answers that are old, so that a fix is seen, and at a retry what is believed to exist."""
         now = self.clock()
         if now >= self._retry_at > float("-inf"):
             self.retry_now()
-        for name, at in list(self._read_at.items()):
+        for read, at in list(self._read_at.items()):
             if now - at > FRESH_S:
-                del self._read_at[name]
-                self.claims.pop(name, None)
-                self.warnings.pop(name, None)
-                self.nodes.pop(name, None)
-                self.pods_read.discard(name)
-                self.jobs_read.pop(name, None)
+                del self._read_at[read]
+                match read.kind:
+                    case "claim":
+                        self.claims.pop(read.name, None)
+                    case "warnings":
+                        self.warnings.pop(read.name, None)
+                    case "node":
+                        self.nodes.pop(read.name, None)
+                    case "pods":
+                        self.pods_read.discard(read.name)
+                    case "job":
+                        self.jobs_read.pop(read.name, None)
 
     def retry_in(self, seconds: float) -> None:
         """Refused requests may be repeated then."""

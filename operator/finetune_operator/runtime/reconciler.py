@@ -75,7 +75,7 @@ class Reconciler:
             now = self._clock()
             held.facts.drop_stale()
             plan = make_plan(observed, now, self._config)
-            unread = frozenset(read for read in plan.reads if not held.facts.has_read(read.name))
+            unread = frozenset(read for read in plan.reads if not held.facts.has_read(read))
             if unread:
                 await self._applier.read(key, held, unread)
                 continue

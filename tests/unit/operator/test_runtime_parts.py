@@ -18,7 +18,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from finetune_api.status import FineTuneJobStatus
-from finetune_operator.domain.observed import ClaimView, Ended, JobView, PodView, ProgressReading
+from finetune_operator.domain.observed import ClaimView, Ended, JobView, PodView, ProgressReading, Read
 from finetune_operator.domain.plan_builder import Event
 from finetune_operator.domain.reasons import Reason
 from finetune_operator.domain.status.write_policy import can_wait
@@ -350,7 +350,8 @@ def test_answers_to_reads_grow_old_by_a_clock_that_nobody_sets() -> None:
     now = [100.0]
     facts = JobCache(clock=lambda: now[0])
     facts.claims["scratch"] = ClaimView("scratch", True)
-    facts.read("scratch")
+    facts.read(Read("claim", "scratch"))
+    assert not facts.has_read(Read("warnings", "scratch")), "each kind of answer is one of its own"
     now[0] += 3
     facts.drop_stale()
     assert not facts.empty

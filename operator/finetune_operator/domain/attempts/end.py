@@ -112,6 +112,7 @@ def succeed(builder: PlanBuilder, stage: Stage, attempt: AttemptStatus, job: Job
         return
     if not ended and stage != "train" and job.name not in builder.observed.pods_read:
         builder.reads.add(Read("pods", job.name))  # the watch may be behind
+        builder.requeue_after(SETTLE_S)
         builder.job_state = unchanged(builder, stage)
         return
     if not ended and stage != "train" and _lost_results(builder, stage) < RESULTS_LOST:

@@ -365,6 +365,7 @@ def _end_vanished(current: Current) -> None:
     exists = builder.observed.jobs_read.get(name)
     if exists is None:
         builder.reads.add(Read("job", name))
+        builder.requeue_after(_DELETING_CHECK_S)
         builder.job_state = end.unchanged(builder, current.stage)
     elif exists:
         message = f"Job {name} has lost its finetune.dev labels, so its pods cannot be followed"
