@@ -93,7 +93,7 @@ class Replicas:
         self.starts += 1
         settings = {
             "FINETUNE_PROGRESS_PORT": str(self.progress_port),
-            "FINETUNE_SWEEP_SECONDS": "30",
+            "FINETUNE_RESYNC_SECONDS": "30",
             "FINETUNE_RETRY_SECONDS": "1",
             "FINETUNE_POLL_SECONDS": "5",
         }

@@ -65,9 +65,7 @@ def plan(observed: ObservedState, now: float, config: Config) -> Plan:
     if observed.unreadable:
         fields = ", ".join(f"status.{name}" for name in sorted(observed.unreadable))
         message = f"{fields}: written by another version and not readable by this one. Upgrade the operator"
-        builder.job_state = JobState(
-            builder.before.phase or "Pending", Reason.UNREADABLE_STATUS, message, problem=True, blocked=True
-        )
+        builder.job_state = JobState(builder.before.phase or "Pending", Reason.UNREADABLE_STATUS, message, problem=True)
         conditions.show(builder)
         return builder.close()
     for policy in POLICIES:

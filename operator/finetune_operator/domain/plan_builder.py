@@ -89,8 +89,6 @@ class JobState:
     """Every pod of the stage runs."""
     problem: bool = False
     """Somebody has to fix something."""
-    blocked: bool = False
-    """Nothing progresses until then; `problem` too."""
     suspended: bool = False
     """Suspended, and no pod runs any more."""
 
@@ -175,7 +173,7 @@ class PlanBuilder:
 
     def block(self, stage: Stage, reason: str, message: str) -> None:
         """Report what stops progress. It is no failure: it is tried again with backoff, and when something changes."""
-        self.job_state = JobState(WAITING_PHASE[stage], reason, message, problem=True, blocked=True)
+        self.job_state = JobState(WAITING_PHASE[stage], reason, message, problem=True)
         self.retry(f"blocked:{reason}")
 
     def emit_event(self, type: Literal["Normal", "Warning"], reason: str, action: str, text: str) -> None:

@@ -67,4 +67,4 @@ def without_image(builder: PlanBuilder) -> JobState | None:
 
 def _blocked(builder: PlanBuilder, reason: str, message: str) -> JobState:
     phase = builder.before.phase or "Pending"
-    return JobState("Pending" if phase == "Failed" else phase, reason, message, problem=True, blocked=True)
+    return JobState("Pending" if phase == "Failed" else phase, reason, message, problem=True)

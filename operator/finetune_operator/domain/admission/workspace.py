@@ -30,7 +30,7 @@ def unshared_claim(builder: PlanBuilder) -> JobState | None:
 def _objection(builder: PlanBuilder, claim: ClaimView, written: bool) -> JobState | None:
     if claim.found is False:
         problem = missing_claim(claim.name)
-        return JobState("Pending", problem.reason, problem.text, problem=True, blocked=True)
+        return JobState("Pending", problem.reason, problem.text, problem=True)
     suitable = {"ReadWriteMany"} if written else {"ReadWriteMany", "ReadOnlyMany"}
     if claim.found is None or suitable & set(claim.access_modes):
         return None
@@ -42,4 +42,4 @@ def _objection(builder: PlanBuilder, claim: ClaimView, written: bool) -> JobStat
         "Filestore ...), or set compute.nodes: 1"
     )
     reason = Reason.INVALID_WORKSPACE if written else Reason.CLAIM_NOT_SHARED
-    return JobState("Pending", reason, message, problem=True, blocked=True)
+    return JobState("Pending", reason, message, problem=True)

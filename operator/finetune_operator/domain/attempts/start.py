@@ -194,7 +194,7 @@ def report_refused_change(builder: PlanBuilder, job: JobView) -> None:
         return
     reason, text = refusal_text(refusal)
     state = builder.job_state
-    builder.job_state = replace(state, reason=reason, message=text, problem=True, blocked=True)
+    builder.job_state = replace(state, reason=reason, message=text, problem=True)
     builder.retry(f"blocked:{reason}")
     if not refusal.due:
         builder.patch = [patch for patch in builder.patch if patch.name != job.name]
