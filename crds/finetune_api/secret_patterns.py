@@ -227,8 +227,10 @@ def redact(text: str) -> str:
     found = spans(text)
     for pattern in _LOGGED:
         found += [Span(*match.span("secret"), "credential") for match in pattern.finditer(text)]
-    for span in reversed(disjoint(found)):
+    parts, end = [], 0
+    for span in disjoint(found):
         value = text[span.start : span.end]
         quote = value[0] if value[0] in "\"'" and value[-1] == value[0] and len(value) > 1 else ""
-        text = f"{text[: span.start]}{quote}{REMOVED}{quote}{text[span.end :]}"
-    return text
+        parts += [text[end : span.start], quote, REMOVED, quote]
+        end = span.end
+    return "".join([*parts, text[end:]])

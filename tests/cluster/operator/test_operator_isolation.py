@@ -118,7 +118,7 @@ def test_a_hanging_webhook_of_one_namespace_does_not_slow_another(
     began = time.monotonic()
     jobs.create("quick", claims=False)
     jobs.until("its first Job", jobs.children)
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 7, "it waited for the ten seconds of the others"
     jobs.wait("Completed", "quick")
     # Gauges are brought up to date every five seconds.
     jobs.until("the other namespace still waits", lambda: operator.metric("workqueue_depth") > 0, 15)
