@@ -51,7 +51,7 @@ def test_wall_clock_jumps_change_no_decision(
     jobs.create("retrying")
     jobs.create("suspended", suspend=True)
     jobs.create("finished", ttlSecondsAfterFinished=HOUR // 2)
-    jobs.until("it runs", lambda: jobs.condition("Running", "running").get("message") == "Training on 2 nodes")
+    jobs.until("it runs", lambda: jobs.status("running").get("message") == "Training on 2 nodes")
     jobs.until("it waits", lambda: "starts again in" in jobs.status("retrying").get("message", ""))
     jobs.wait("Suspended", "suspended")
     jobs.wait("Completed", "finished")
