@@ -30,14 +30,14 @@ class Is:
         parts = self.path.split(".")
         there = [f"has(self.{'.'.join(parts[: i + 1])})" for i in range(1, len(parts))]
         field = f"self.{self.path}"
-        allowed = "[" + ", ".join(_literal(value) for value in self.values) + "]"
-        if self.path in _LISTS:
-            test = f"{field}.exists(v, v in {allowed})"
-        elif len(self.values) == 1:
-            test = f"{field} == {_literal(self.values[0])}"
-        else:
-            test = f"{field} in {allowed}"
+        test = f"{field}.exists(v, {self.test('v')})" if self.path in _LISTS else self.test(field)
         return " && ".join([*(has for has in there if has not in _ALWAYS), test])
+
+    def test(self, value: str) -> str:
+        """CEL: `value`, an expression, is one of `values`."""
+        if len(self.values) == 1:
+            return f"{value} == {_literal(self.values[0])}"
+        return f"{value} in [{', '.join(_literal(one) for one in self.values)}]"
 
     def holds(self, spec: Any) -> bool:
         value = spec
@@ -55,8 +55,12 @@ def _attributes(path: str) -> tuple[str, ...]:
 
 
 _LISTS = ("evaluation.metrics",)
-_ALWAYS = ("has(self.method.type)", "has(self.training.deterministic)", "has(self.training.compile)")
-"""Required fields, and fields with a default."""
+_ALWAYS = ("has(self.method.type)",)
+"""Required fields."""
+
+
+_GUARDS = ("model.task", "training.optimizer", "compute.strategy", "data.packing", "training.activationCheckpointing")
+"""Optional fields, the most often absent ones first: each row of the table names one."""
 
 
 def _literal(value: Value) -> str:
@@ -84,7 +88,15 @@ class Combination:
 
     def rule(self) -> Rule:
         cel = " && ".join(f"({one.cel()})" for one in self.when)
-        return Rule(f"!({cel})", self.message, lambda spec: not self.refuses(spec))
+        guard = min(self.when, key=lambda one: _GUARDS.index(one.path) if one.path in _GUARDS else len(_GUARDS))
+        rest = [guard.test("v"), *(one.cel() for one in self.when if one is not guard)]
+        return Rule(
+            f"!({cel})",
+            self.message,
+            lambda spec: not self.refuses(spec),
+            guard=guard.path,
+            guarded=f"!({' && '.join(f'({one})' for one in rest)})",
+        )
 
 
 def _shown(value: Value) -> str:

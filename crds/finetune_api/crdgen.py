@@ -15,7 +15,6 @@ from typing import Any
 from pydantic import BaseModel
 
 from finetune_api import GROUP, KIND, PLURAL, VERSION
-from finetune_api.base import ApiModel
 from finetune_api.finetunejob import FineTuneJob
 from finetune_api.rules import Rule
 from finetune_api.spec import FineTuneJobSpec
@@ -116,42 +115,42 @@ def _model(model: type[BaseModel], schema: dict[str, Any]) -> dict[str, Any]:
         if node.get("description"):
             out["description"] = " ".join(node["description"].split())
         out["properties"] = {name: convert(child) for name, child in node.get("properties", {}).items()}
-        for field in cls.model_fields.values():
-            # An absent group is a default one, so that rules find it. Whole, since a default must obey the group's own rules.
-            if isinstance(field.default_factory, type) and issubclass(field.default_factory, ApiModel):
-                out["properties"][field.alias]["default"] = field.default_factory().wire()
         if node.get("required"):
             out["required"] = node["required"]
-        if rules := getattr(cls, "RULES", ()):
-            out["x-kubernetes-validations"] = _validations(rules)
+        rules: Sequence[Rule] = getattr(cls, "RULES", ())
+        for rule in rules:
+            if rule.field is not None:
+                out["properties"][rule.field].setdefault("x-kubernetes-validations", []).append(rule.schema())
+        if own := [rule for rule in rules if rule.field is None]:
+            out["x-kubernetes-validations"] = _validations(own)
         return out
 
     return _object(model, schema)
 
 
-_FEW_RULES = 8
-
-
 def _validations(rules: Sequence[Rule]) -> list[dict[str, Any]]:
-    """Many rules of one object become two, of which a write that leaves the object alone, such as each status write, evaluates
-    one comparison: the API server evaluates every rule of every object on every write."""
-    if len(rules) < _FEW_RULES:
-        return [rule.schema() for rule in rules]
-    # One rule for both is beyond the API server's estimate of what a rule may cost.
-    changes = [rule for rule in rules if "oldSelf" in rule.cel]
-    states = [rule for rule in rules if "oldSelf" not in rule.cel]
-    return [
-        {"rule": f"self == oldSelf || ({_all(changes)})", "messageExpression": _broken(changes)},
-        {
-            "rule": f"oldSelf.hasValue() && self == oldSelf.value() || ({_all(states)})",
-            "messageExpression": _broken(states),
-            "optionalOldSelf": True,
-        },
-    ]
+    """Rules with a guard become one expression that looks at each guard once.
 
-
-def _all(rules: Sequence[Rule]) -> str:
-    return " && ".join(f"({rule.cel})" for rule in rules)
+    The API server evaluates every rule on every write, status writes too, and pays for each field that a rule reads: it
+    makes a copy of the schemas of all fields beside it.
+    """
+    groups: dict[str, dict[str, list[Rule]]] = {}
+    for rule in rules:
+        if rule.guard is not None:
+            group, guard = rule.guard.split(".", 1)
+            groups.setdefault(group, {}).setdefault(guard, []).append(rule)
+    validations = [rule.schema() for rule in rules if rule.guard is None]
+    if groups:
+        parts = []
+        for group, guarded in groups.items():
+            inner = " && ".join(
+                f"(!has(g.{guard}) || [g.{guard}].all(v, {' && '.join(rule.guarded for rule in some)}))"
+                for guard, some in guarded.items()
+            )
+            parts.append(f"[self.{group}].all(g, {inner.replace(f'self.{group}.', 'g.')})")
+        told = [rule for rule in rules if rule.guard is not None]
+        validations.append({"rule": " && ".join(parts), "messageExpression": _broken(told)})
+    return validations
 
 
 def _broken(rules: Sequence[Rule]) -> str:
@@ -175,6 +174,33 @@ def _classes(model: type[BaseModel]) -> set[type[BaseModel]]:
     return found
 
 
+def _sparse(node: Any) -> Any:
+    """The same without defaults: they are said instead. A default would be written into each job, to be read, compared and
+    stored with each of its writes."""
+    if isinstance(node, list):
+        return [_sparse(one) for one in node]
+    if not isinstance(node, dict):
+        return node
+    out = {name: _sparse(value) for name, value in node.items()}
+    if "type" in node and not isinstance(node["type"], dict) and "default" in node:
+        default = out.pop("default")
+        if "properties" not in node:
+            out["description"] = f"{node.get('description', '')} Default: {json.dumps(default)}.".strip()
+    return out
+
+
+def _sparse_spec(spec: dict[str, Any]) -> dict[str, Any]:
+    """What the job as a whole does by default is written into it, and a group is there where rules look for it."""
+    rules = FineTuneJobSpec.RULES
+    properties = {}
+    for name, node in spec["properties"].items():
+        group = "properties" in node
+        properties[name] = _sparse(node) if group else node
+        if group and name not in spec["required"] and any(r.field == name or f"self.{name}." in r.cel for r in rules):
+            properties[name]["default"] = {}
+    return {**spec, "properties": properties}
+
+
 def _undescribed(node: Any) -> Any:
     if isinstance(node, dict):
         return {k: _undescribed(v) for k, v in node.items() if not (k == "description" and isinstance(v, str))}
@@ -183,8 +209,8 @@ def _undescribed(node: Any) -> Any:
 
 def crd() -> dict[str, Any]:
     """The CustomResourceDefinition of FineTuneJob."""
-    status = structural(FineTuneJobStatus)
-    spec = structural(FineTuneJobSpec)
+    status = _sparse(structural(FineTuneJobStatus))
+    spec = _sparse_spec(structural(FineTuneJobSpec))
     data = spec["properties"]["data"]["properties"]
     for same in ("validation", "test"):  # locations, explained in `train`
         data[same] |= {"items": _undescribed(data[same]["items"])}

@@ -25,7 +25,7 @@ class SplitSpec(ApiModel, Ruled):
 
     RULES: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            "self.train + self.validation + self.test > 0.999 && self.train + self.validation + self.test < 1.001",
+            "[(has(self.train) ? self.train : 0.8) + (has(self.validation) ? self.validation : 0.1) + (has(self.test) ? self.test : 0.1)].all(s, s > 0.999 && s < 1.001)",
             "data.split: train, validation and test must add up to 1",
             lambda self: 0.999 < self.train + self.validation + self.test < 1.001,
         ),

@@ -17,11 +17,18 @@ M = TypeVar("M", bound=type[BaseModel])
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """`cel` must hold on the API server; `check` is its twin here (None: only the API server can know)."""
+    """`cel` must hold on the API server; `check` is its twin here (None: only the API server can know).
+
+    `field`: the rule stands at this field of the model, and `self` is the field's value. `guard` and `guarded`: the same
+    rule in two parts, a field without which it holds, and the rest, in which `v` is that field's value.
+    """
 
     cel: str
     message: str
     check: Callable[[Any], bool] | None = None
+    field: str | None = None
+    guard: str | None = None
+    guarded: str = ""
 
     def schema(self) -> dict[str, str]:
         return {"rule": self.cel, "message": self.message}
@@ -42,12 +49,10 @@ class Ruled(BaseModel):
         return self
 
 
-def fixed(path: str, *, what: str, optional: bool = False) -> Rule:
-    """`path` may not change after creation. `optional`: the field may be absent, but then it must stay absent."""
-    name = path.rsplit(".", 1)[-1]
-    cel = f"self.{name} == oldSelf.{name}"
-    if optional:
-        cel = f"has(self.{name}) == has(oldSelf.{name}) && (!has(self.{name}) || {cel})"
+def fixed(field: str, cel: str = "self == oldSelf") -> Rule:
+    """A field of spec that may not change after creation; with `cel`, a part of it."""
     return Rule(
-        cel, f"{what} cannot change once the job exists: copy the manifest to a new name, or delete the job first"
+        cel,
+        f"spec.{field} cannot change once the job exists: copy the manifest to a new name, or delete the job first",
+        field=field,
     )

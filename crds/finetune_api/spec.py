@@ -58,57 +58,45 @@ class RetrySpec(ApiModel):
         return None if self.start_timeout is None else seconds_of(self.start_timeout)
 
 
-_FROZEN_LOCATION = "has(self.{0}.revision) == has(oldSelf.{0}.revision) && (!has(self.{0}.revision) || self.{0}.revision == oldSelf.{0}.revision)"
-
-
-def _fixed_location(name: str) -> Rule:
-    """uri and revision are fixed; credentials and endpoint may be changed (a rotated Secret, a moved mirror)."""
-    message = fixed(name, what=f"spec.{name}").message
-    return Rule(f"self.{name}.uri == oldSelf.{name}.uri && {_FROZEN_LOCATION.format(name)}", message)
-
-
-def _fixed_model() -> Rule:
-    location = _fixed_location("model")
-    same = "has(self.model.task) == has(oldSelf.model.task) && (!has(self.model.task) || self.model.task == oldSelf.model.task)"
-    return Rule(
-        f"{location.cel} && {same} && self.model.trustRemoteCode == oldSelf.model.trustRemoteCode", location.message
+def _same(*fields: str) -> str:
+    """CEL: optional fields of an object that are the same as before."""
+    return " && ".join(
+        f"has(self.{name}) == has(oldSelf.{name}) && (!has(self.{name}) || self.{name} == oldSelf.{name})"
+        for name in fields
     )
 
 
-def _fixed_data() -> Rule:
-    same = []
-    for part in ("train", "validation", "test"):
-        new, old = f"self.data.{part}", f"oldSelf.data.{part}"
-        uris = f"{new}.map(l, l.uri) == {old}.map(l, l.uri) && {new}.map(l, has(l.revision) ? l.revision : '') == {old}.map(l, has(l.revision) ? l.revision : '')"
-        same.append(uris if part == "train" else f"has({new}) == has({old}) && (!has({new}) || ({uris}))")
-    for part, optional in (
-        ("split", False),
-        ("format", True),
-        ("lossOn", True),
-        ("maxLength", True),
-        ("overlong", True),
-        ("template", True),
-        ("packing", True),
-        ("checks", False),
-        ("fixes", True),
-    ):
-        new, old = f"self.data.{part}", f"oldSelf.data.{part}"
-        same.append(f"has({new}) == has({old}) && (!has({new}) || {new} == {old})" if optional else f"{new} == {old}")
-    return Rule(" && ".join(f"({part})" for part in same), fixed("data", what="spec.data").message)
+def _same_sources(name: str) -> str:
+    """CEL: the same files in a list of locations; credentials and endpoint may change (a rotated Secret, a moved mirror)."""
+    new, old = f"self.{name}", f"oldSelf.{name}"
+    return f"{new}.map(l, l.uri) == {old}.map(l, l.uri) && {new}.map(l, has(l.revision) ? l.revision : '') == {old}.map(l, has(l.revision) ? l.revision : '')"
+
+
+_SAME_MODEL = f"self == oldSelf || (self.uri == oldSelf.uri && {_same('revision', 'task', 'trustRemoteCode')})"
+_SAME_DATA = " && ".join(
+    (
+        f"({_same_sources('train')})",
+        *(
+            f"has(self.{name}) == has(oldSelf.{name}) && (!has(self.{name}) || ({_same_sources(name)}))"
+            for name in ("validation", "test")
+        ),
+        _same("split", "checks", "format", "lossOn", "maxLength", "overlong", "template", "packing", "fixes"),
+    )
+)
 
 
 class FineTuneJobSpec(ApiModel, Ruled):
     """What to fine-tune, on what, where, and where the result goes."""
 
     RULES: ClassVar[tuple[Rule, ...]] = (
-        _fixed_model(),
-        fixed("method", what="spec.method"),
-        _fixed_data(),
-        fixed("training", what="spec.training"),
-        fixed("evaluation", what="spec.evaluation"),
-        fixed("workspace", what="spec.workspace"),
-        fixed("output", what="spec.output"),
-        fixed("managedBy", what="spec.managedBy"),
+        fixed("model", _SAME_MODEL),
+        fixed("method"),
+        fixed("data", f"self == oldSelf || ({_SAME_DATA})"),
+        fixed("training"),
+        fixed("evaluation"),
+        fixed("workspace"),
+        fixed("output"),
+        fixed("managedBy"),
         *(combination.rule() for combination in COMBINATIONS),
     )
 

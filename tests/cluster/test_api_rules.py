@@ -270,6 +270,12 @@ def test_nothing_is_green_before_it_was_looked_at(api: Any, stored: str) -> None
     assert api.get(stored)["status"] == {"observedGeneration": -1}
 
 
+def test_little_is_written_into_a_job_by_default(api: Any, stored: str) -> None:
+    """Each default would be read, compared and stored with every later write, and fill the screen of `kubectl describe`."""
+    added = {"mode": "Run", "suspend": False, "readyWhen": "Accepted", "training": {}, "evaluation": {}}
+    assert api.get(stored)["spec"] == GOOD["spec"] | added
+
+
 def test_the_status_is_no_part_of_the_spec(api: Any, path: str) -> None:
     body = laid_over({"status": {"phase": "Completed"}})
     assert api.post(path, {**body, "metadata": {"name": "with-status"}}, dryRun="All")["status"] == {
