@@ -337,7 +337,7 @@ def test_what_the_api_server_refuses_is_one_sentence(ftj: Ftj) -> None:
     assert (frozen.returncode, frozen.stdout) == (3, "")
     assert frozen.stderr.strip() == (
         f"FineTuneJob {ftj.namespace}/bot was refused: spec.method cannot change once the job exists: copy the manifest "
-        "to a new name, or delete the job first."
+        "to a new name, or delete the job first"
     )
     body = {**JOB, "spec": {**JOB["spec"], "retry": {"infra": 1}}}  # type: ignore[dict-item]
     path = f"{JOBS.format(ftj.namespace)}/bot"
