@@ -44,6 +44,8 @@ class Faults:
     done: Counter[str] = field(default_factory=Counter)
     orphaned: set[str] = field(default_factory=set)
     """uids of FineTuneJobs that were deleted without their children"""
+    orphaned_jobs: set[str] = field(default_factory=set)
+    """Names of Jobs that were: nobody owns their pods and Services any more."""
     _background: set[asyncio.Task[None]] = field(default_factory=set)
     _down: set[str] = field(default_factory=set)
 
@@ -203,6 +205,8 @@ class Faults:
             return False
         policy = self.rng.choice(["Background", "Background", "Foreground", "Orphan"])
         name = self.rng.choice(alive)["metadata"]["name"]
+        if policy == "Orphan":
+            self.orphaned_jobs.add(name)
         await self.api.delete(f"{CHILD_JOBS}/{name}", propagationPolicy=policy)
         return True
 

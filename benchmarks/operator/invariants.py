@@ -144,14 +144,17 @@ class Observer:
             job = self.jobs[uid].name if uid in self.jobs else uid
             self.violated(f"{job}: the gangs of attempts {' and '.join(side_by_side)} ran at the same time")
 
-    async def at_the_end(self, orphaned: set[str]) -> None:
-        """Check what only holds once everything is settled."""
+    async def at_the_end(self, orphaned: set[str], orphaned_jobs: set[str]) -> None:
+        """Check what only holds once everything is settled. Given: uids of FineTuneJobs, and names of Jobs, that were deleted
+        without their children."""
         alive = {body["metadata"]["uid"]: body for body in await self.api.items(ours.JOBS)}
         for path in _CHILDREN:
             for child in await self.api.items(path, labelSelector=SELECTOR):
                 uid = child["metadata"]["labels"].get(LABEL_UID)
-                if uid not in alive and uid not in orphaned:
-                    self.violated(f"{path.rpartition('/')[2]} {child['metadata']['name']} outlived its FineTuneJob")
+                name = child["metadata"]["name"]
+                job = child["metadata"]["labels"].get("job-name", name)
+                if uid not in alive and uid not in orphaned and job not in orphaned_jobs:
+                    self.violated(f"{path.rpartition('/')[2]} {name} outlived its FineTuneJob")
         for uid, body in alive.items():
             status = body.get("status") or {}
             known = self.jobs.get(uid)

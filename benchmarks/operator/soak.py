@@ -39,6 +39,8 @@ _MEMORY_LIMIT_MB = 256
 """The chart's limit."""
 _FAULT_S = 1.0
 _REST_S = 30.0
+_QUIET_S = 65.0
+"""Longer than the ttl of 60 s that some jobs get: their children are deleted when it is over."""
 _SETTLE_S = 480.0
 """At most: longer than the longest backoff of the operator and of the Job controller."""
 _LIBFAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
@@ -265,7 +267,7 @@ class Soak:
         await self.faults.heal()
         while time.monotonic() < healed + _SETTLE_S:
             open_jobs = [k for k in self.observer.jobs.values() if not k.deleted and k.phase not in TERMINAL]
-            quiet = not self.proxy.writes_since(time.monotonic() - 5)
+            quiet = not self.proxy.writes_since(time.monotonic() - _QUIET_S)
             if not open_jobs and quiet:
                 break
             await asyncio.sleep(1)
@@ -279,7 +281,7 @@ class Soak:
             self.observer.violated(f"at rest the operator wrote {dict(storm)} in {_REST_S:.0f} s")
         if self.replicas.peak_mb > _MEMORY_LIMIT_MB:
             self.observer.violated(f"memory rose to {self.replicas.peak_mb:.0f} MB, over {_MEMORY_LIMIT_MB}")
-        await self.observer.at_the_end(self.faults.orphaned)
+        await self.observer.at_the_end(self.faults.orphaned, self.faults.orphaned_jobs)
 
     def summary(self, seconds: float) -> Object:
         phases = Counter(known.phase for known in self.observer.jobs.values() if not known.deleted)
