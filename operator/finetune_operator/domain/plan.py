@@ -13,6 +13,7 @@ from finetune_operator.domain.admission import acceptance
 from finetune_operator.domain.admission.workspace import unshared_claim
 from finetune_operator.domain.attempts import completion, usage
 from finetune_operator.domain.attempts.reconcile import reconcile_attempts
+from finetune_operator.domain.attempts.start import report_refused_deletion
 from finetune_operator.domain.observed import ObservedState
 from finetune_operator.domain.plan_builder import Config, Delete, JobState, Plan, PlanBuilder
 from finetune_operator.domain.reasons import Reason
@@ -47,6 +48,7 @@ POLICIES: tuple[Callable[[PlanBuilder], None], ...] = (
 CLOSING: tuple[Callable[[PlanBuilder], None], ...] = (
     progress.show,
     completion.clean_up,
+    report_refused_deletion,
     conditions.show,
     usage.count,
 )

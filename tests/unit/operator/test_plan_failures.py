@@ -353,6 +353,30 @@ def test_a_refused_suspension_is_shown_in_the_phase_that_is_true(make_world: Any
     assert world.plan().patch
 
 
+def test_a_refused_deletion_of_a_job_that_still_runs_is_shown(make_world: Any) -> None:
+    """A suspended job gives its Job back to the queue."""
+    world = make_world()
+    world.queued_elsewhere = True
+    world.through("prepare")
+    world.set("train", suspended=False)
+    world.run("train")
+    world.settle()
+    job = world.job("train")
+    world.edit(suspend=True)
+    world.refusals["Job", job.name] = Refusal("Job", job.name, 403, "denied by policy", "delete", due=False)
+    drawn = world.settle()
+    assert (world.status["phase"], world.status["reason"], world.condition("Stalled")) == (
+        "Queued",
+        "NotAllowed",
+        "True",
+    )
+    assert f"may not delete Job {job.name}: denied by policy" in world.status["message"]
+    assert (drawn.delete, drawn.retry) == ((), "blocked:delete")
+    world.refusals.clear()
+    world.settle()
+    assert (world.status["phase"], world.condition("Stalled"), job.name in world.jobs) == ("Suspended", None, False)
+
+
 def test_the_end_of_a_job_is_not_judged_before_the_ends_of_its_pods_are_known(make_world: Any) -> None:
     world = make_world()
     world.settle()

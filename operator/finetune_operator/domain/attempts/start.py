@@ -200,6 +200,18 @@ def report_refused_change(builder: PlanBuilder, job: JobView) -> None:
         builder.patch = [patch for patch in builder.patch if patch.name != job.name]
 
 
+def report_refused_deletion(builder: PlanBuilder) -> None:
+    """A Job that was given up, and whose pods may run or be released, since the API server refuses its deletion."""
+    state = builder.job_state
+    if state is None or state.phase in ("Completed", "Failed"):
+        return
+    for refusal in builder.observed.refusals.values():
+        job = builder.observed.jobs.get(refusal.name)
+        if refusal.verb == "delete" and job is not None and job.alive:
+            reason, text = refusal_text(refusal)
+            builder.job_state = replace(state, reason=reason, message=text, problem=True)
+
+
 def refusal_text(refusal: Refusal) -> tuple[Reason, str]:
     """Reason, and what to do. Nothing of it ends a job: policies, quotas and webhooks change."""
     what = f"{refusal.verb} {refusal.kind} {refusal.name}"
