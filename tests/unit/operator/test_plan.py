@@ -6,11 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from finetune_api.contract import RunConfig
+from finetune_api.contract import CheckpointStatus, Progress, RunConfig
 from finetune_api.effective import PlatformDefaults
 from finetune_api.pods import PodSettings
 from finetune_operator.domain.attempts import start
-from finetune_operator.domain.observed import ClaimView
+from finetune_operator.domain.observed import ClaimView, ProgressReading
 from finetune_operator.domain.status.conditions import OURS
 from finetune_operator.domain.times import stamp
 
@@ -113,6 +113,32 @@ def test_suspend_and_resume_in_every_stage(make_world: Any, words: Any, stage: s
     assert world.condition("Suspended") == "False"
     assert world.condition("Running") == "True"
     assert len(world.jobs) == len({job.stage for job in world.jobs.values()}), "the same Job goes on"
+
+
+@pytest.mark.parametrize(
+    ("sealed", "shown"),
+    [
+        (60, "Suspended in stage train with a checkpoint of step 60; "),
+        (40, "Suspended in stage train with a checkpoint of step 40, though it had reached step 60 ("),
+        (None, "Suspended in stage train, though it had reached step 60 ("),
+    ],
+)
+def test_a_suspension_shows_what_was_not_saved(make_world: Any, sealed: int | None, shown: str) -> None:
+    """Its pods were killed at the end of their grace period."""
+    world = make_world()
+    world.through("prepare")
+    world.run("train")
+    world.settle()
+    progress = Progress(stage="train", percent=50, step=60, last_checkpoint=sealed and CheckpointStatus(step=sealed))
+    world.progress = ProgressReading(world.pod("train").uid, progress)
+    world.settle()
+    world.edit(suspend=True)
+    world.settle()
+    world.end("train", 137)
+    world.settle()
+    assert world.status["phase"] == "Suspended"
+    assert world.status["message"].startswith(shown)
+    assert ("terminationGracePeriodSeconds" in world.status["message"]) == (sealed != 60)
 
 
 def test_a_job_suspended_from_the_start_creates_nothing(make_world: Any) -> None:

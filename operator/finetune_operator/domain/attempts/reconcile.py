@@ -161,7 +161,11 @@ def _show_suspended(current: Current) -> None:
         return
     step = end.sealed_step(builder, stage)
     checkpoint = f" with a checkpoint of step {step}" if step is not None else ""
-    start.suspended(builder, stage, f"Suspended in stage {stage}{checkpoint}")
+    reached = current.attempt.last_step or 0
+    lost = ""
+    if stage == "train" and reached > (step or 0):
+        lost = f", though it had reached step {reached} (pods save one within spec.pods.train.terminationGracePeriodSeconds)"
+    start.suspended(builder, stage, f"Suspended in stage {stage}{checkpoint}{lost}")
 
 
 def _show_spent(current: Current) -> None:
