@@ -108,8 +108,9 @@ def _unseen(job: FineTuneJob) -> str:
     if job.spec.managed_by != type(job.spec).model_fields["managed_by"].default:
         return f"spec.managedBy is {job.spec.managed_by}, so finetune-operator leaves this job alone; waiting for that controller."
     return (
-        f"No operator has reconciled this job for {UNSEEN_AFTER_SECONDS} s; is one running, and does it serve this namespace? "
-        "kubectl get deployments -A -l app.kubernetes.io/part-of=finetune-operator"
+        f"No operator has written this job's status for {UNSEEN_AFTER_SECONDS} s; is one running, does it serve this namespace, and "
+        "may it write? kubectl get deployments -A -l app.kubernetes.io/part-of=finetune-operator; "
+        f"kubectl get events -n {job.metadata.namespace}"
     )
 
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from finetune_operator.domain.attempts.completion import finished
 from finetune_operator.domain.plan import plan as make_plan
-from finetune_operator.domain.plan_builder import Config, Plan
+from finetune_operator.domain.plan_builder import Config, Event, Plan
+from finetune_operator.domain.reasons import Reason
 from finetune_operator.domain.status.write_policy import can_wait
 from finetune_operator.runtime.applier import Applier, Done
 from finetune_operator.runtime.cache import Cache, HeldJob
@@ -122,6 +123,11 @@ class Reconciler:
             if error.code in (404, 409):  # gone, or newer than what we know: the API server has the last word
                 await self._refresh(key, held)
                 raise Conflict(error.message) from error
+            if error.code == 403:  # no status can show it
+                text = (
+                    f"The operator may not write the job's status: {error.message}. Compare its roles with the chart's"
+                )
+                self._recorder.say(metadata, Event("Warning", Reason.NOT_ALLOWED, "Wait", text), now)
             raise
         self._cache.observe("FineTuneJob", answer)
         measure(before, plan.status, now)
