@@ -1,7 +1,7 @@
 """What we know of the cluster: FineTuneJobs, their Jobs and pods, as last seen by a watch, a list or an answer.
 
 An object only moves forward: what is older than what we hold is ignored, so an answer to our own write and the watch's echo
-of the write before cannot cross. A deleted uid does not come back. `observe` and `forget` return whose plan may change.
+of the write before cannot cross. What was deleted does not come back; what only lost our label does, in a later version. `observe` and `forget` return whose plan may change.
 
 Most of the cache are finished jobs that nobody looks at, so objects are kept small: a FineTuneJob as compressed JSON without
 managedFields, a Job or pod as the record that plans read, packed once it has ended.
@@ -35,6 +35,7 @@ Place = tuple[str, str]
 """(namespace, name) of an object of a known kind."""
 
 _TOMBSTONE_S = 600.0
+_LAST = 2**63
 _PARSED_SPECS = 256
 _METADATA = (
     "name",
@@ -75,7 +76,7 @@ class HeldJob:
 
     def take(self, body: Object) -> None:
         metadata, status = body["metadata"], body.get("status") or {}
-        self.version = _version(body)
+        self.version = version_of(body)
         if self.generation != metadata.get("generation", 0):
             self.generation = metadata.get("generation", 0)
             if self._facts is not None:
@@ -150,7 +151,8 @@ class Cache:
         self._finetunejobs: dict[Key, HeldJob] = {}
         self._families: dict[str, _Family] = {}  # by the FineTuneJob's uid
         self._children: dict[str, dict[Place, _Child]] = {"Job": {}, "Pod": {}}
-        self._tombs: dict[str, float] = {}
+        self._tombs: dict[str, tuple[float, int]] = {}
+        """By uid: when an object was taken out, and its version then."""
         self._departed: dict[str, list[PodView]] = {}
         """By owner's uid: pods that are gone and whose termination messages no reconcile has seen."""
         self._specs: OrderedDict[tuple[str, int], tuple[FineTuneJobSpec, str | None]] = OrderedDict()
@@ -166,13 +168,13 @@ class Cache:
     def observe(self, kind: str, body: Object) -> Key | None:
         """Take in an object. Returns the job whose plan may change by it; None when nothing did."""
         metadata = body["metadata"]
-        if metadata["uid"] in self._tombs:
+        if version_of(body) <= self._buried(metadata["uid"]):
             return None
         if kind == "FineTuneJob":
             return self._observe_finetunejob(body)
         children, place = self._children[kind], (metadata["namespace"], metadata["name"])
         held = children.get(place)
-        version = _version(body)
+        version = version_of(body)
         if held is not None and held.uid == metadata["uid"] and version <= held.version:
             return None
         view: JobView | PodView = JobView.of(body) if kind == "Job" else PodView.of(body)
@@ -200,9 +202,9 @@ class Cache:
         (family.jobs if kind == "Job" else family.pods)[view.name] = child
         return family.key
 
-    def forget(self, kind: str, namespace: str, name: str, uid: str) -> Key | None:
-        """Take an object out for good."""
-        self._bury(uid)
+    def forget(self, kind: str, namespace: str, name: str, uid: str, version: int = _LAST) -> Key | None:
+        """Take an object out: for good, or until a later version than this one shows that it only lacked our label for a while."""
+        self._bury(uid, version)
         place = (namespace, name)
         if kind == "FineTuneJob":
             held = self._finetunejobs.get(place)
@@ -285,12 +287,10 @@ class Cache:
         return place in (self._finetunejobs if kind == "FineTuneJob" else self._children[kind])
 
     def version(self, kind: str, namespace: str, name: str, uid: str) -> int:
-        """The version we hold; -1 for none, and the highest there is for what was deleted."""
-        if uid in self._tombs:
-            return 2**63
+        """The version we hold or that was taken out; -1 for none, and the highest there is for what was deleted."""
         held: dict[Place, Any] = self._finetunejobs if kind == "FineTuneJob" else self._children[kind]
         item = held.get((namespace, name))
-        return item.version if item is not None and item.uid == uid else -1
+        return max(item.version if item is not None and item.uid == uid else -1, self._buried(uid))
 
     # Within.
 
@@ -298,13 +298,13 @@ class Cache:
         metadata = body["metadata"]
         held = self._finetunejobs.get((metadata["namespace"], metadata["name"]))
         if held is not None and held.uid != metadata["uid"]:
-            self._bury(held.uid)
+            self._bury(held.uid, _LAST)
             self._count(held, -1)
             held = None
         if held is None:
             held = HeldJob(body)
             self._finetunejobs[held.key] = held
-        elif _version(body) <= held.version:
+        elif version_of(body) <= held.version:
             return None
         else:
             self._count(held, -1)
@@ -326,11 +326,16 @@ class Cache:
         if not family.jobs and not family.pods:
             self._families.pop(child.owner, None)
 
-    def _bury(self, uid: str) -> None:
+    def _buried(self, uid: str) -> int:
+        """The version that was taken out, -1 for none."""
+        return self._tombs.get(uid, (0.0, -1))[1]
+
+    def _bury(self, uid: str, version: int) -> None:
         now = time.monotonic()
-        self._tombs[uid] = now
+        self._tombs.pop(uid, None)
+        self._tombs[uid] = (now, version)
         # Oldest first: a dict keeps the order of insertion.
-        while (oldest := next(iter(self._tombs))) is not None and now - self._tombs[oldest] > _TOMBSTONE_S:
+        while (oldest := next(iter(self._tombs))) is not None and now - self._tombs[oldest][0] > _TOMBSTONE_S:
             del self._tombs[oldest]
 
     def _spec(self, held: HeldJob, raw: Object) -> tuple[FineTuneJobSpec, str | None]:
@@ -382,7 +387,7 @@ def read_status(raw: Object) -> tuple[FineTuneJobStatus, frozenset[str]]:
         return FineTuneJobStatus.model_validate({name: value for name, value in raw.items() if name not in bad}), bad
 
 
-def _version(body: Object) -> int:
+def version_of(body: Object) -> int:
     """Versions of one object can be compared as numbers (Kubernetes 1.35 made that a promise; etcd always kept it)."""
     version = body["metadata"].get("resourceVersion", "0")
     return int(version) if version.isdigit() else 0

@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Protocol
 
 from finetune_operator.runtime.backoff import backoff
-from finetune_operator.runtime.cache import Cache, Place
+from finetune_operator.runtime.cache import Cache, Place, version_of
 from finetune_operator.runtime.client import Client
 from finetune_operator.runtime.errors import ApiError, Unreachable
 from finetune_operator.runtime.queue import Key
@@ -85,7 +85,8 @@ class Informer:
             self._unseen.discard((metadata["namespace"], metadata["name"]))
         key = self._cache.observe(kind, body)
         if type == "DELETED":  # with its last state, which no event before may have shown
-            key = self._cache.forget(kind, metadata["namespace"], metadata["name"], metadata["uid"]) or key
+            place = metadata["namespace"], metadata["name"]
+            key = self._cache.forget(kind, *place, metadata["uid"], version_of(body)) or key
         return key
 
     def listed(self) -> None:
@@ -133,12 +134,12 @@ class Informer:
         version = self._cache.version
         newer = [place for place, (uid, at) in listed.items() if version(kind, *place, uid) < at]
         gone = [
-            (place, uid)
+            (place, uid, at)
             for place, (uid, at) in before.items()
             if listed.get(place, ("", 0))[0] != uid and version(kind, *place, uid) == at
         ]
-        for place, uid in gone:
-            self._repaired(place, self._cache.forget(kind, *place, uid))
+        for place, uid, at in gone:
+            self._repaired(place, self._cache.forget(kind, *place, uid, at))
         await self._read(newer)
         self._judge_watch(bool(newer))
 

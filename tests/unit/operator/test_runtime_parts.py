@@ -205,6 +205,19 @@ def test_an_object_only_moves_forward() -> None:
     assert cache.observe("FineTuneJob", ftj(3, uid="new")) == A, "another object of the same name is another object"
 
 
+def test_a_job_whose_labels_were_removed_comes_back_with_them() -> None:
+    """A watch with a selector shows the removal as a deletion."""
+    cache = Cache()
+    cache.observe("FineTuneJob", ftj(1))
+    cache.observe("Job", child("Job", 2))
+    assert cache.forget("Job", "team", "Job-j", "j", 5) == A
+    assert cache.observe("Job", child("Job", 4)) is None, "from before"
+    assert cache.version("Job", "team", "Job-j", "j") == 5
+    assert cache.observe("Job", child("Job", 6)) == A
+    assert cache.version("Job", "team", "Job-j", "j") == 6
+    assert "Job-j" in cache.snapshot(A).jobs  # type: ignore[union-attr]
+
+
 def test_what_changes_nothing_wakes_nobody() -> None:
     cache = Cache()
     cache.observe("FineTuneJob", ftj(1))

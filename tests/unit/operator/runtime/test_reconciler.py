@@ -11,7 +11,7 @@ import pytest
 from finetune_api.effective import PlatformDefaults
 from finetune_operator.domain.plan_builder import Config
 from finetune_operator.domain.times import stamp
-from finetune_operator.runtime.cache import Cache
+from finetune_operator.runtime.cache import Cache, version_of
 from finetune_operator.runtime.errors import ApiError, Conflict
 from finetune_operator.runtime.poller import Poller
 from finetune_operator.runtime.reconciler import Reconciler, Requeue
@@ -89,12 +89,12 @@ def _merged(target: Object, patch: Object) -> Object:
 class Operator:
     """A reconciler with its cache, and the API server that both know."""
 
-    def __init__(self, **spec: Any) -> None:
+    def __init__(self, image: str | None = "trainer:1", **spec: Any) -> None:
         self.api, self.cache, self.now = ApiServer(), Cache(), START
         client: Any = self.api
         self._recorder = Recorder(client)
         poller = Poller(15.0, lambda key, reading: None)
-        config = Config(PlatformDefaults.model_validate({"pods": {"image": "trainer:1"}}))
+        config = Config(PlatformDefaults.model_validate({"pods": {"image": image}}))
         self._reconciler = Reconciler(client, self.cache, self._recorder, poller, config, lambda: self.now)
         self.cache.observe("FineTuneJob", self.api.store("FineTuneJob", manifest(**spec)))
 
@@ -112,6 +112,10 @@ class Operator:
         await self._recorder.flush(5)
         task.cancel()
         return self.api.events
+
+    def trainings(self) -> list[str]:
+        """Names of the Jobs of trainings that exist."""
+        return [name for kind, name in self.api.objects if kind == "Job" and "-train-" in name]
 
     def job(self, stage: str, **change: Any) -> Object:
         """The stage's Job, which the watch shows after this change."""
@@ -133,15 +137,18 @@ class Operator:
             "Pod", self.api.store("Pod", {"metadata": metadata, "spec": {"nodeName": "n"}, "status": status})
         )
 
+    def end(self, stage: str) -> None:
+        """Its pod succeeds, and its Job."""
+        words = f'{{"stage":"{stage}","outcome":"succeeded","exitCode":0}}'
+        ended = {"terminated": {"exitCode": 0, "message": words, "startedAt": stamp(self.now)}}
+        self.pod(stage, phase="Succeeded", containerStatuses=[{"name": "trainer", "state": ended}])
+        complete = {"type": "Complete", "status": "True", "lastTransitionTime": stamp(self.now)}
+        self.job(stage, status={"conditions": [complete]})
+
     async def train(self) -> None:
         """Until the pod of the training runs."""
         await self.reconcile()
-        ended = {"exitCode": 0, "message": '{"stage":"prepare","outcome":"succeeded","exitCode":0,"data":{"rows":3}}'}
-        self.pod("prepare", phase="Succeeded", containerStatuses=[{"name": "trainer", "state": {"terminated": ended}}])
-        self.job(
-            "prepare",
-            status={"conditions": [{"type": "Complete", "status": "True", "lastTransitionTime": stamp(START)}]},
-        )
+        self.end("prepare")
         await self.reconcile()
         running = {"name": "trainer", "state": {"running": {"startedAt": stamp(START)}}}
         self.pod("train", phase="Running", containerStatuses=[running])
@@ -197,6 +204,77 @@ async def test_a_refused_deletion_is_shown() -> None:
     again = await operator.reconcile()
     assert (operator.status["phase"], operator.status["reason"]) == ("Queued", "NotAllowed")
     assert again.retry == "blocked:delete"
+
+
+async def test_a_deleted_job_is_not_replaced_before_its_pods_have_ended() -> None:
+    """A Job is gone at once, and its pods save a checkpoint for minutes."""
+    operator = Operator()
+    await operator.train()
+    job = operator.job("train", metadata={"labels": {"kueue.x-k8s.io/queue-name": "team"}})
+    operator.edit(suspend=True)
+    await operator.reconcile()
+    assert operator.trainings() == []
+    assert (operator.status["phase"], operator.status["reason"]) == ("Queued", "Suspending")
+    operator.edit(suspend=False)
+    await operator.reconcile()
+    assert operator.trainings() == []
+    pod = f"{job['metadata']['name']}-0"
+    assert f"Waiting for pod {pod} to end" in operator.status["message"]
+    operator.cache.forget("Pod", "team", pod, operator.api.objects["Pod", pod]["metadata"]["uid"])
+    await operator.reconcile()
+    assert operator.trainings() == [job["metadata"]["name"].removesuffix("1") + "2"]
+
+
+async def test_a_gang_is_not_doubled_when_its_labels_are_removed() -> None:
+    """Watches no longer show its Job and pod, as if both were gone."""
+    operator = Operator()
+    await operator.train()
+    job = operator.job("train")
+    (pod,) = [body for (kind, name), body in operator.api.objects.items() if kind == "Pod" and "-train-" in name]
+    lost = operator.api.store("Job", job | {"metadata": job["metadata"] | {"labels": {}}})
+    for kind, body in (("Pod", pod), ("Job", lost)):
+        metadata = body["metadata"]
+        operator.cache.forget(kind, "team", metadata["name"], metadata["uid"], version_of(body))
+    await operator.reconcile()
+    assert operator.status["reason"] == "NameTaken"
+    assert f"Job {job['metadata']['name']} has lost its finetune.dev labels" in operator.status["message"]
+    assert operator.trainings() == [job["metadata"]["name"]]
+    operator.cache.observe("Job", operator.api.store("Job", job))
+    operator.cache.observe("Pod", operator.api.store("Pod", pod))
+    await operator.reconcile()
+    assert (operator.status["phase"], operator.status["reason"]) == ("Training", "Training")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"training": {"novelty": 1}}, "InvalidSpec"),
+        ({"novelty": 1}, "InvalidSpec"),
+        ({"pods": None}, "NoTrainerImage"),
+    ],
+)
+async def test_a_spec_that_cannot_be_carried_out_is_no_end_of_what_runs(change: dict[str, Any], reason: str) -> None:
+    """A newer CRD has other fields; an image may be removed. Suspension and ends count all the same."""
+    operator = Operator(image=None, pods={"common": {"image": "trainer:1"}})
+    await operator.train()
+    operator.edit(**change)
+    await operator.reconcile()
+    assert operator.status["phase"] == "Training"
+    assert operator.status["attempts"][-1]["outcome"] == "Running"
+    operator.edit(suspend=True)
+    await operator.reconcile()
+    assert operator.job("train")["spec"]["suspend"] is True
+    assert operator.status["reason"] == "Suspending"
+    operator.edit(suspend=False)
+    operator.end("train")
+    await operator.reconcile()
+    assert operator.status["attempts"][-1]["outcome"] == "Succeeded"
+    assert operator.status["reason"] == reason
+    assert operator.status["phase"] not in ("Failed", "Completed")
+    assert not [name for kind, name in operator.api.objects if kind == "Job" and "-publish-" in name]
+    operator.edit(training=None, novelty=None, pods={"common": {"image": "trainer:1"}})
+    await operator.reconcile()
+    assert operator.status["phase"] == "Publishing"
 
 
 async def test_a_field_of_a_status_that_cannot_be_read_is_kept() -> None:
