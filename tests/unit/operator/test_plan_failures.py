@@ -473,3 +473,24 @@ def test_a_result_that_was_lost_with_its_pod_is_reported_by_another_attempt(make
     world.finish("prepare", **prepared)
     world.settle()
     assert world.status["plan"]["digest"]
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_an_evaluation_that_was_lost_with_its_pod_is_reported_by_publish(make_world: Any, lost: bool) -> None:
+    """The training is not repeated for it, and its own word counts first."""
+    world = make_world()
+    world.through("prepare")
+    world.run("train")
+    world.settle()
+    world.finish("train", evaluation={"rows": 20})
+    if lost:
+        world.gone("train", 0)
+        world.now += 6
+    world.settle()
+    assert world.condition("Evaluated") == (None if lost else "True")
+    world.run("publish")
+    world.settle()
+    world.finish("publish", evaluation={"rows": 30})
+    world.settle()
+    assert world.book == [("prepare", 1, "Succeeded"), ("train", 1, "Succeeded"), ("publish", 1, "Succeeded")]
+    assert (world.status["evaluation"]["rows"], world.condition("Evaluated")) == (30 if lost else 20, "True")

@@ -149,6 +149,8 @@ def _take_results(builder: PlanBuilder, stage: Stage, message: TerminationMessag
             _take_last_figures(status, message)
         case "publish":
             status.artifacts = message.artifacts or status.artifacts
+            # It reads the training's results from the sealed folder: the message of the training's pod may be lost.
+            status.evaluation = status.evaluation or message.evaluation
 
 
 def _take_last_figures(status: FineTuneJobStatus, message: TerminationMessage) -> None:
