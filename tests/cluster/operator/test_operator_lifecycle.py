@@ -219,6 +219,29 @@ def test_a_foreign_manager_is_left_alone(jobs: Any, kubelet: Any) -> None:
     assert jobs.status("other") == {"observedGeneration": -1}
 
 
+@pytest.mark.parametrize(
+    ("label", "value", "shown"),
+    [("app.kubernetes.io/managed-by", "a-policy", "Training"), ("finetune.dev/job-uid", None, "Resuming")],
+)
+def test_a_gang_stays_one_when_a_label_of_its_job_is_rewritten(
+    api: Any, jobs: Any, kubelet: Any, acts: Any, label: str, value: str | None, shown: str
+) -> None:
+    """Tools and policies do that. It is followed again when the label is restored."""
+    kubelet.script = acts.hold_training
+    jobs.create(compute={"device": "cpu", "nodes": 2})
+    jobs.until("all its pods run", lambda: jobs.condition("Running").get("message") == "Training on 2 nodes")
+    (train,) = [job for job in jobs.children() if "-train-" in job["metadata"]["name"]]
+    path = f"/apis/batch/v1/namespaces/{jobs.namespace}/jobs/{train['metadata']['name']}"
+    api.merge(path, {"metadata": {"labels": {label: value}}})
+    time.sleep(1)
+    jobs.wait_reason(shown)
+    api.merge(path, {"metadata": {"labels": {label: train["metadata"]["labels"][label]}}})
+    jobs.wait_reason("Training")
+    kubelet.script = acts.succeed
+    assert book(jobs.wait("Completed")) == DONE
+    assert len(kubelet.of("train")) == 2
+
+
 def test_settings_count_at_once_while_nothing_ran(jobs: Any, kubelet: Any, acts: Any) -> None:
     """A stage whose image was wrong recovers when the user corrects it, with no other help."""
 

@@ -292,11 +292,19 @@ def test_grace_follows_the_measured_time_of_a_checkpoint(
     assert grace_seconds(PodSettings(termination_grace_period_seconds=asked), stage, measured) == expected
 
 
+class Newer(FineTuneJobSpec):
+    """As a later version has it."""
+
+    novelty: str | None = None
+    tries: int = 3
+
+
 def test_a_new_version_computes_the_same_digest() -> None:
     """What is not set, has its default or was decided does not count, so fields that a version adds do not either."""
     wanted = FineTuneJobSpec.model_validate(BASE)
     explicit = {"retry": {}, "training": {}, "checkpoint": {"keep": 2}, "evaluation": {}, "suspend": False}
     assert digest(wanted, "train") == digest(FineTuneJobSpec.model_validate(BASE | explicit), "train")
+    assert digest(Newer.model_validate(BASE), "train") == digest(wanted, "train")
     made = job(META, resolve(wanted, PlatformDefaults(gpu_type="h100"), {}), "abcde", "train", 1, "{}", wanted=wanted)
     recorded = made["metadata"]["annotations"]["finetune.dev/settings-digest"]
     changed = FineTuneJobSpec.model_validate(BASE | {"compute": {"nodes": 3}})

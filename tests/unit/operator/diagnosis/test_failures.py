@@ -89,6 +89,7 @@ FAILED_PODS = {
     "architecture": (failed(None, None, terminated(255, message="exec /usr/bin/tini: exec format error\n")), "infra", "WrongArchitecture", ["trainer:1", "node n1", "kubernetes.io/arch"]),
     "StartError": (failed(None, None, terminated(128, "StartError", 'failed to create containerd task: failed to create shim task: OCI runtime create failed: runc create failed: unable to start container process: exec: "/bin/x": stat /bin/x: no such file or directory')), "infra", "StartFailed", ["could not be started (StartError)", "spec.pods.common.image"]),
     "secret in the log": (failed(None, None, terminated(1, message='ValueError\n{"password": "pw1"}')), "infra", "Unknown", ["[removed]"]),
+    "key over lines of the log": (failed(None, None, terminated(1, message=f"-----BEGIN PRIVATE KEY-----\n{'A' * 64}\npw1{'A' * 61}\n")), "infra", "Unknown", ["[removed]"]),
     # Other containers.
     "init container": (failed(None, None, {"name": "trainer", "state": {"waiting": {"reason": "PodInitializing"}}}, **INIT), "infra", "InitContainerFailed", ["mesh-init", "exit code 42", "iptables: permission denied", "kubectl logs bot-train-1-0-abcde -c mesh-init"]),
     "sidecar": (failed(None, None, terminated(0, "Completed"), terminated(1) | {"name": "proxy"}), "infra", "ContainerFailed", ["Container proxy", "-c proxy"]),

@@ -277,6 +277,17 @@ async def test_a_spec_that_cannot_be_carried_out_is_no_end_of_what_runs(change: 
     assert operator.status["phase"] == "Publishing"
 
 
+async def test_a_budget_is_kept_to_while_the_spec_cannot_be_read() -> None:
+    operator = Operator(budget={"maxDuration": "10m"})
+    await operator.train()
+    operator.edit(training={"novelty": 1})
+    await operator.reconcile()
+    assert operator.job("train")["spec"]["suspend"] is False
+    operator.now += 600
+    await operator.reconcile()
+    assert operator.job("train")["spec"]["suspend"] is True
+
+
 async def test_a_field_of_a_status_that_cannot_be_read_is_kept() -> None:
     operator = Operator()
     await operator.reconcile()
