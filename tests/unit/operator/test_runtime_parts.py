@@ -338,6 +338,8 @@ def test_a_finished_job_is_kept_small_and_whole() -> None:
     done = [{"type": "Complete", "status": "True", "lastTransitionTime": "2026-01-31T12:00:00Z"}]
     cache.observe("Job", child("Job", 3, status={"conditions": done}))
     assert len(pickle.dumps(cache.finetunejob(A))) < 1_000
+    ended_views = [child._view for children in cache._children.values() for child in children.values()]
+    assert [type(view) for view in ended_views] == [bytes, bytes]
     seen = cache.snapshot(A)
     assert seen is not None
     assert seen.job.metadata.annotations == {"team": "a"}

@@ -12,7 +12,7 @@ from finetune_api.effective import PlatformDefaults
 from finetune_operator.domain.plan_builder import Config
 from finetune_operator.domain.times import stamp
 from finetune_operator.runtime.cache import Cache, version_of
-from finetune_operator.runtime.errors import ApiError, Conflict
+from finetune_operator.runtime.errors import ApiError, Conflict, Deferred
 from finetune_operator.runtime.poller import Poller
 from finetune_operator.runtime.reconciler import Reconciler, Requeue
 from finetune_operator.runtime.recorder import Recorder
@@ -55,6 +55,8 @@ class ApiServer:
         if resource.kind == "Event":
             self.events.append(body)
             return body
+        if (resource.kind, body["metadata"]["name"]) in self.objects:
+            raise ApiError(409, "AlreadyExists", "it exists")
         return self.store(resource.kind, body)
 
     async def merge(
@@ -62,11 +64,9 @@ class ApiServer:
     ) -> Object:
         self._answer(subresource or "change", resource.kind)
         body = self.objects[resource.kind, name]
-        if (
-            change["metadata"].get("resourceVersion", body["metadata"]["resourceVersion"])
-            != body["metadata"]["resourceVersion"]
-        ):
-            raise ApiError(409, "Conflict", "the object has been modified")
+        for field in ("uid", "resourceVersion"):
+            if change["metadata"].get(field, body["metadata"][field]) != body["metadata"][field]:
+                raise ApiError(409, "Conflict", "the object has been modified")
         return self.store(resource.kind, _merged(body, change))
 
     async def delete(self, resource: Resource, namespace: str, name: str, uid: str | None = None) -> Object | None:
@@ -94,6 +94,7 @@ class Operator:
         client: Any = self.api
         self._recorder = Recorder(client)
         poller = Poller(15.0, lambda key, reading: None)
+        self.budget = poller.budget
         config = Config(PlatformDefaults.model_validate({"pods": {"image": image}}))
         self._reconciler = Reconciler(client, self.cache, self._recorder, poller, config, lambda: self.now)
         self.cache.observe("FineTuneJob", self.api.store("FineTuneJob", manifest(**spec)))
@@ -204,6 +205,56 @@ async def test_a_refused_deletion_is_shown() -> None:
     again = await operator.reconcile()
     assert (operator.status["phase"], operator.status["reason"]) == ("Queued", "NotAllowed")
     assert again.retry == "blocked:delete"
+
+
+def foreign(name: str) -> Object:
+    return {"kind": "Job", "metadata": {"name": name, "namespace": "team"}, "spec": {"suspend": False}}
+
+
+async def test_a_foreign_job_of_the_same_name_is_neither_used_nor_changed() -> None:
+    operator = Operator(suspend=True)
+    await operator.reconcile()
+    name = f"bot-{operator.status['run']}-prepare-1"
+    there = operator.api.store("Job", foreign(name))
+    operator.edit(suspend=False)
+    await operator.reconcile()
+    assert (operator.status["phase"], operator.status["reason"]) == ("Preparing", "NameTaken")
+    assert operator.api.objects["Job", name] == there
+    del operator.api.objects["Job", name]
+    operator.edit(retry={"infra": 1})
+    await operator.reconcile()
+    assert operator.status["reason"] == "Starting"
+    assert operator.job("prepare")["metadata"]["ownerReferences"]
+
+
+async def test_a_job_that_took_the_name_meanwhile_is_not_suspended() -> None:
+    operator = Operator()
+    await operator.train()
+    (name,) = operator.trainings()
+    there = operator.api.store("Job", foreign(name))
+    operator.edit(suspend=True)
+    with pytest.raises(ApiError):
+        await operator.reconcile()
+    assert operator.api.objects["Job", name] == there
+
+
+async def test_new_wording_waits_for_the_budget_and_news_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    operator = Operator()
+    await operator.reconcile()
+
+    def unschedulable(resource: str) -> Object:
+        message = f"0/3 nodes are available: 3 Insufficient {resource}."
+        since = {"lastTransitionTime": stamp(START - 9)}
+        return {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message, **since}
+
+    monkeypatch.setattr(operator.budget, "delay", lambda now: 1.5)
+    operator.pod("prepare", phase="Pending", conditions=[unschedulable("cpu")])
+    await operator.reconcile()
+    assert operator.status["reason"] == "Unschedulable"
+    operator.pod("prepare", phase="Pending", conditions=[unschedulable("memory")])
+    with pytest.raises(Deferred):
+        await operator.reconcile()
+    assert "3 Insufficient cpu" in operator.status["message"]
 
 
 async def test_a_deleted_job_is_not_replaced_before_its_pods_have_ended() -> None:
