@@ -64,7 +64,6 @@ class Reason(StrEnum):
     PODS_NOT_CREATED = "PodsNotCreated"
     CONTAINER_NOT_STARTED = "ContainerNotStarted"
     POD_NOT_STARTED = "PodNotStarted"
-    SIDECAR_RUNNING = "SidecarRunning"
     NAME_TAKEN = "NameTaken"
     NOT_ALLOWED = "NotAllowed"
     REJECTED = "Rejected"
@@ -109,7 +108,6 @@ WAITING: dict[Reason, Waiting] = {
     Reason.PODS_NOT_CREATED: Waiting("The Job controller cannot create the pods.", "Fix the problem in the message; often an admission webhook or policy"),
     Reason.CONTAINER_NOT_STARTED: Waiting("A container of the pod cannot start.", "Fix the problem in the message"),
     Reason.POD_NOT_STARTED: Waiting("A pod has a node and does not start, and no event gives a cause.", "`kubectl describe pod` and `kubectl describe node`: check that the kubelet of the node runs"),
-    Reason.SIDECAR_RUNNING: Waiting("The trainer has ended, but another container keeps its pod running.", "Exclude the pods from the injection, or use a native sidecar (an init container with `restartPolicy: Always`)"),
     Reason.NAME_TAKEN: Waiting("An object that is not the job's has the name of one of its children.", "Delete or rename that object"),
     Reason.NOT_ALLOWED: Waiting("The operator lacks a right, or a policy refuses a child.", "Compare its rights with the chart's roles, or change the policy"),
     Reason.REJECTED: Waiting("The API server, an admission policy or a webhook rejects a child.", "Correct the field in the message, or change the policy; the request is repeated"),

@@ -187,11 +187,6 @@ class PodView:
     """uid of the FineTuneJob."""
 
     @property
-    def trainer_ended_at(self) -> float | None:
-        """When the trainer ended, in a pod that other containers keep running."""
-        return None if self.ended is None or self.over else self.ended.finished or self.created
-
-    @property
     def still_running(self) -> tuple[str, ...]:
         """Names of the containers next to the trainer that keep the pod from ending."""
         return tuple(other.name for other in self.others if other.state == "running" and not other.init)

@@ -91,6 +91,8 @@ def _continue(builder: PlanBuilder, stage: Stage, attempt: AttemptStatus) -> Non
         builder.requeue_after(standing.SIDECAR_S + 1)
     step = decide(current.standing, _wish(current))
     _STEPS[step](current)
+    if attempt.outcome != "Running" and (sidecar := standing.kept_running(pods, builder.now)):
+        attempt.message = ". ".join(filter(None, (attempt.message, sidecar)))[:1000]
 
 
 def _wish(current: Current) -> Wish:

@@ -105,6 +105,17 @@ def _held_by_sidecar(pod: PodView, now: float) -> bool:
     return not pod.over and ended is not None and ended.finished is not None and now - ended.finished > SIDECAR_S
 
 
+def kept_running(pods: Sequence[PodView], now: float) -> str | None:
+    """One sentence about a pod that other containers kept running after its trainer ended."""
+    for pod in pods:
+        if _held_by_sidecar(pod, now) and pod.still_running:
+            return (
+                f"Container {', '.join(pod.still_running)} kept pod {pod.name} running after its trainer ended, "
+                "so the operator ended the pod"
+            )
+    return None
+
+
 def failed(pod: PodView) -> bool:
     """Whether the end of a pod fails its Job, by the Job's podFailurePolicy and backoffLimit."""
     if pod.ended is None:

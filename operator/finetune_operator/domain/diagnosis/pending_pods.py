@@ -97,18 +97,6 @@ def diagnose(seen: ObservedState, job: JobView, pods: Sequence[PodView], missing
     return Diagnosis()
 
 
-def kept_by_sidecar(pod: PodView) -> Problem | None:
-    """The trainer has ended, and containers that a webhook added keep the pod running. `pod.trainer_ended_at` says since when."""
-    if pod.trainer_ended_at is None or not pod.still_running:
-        return None
-    names = ", ".join(pod.still_running)
-    return Problem(
-        Reason.SIDECAR_RUNNING,
-        f"The trainer of pod {pod.name} has ended, but container {names} keeps the pod running",
-        "Exclude these pods from the injection (a label or annotation in spec.pods.common), or use a native sidecar (an init container with restartPolicy: Always)",
-    )
-
-
 _PODS_IN_ERRORS = re.compile(r'(pods? )"[^"]*"|([Pp]od[ =])\S*-[a-z0-9]{5}(?![\w-])\S*')
 _NUMBER = re.compile(r"(?<![\w/.-])\d[\w.]*(?:/\d+)?")
 

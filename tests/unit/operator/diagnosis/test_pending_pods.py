@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from finetune_operator.domain.diagnosis.pending_pods import Diagnosis, diagnose, kept_by_sidecar, same_problem
+from finetune_operator.domain.diagnosis.pending_pods import Diagnosis, diagnose, same_problem
 from finetune_operator.domain.observed import EventView, JobView, ObservedState, PodView, Read
 from finetune_operator.domain.times import micro_stamp, stamp
 
@@ -216,15 +216,10 @@ def test_a_slow_pod_is_asked_for_its_events_after_a_moment() -> None:
     assert diagnose(seen, JOB, (pod,), False, NOW).reads == {Read("warnings", pod.name)}
 
 
-def test_a_sidecar_keeps_a_pod_running() -> None:
+def test_containers_next_to_the_trainer_are_kept_once_it_has_ended() -> None:
     proxy = {"name": "proxy", "state": {"running": {}}}
     pod = PodView.of(pod_body(phase="Running", containerStatuses=[terminated(0, "Completed"), proxy]))
-    assert (pod.trainer_ended_at, pod.still_running) == (NOW - 5, ("proxy",))
-    problem = kept_by_sidecar(pod)
-    assert problem is not None
-    assert "container proxy keeps" in problem.message
-    alone = PodView.of(pod_body(phase="Running", containerStatuses=[terminated(0, "Completed")]))
-    assert kept_by_sidecar(alone) is None
+    assert pod.still_running == ("proxy",)
     # While the trainer runs, the states of the others change nothing that is looked at.
     trainer = {"name": "trainer", "state": {"running": {"startedAt": stamp(NOW)}}}
     with_proxy = PodView.of(pod_body(phase="Running", containerStatuses=[trainer, proxy]))
