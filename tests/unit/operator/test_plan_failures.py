@@ -6,8 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from finetune_api.contract import Progress
 from finetune_operator.domain.attempts.reconcile import RUNNING
-from finetune_operator.domain.observed import Ended, Refusal
+from finetune_operator.domain.observed import Ended, ProgressReading, Refusal
 
 
 @pytest.mark.parametrize("stage", ["prepare", "train", "publish"])
@@ -494,3 +495,39 @@ def test_an_evaluation_that_was_lost_with_its_pod_is_reported_by_publish(make_wo
     world.settle()
     assert world.book == [("prepare", 1, "Succeeded"), ("train", 1, "Succeeded"), ("publish", 1, "Succeeded")]
     assert (world.status["evaluation"]["rows"], world.condition("Evaluated")) == (30 if lost else 20, "True")
+
+
+@pytest.mark.parametrize(
+    ("seen", "report", "expected"),
+    [
+        (40, {"step": 60, "resumedFromStep": 57}, (57, 57, 0)),  # saved while the operator was down
+        (40, {"step": 33, "resumedFromStep": 30}, (30, 40, 10)),
+        (40, {"step": 2}, (None, 40, 40)),
+        (0, {"step": 60, "resumedFromStep": 57}, (57, 57, 0)),
+    ],
+)
+def test_steps_lost_in_an_end_that_was_not_observed_are_known_when_the_next_attempt_resumes(
+    make_world: Any, seen: int, report: dict[str, Any], expected: tuple[int | None, int, int]
+) -> None:
+    world = make_world()
+    world.through("prepare")
+    world.run("train")
+    pod = world.pod("train")
+    if seen:
+        told = Progress.model_validate({"stage": "train", "step": seen, "totalSteps": 100})
+        world.progress = ProgressReading(pod.uid, told)
+    world.settle()
+    name = world.job("train").name
+    del world.jobs[name], world.pods[name]
+    world.settle()
+    assert world.status["attempts"][1]["outcome"] == "Evicted"
+    assert "stepsLost" not in world.status["attempts"][1]
+    world.now += 100
+    world.settle()
+    world.run("train")
+    told = Progress.model_validate({"stage": "train", "totalSteps": 100, **report})
+    world.progress = ProgressReading(world.pod("train").uid, told)
+    world.settle()
+    checkpoint = (world.status.get("lastCheckpoint") or {}).get("step")
+    attempt = world.status["attempts"][1]
+    assert (checkpoint, attempt["lastStep"], attempt["stepsLost"]) == expected

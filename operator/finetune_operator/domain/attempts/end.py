@@ -48,6 +48,10 @@ def take_steps(
         attempt.last_step = max(step, attempt.last_step or 0)
     if resumed_from is not None:
         attempt.resumed_from_step = max(resumed_from, attempt.resumed_from_step or 0)
+        if checkpoint is None and resumed_from > (sealed_step(builder, attempt.stage) or 0):
+            checkpoint = CheckpointStatus(step=resumed_from)
+    if attempt.stage == "train" and (step or resumed_from):
+        _count_steps_lost(builder, attempt)
     if checkpoint is None:
         return
     status, state = builder.status, builder.state
@@ -56,6 +60,21 @@ def take_steps(
     shown = min(CHECKPOINTS_SHOWN, builder.spec.checkpoint.keep + 1)
     state.checkpoints = [known[step] for step in sorted(known)][-shown:]
     status.last_checkpoint = state.checkpoints[-1]
+
+
+def _count_steps_lost(builder: PlanBuilder, attempt: AttemptStatus) -> None:
+    """The step that an attempt resumes from is what those before it had saved, also where their ends were not observed."""
+    if attempt.resumed_from_step is None and sealed_step(builder, "train") is not None:
+        return
+    begin = attempt.resumed_from_step or 0
+    earlier = [
+        a for a in builder.attempts if a.stage == "train" and a.number < attempt.number and a.started is not None
+    ]
+    if earlier and begin > max(a.last_step or 0 for a in earlier):
+        earlier[-1].last_step = begin
+    last = next((a for a in reversed(earlier) if a.last_step is not None), None)
+    if last is not None and last.last_step is not None:
+        last.steps_lost = max(0, last.last_step - begin)
 
 
 def take_checkpoint_time(builder: PlanBuilder, seconds: float | None) -> None:
@@ -213,6 +232,8 @@ def record_failure(
     if verdict.last_step is not None:
         attempt.last_step = max(verdict.last_step, attempt.last_step or 0)
     _close(builder, attempt, "Evicted" if verdict.kind == "evicted" else "Failed")
+    if not pods:
+        attempt.steps_lost = None  # how far it came is unknown until the next attempt resumes
     if failure.code == Code.OUT_OF_MEMORY:
         notch = take_notch(builder, attempt.stage, pods)
         if isinstance(notch, Notch):
