@@ -12,6 +12,7 @@ from typing import Any
 from finetune_api.contract import ENV_TERMINATION_LOG, TERMINATION_LOG, Cause, ExitCode, TerminationMessage
 from finetune_api.status import Stage
 
+from finetune_trainer.environment import is_loopback
 from finetune_trainer.errors import FULL, StageError, Stopped
 
 _UNKNOWN = 1
@@ -19,6 +20,7 @@ _NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "'out of mem
 _ASKED_BYTES = re.compile(r"you tried to allocate (\d+) bytes")  # torch, on a CPU
 _ASKED = re.compile(r"(?:Tried|Unable) to allocate ([\d.]+ [KMGTPE]?i?B)")  # torch on CUDA, numpy
 _FREE = re.compile(r"GPU \d+ has a total capacity of [\d.]+ \w+ of which [\d.]+ \w+ is free")
+_PEER = re.compile(r"by (?:remote )?peer \[?([^\s\[\]<]+)")  # gloo: an address, NCCL: a host name
 _LOST_PEER = ("gloo/transport", "remote worker", "closed by peer", "reset by peer", "Broken pipe", "Timed out waiting")
 
 
@@ -54,13 +56,13 @@ def outcome_of(
         return TerminationMessage(
             stage=stage, outcome="succeeded", exit_code=ExitCode.DONE, rank=rank, time=now, **known
         )
-    code, cause = classify(error, stage)
+    code, cause = classify(error, stage, rank)
     outcome = "stopped" if isinstance(error, Stopped) else "failed"
     return TerminationMessage(stage=stage, outcome=outcome, exit_code=code, rank=rank, time=now, cause=cause, **known)
 
 
-def classify(error: BaseException, stage: Stage = "train") -> tuple[int, Cause]:
-    """Exit code and cause of any exception in `stage`, ours or a library's."""
+def classify(error: BaseException, stage: Stage = "train", rank: int | None = None) -> tuple[int, Cause]:
+    """Exit code and cause of any exception in `stage`, ours or a library's. `rank`: whose exception it is."""
     if isinstance(error, StageError):
         return int(error.exit_code), error.cause
     kinds = {kind.__name__ for kind in type(error).__mro__}
@@ -80,8 +82,18 @@ def classify(error: BaseException, stage: Stage = "train") -> tuple[int, Cause]:
     if kinds & {"DistBackendError", "DistNetworkError", "DistStoreError"} or (
         isinstance(error, RuntimeError) and any(sign in text for sign in _LOST_PEER)
     ):
-        return ExitCode.PEER_LOST, Cause(code="PeerLost", message=f"another process of the gang is gone: {text[:300]}")
+        return ExitCode.PEER_LOST, Cause(code="PeerLost", message=_lost_peer(text, rank))
     return _UNKNOWN, Cause(code="Unknown", message=f"{type(error).__name__}: {text[:1500]}")
+
+
+def _lost_peer(text: str, rank: int | None) -> str:
+    """One sentence for what a communication library reported. The log has its own words."""
+    who = "a rank" if rank is None else f"rank {rank}"
+    if re.search("timed out|timeout", text, re.IGNORECASE):
+        return f"{who} got no answer from another rank in time"
+    peer = _PEER.search(text)
+    where = f" at {peer[1]}" if peer is not None and not is_loopback(peer[1]) else ""
+    return f"{who} lost its connection to another rank{where}"
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -92,6 +92,33 @@ def test_exceptions(error: BaseException, exit_code: int, code: str) -> None:
     assert "\n" not in cause.message
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "[../gloo/transport/tcp/pair.cc:561] Connection closed by peer [10.0.0.3]:26341. This is typically caused by a remote worker crashing.",
+            "rank 2 lost its connection to another rank at 10.0.0.3",
+        ),
+        (
+            "[../gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:26341",
+            "rank 2 lost its connection to another rank",
+        ),
+        (
+            "NCCL error: remote process exited. Last error: socketProgress: Connection closed by remote peer bot-train-1-0.bot<53428>",
+            "rank 2 lost its connection to another rank at bot-train-1-0.bot",
+        ),
+        (
+            "[../gloo/unbound_buffer.cc:78] Timed out waiting 4000ms for recv operation",
+            "rank 2 got no answer from another rank in time",
+        ),
+    ],
+)
+def test_a_lost_peer_is_one_sentence(text: str, expected: str) -> None:
+    got = outcome_of(DistBackendError(text), known={}, stage="train", rank=2, now=0.0)
+    assert got.cause is not None
+    assert (got.exit_code, got.cause.message) == (7, expected)
+
+
 def exhausted(kind: str) -> BaseException:
     """As the libraries really raise it."""
     import numpy as np

@@ -151,10 +151,11 @@ def form(context: StageContext) -> Gang:
             dist.init_process_group("nccl" if cuda else "gloo", rank=context.rank, world_size=context.world_size, **how)
         return Gang(context, device)
     except dist.DistError as error:
+        print(error, flush=True)
         raise PeerLost(
-            f"the gang of {context.world_size} did not meet at {address} within {JOIN_TIMEOUT.total_seconds() / 60:.0f} minutes: {error}",
+            f"rank {context.rank} could not connect to the other {context.world_size - 1} at {address} within {JOIN_TIMEOUT.total_seconds() / 60:.0f} minutes",
             code="PeerLost",
-            remedy="see whether all training pods were scheduled and whether a network policy keeps them apart",
+            remedy="check that all training pods were scheduled and that no network policy separates them",
         ) from error
 
 
