@@ -279,10 +279,15 @@ def _unschedulable(pod: PodView) -> Problem:
                 f"Pod {pod.name} cannot be scheduled where its volumes are ({', '.join(pod.claims) or 'no claim'}): {_clipped(text)}",
                 remedy,
             )
+    remedy = "Free or add nodes, lower spec.compute or spec.pods resources, or correct spec.pods nodeSelector, affinity and tolerations"
+    if "node(s) were unschedulable" in text or "node.kubernetes.io/unschedulable" in text:
+        remedy = (
+            f"Uncordon the nodes that kubectl get nodes shows as SchedulingDisabled: kubectl uncordon NODE. {remedy}"
+        )
     return Problem(
         Reason.UNSCHEDULABLE,
         f"Pod {pod.name} cannot be scheduled: {_clipped(text)}",
-        "Free or add nodes, lower spec.compute or spec.pods resources, or correct spec.pods nodeSelector, affinity and tolerations",
+        remedy,
     )
 
 

@@ -78,6 +78,7 @@ PODS = {
     "command": (placed(waiting("RunContainerError", 'exec: "python": executable file not found')), "ContainerNotStarted", ["python"]),
     # Its placement.
     "resources": (unplaced("0/3 nodes are available: 3 Insufficient nvidia.com/gpu."), "Unschedulable", ["3 Insufficient nvidia.com/gpu", "Free or add nodes"]),
+    "cordoned": (unplaced("0/3 nodes are available: 1 Insufficient cpu, 2 node(s) were unschedulable."), "Unschedulable", ["kubectl uncordon", "Free or add nodes"]),
     "claim": (unplaced('0/1 nodes are available: persistentvolumeclaim "data" not found.'), "MissingClaim", ["PersistentVolumeClaim data", "Create it"]),
     "unbound": (unplaced("pod has unbound immediate PersistentVolumeClaims", **claims("data")), "UnboundClaim", ["data", "kubectl describe pvc"]),
     "claim being deleted": (unplaced('0/1 nodes are available: persistentvolumeclaim "data" is being deleted.'), "VolumeUnavailable", ["data is being deleted", "Create the claim again"]),
