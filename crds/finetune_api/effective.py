@@ -33,6 +33,10 @@ class PlatformDefaults(ApiModel):
     pods: PodSettings = Field(default_factory=PodSettings)
     gpu_hour_price: Money | None = Field(default=None, description="Of one GPU, in your currency.")
     gpu_type: str | None = Field(default=None, max_length=63, description="What most GPUs of the cluster are: h100 ...")
+    max_pod_memory: Annotated[str, Field(max_length=16, pattern=r"^[1-9][0-9]*(Mi|Gi)$")] | None = Field(
+        default=None,
+        description="The most memory that the operator lets a pod request after it ran out: what the largest node can allocate. Absent: 4 times what the pod requested at first.",
+    )
     ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = Field(
         default=None,
         description="When a finished job's children are deleted (chart value `jobs.ttlSecondsAfterFinished`).",

@@ -82,7 +82,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- define "finetune.defaults" -}}
 {{- $pods := dict "image" (include "finetune.image" (list . .Values.trainer.image)) "imagePullPolicy" .Values.trainer.image.pullPolicy -}}
 {{- $defaults := .Values.trainer.defaults -}}
-{{- $all := merge (dict "pods" (merge (deepCopy (omit $defaults "gpuHourPrice" "gpuType")) $pods)) (pick $defaults "gpuHourPrice" "gpuType") -}}
+{{- $platform := pick $defaults "gpuHourPrice" "gpuType" "maxPodMemory" -}}
+{{- $all := merge (dict "pods" (merge (deepCopy (omit $defaults "gpuHourPrice" "gpuType" "maxPodMemory")) $pods)) $platform -}}
 {{- if not (kindIs "invalid" .Values.jobs.ttlSecondsAfterFinished) -}}
 {{- $_ := set $all "ttlSecondsAfterFinished" (int64 .Values.jobs.ttlSecondsAfterFinished) -}}
 {{- end -}}

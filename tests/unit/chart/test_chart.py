@@ -205,11 +205,12 @@ def test_trainer_defaults_reach_the_operator(render: Render) -> None:
     full, other = rendered(
         'global.imageRegistry="registry.example.com/ml"',
         'trainer.image.digest="sha256:' + 64 * "0" + '"',
-        'trainer.defaults={"tolerations": [{"key": "gpu", "operator": "Exists"}], "resources": {"limits": {"cpu": 4, "memory": "8Gi"}}, "gpuHourPrice": 2.5, "gpuType": "h100"}',
+        'trainer.defaults={"tolerations": [{"key": "gpu", "operator": "Exists"}], "resources": {"limits": {"cpu": 4, "memory": "8Gi"}}, "gpuHourPrice": 2.5, "gpuType": "h100", "maxPodMemory": "500Gi"}',
     )
     assert full.pods.image == f"registry.example.com/ml/finetune-trainer@sha256:{64 * '0'}"
     assert full.pods.tolerations == [{"key": "gpu", "operator": "Exists"}]
     assert (plain.gpu_hour_price, full.gpu_hour_price, full.gpu_type) == (None, 2.5, "h100")
+    assert (plain.max_pod_memory, full.max_pod_memory) == (None, "500Gi")
     assert full.pods.resources
     assert full.pods.resources.limits == {"cpu": 4, "memory": "8Gi"}
     assert other != checksum
@@ -228,6 +229,7 @@ WRONG = [
     ("", "'limit' not allowed"),
     ("trainer.defaults.ttlSecondsAfterFinished=5", "'ttlSecondsAfterFinished'"),
     ("trainer.defaults.gpuHourPrice=-1", "/trainer/defaults/gpuHourPrice"),
+    ('trainer.defaults.maxPodMemory="much"', "/trainer/defaults/maxPodMemory"),
     ('config.logLevel="loud"', "/config/logLevel"),
     ('metrics.serviceMonitor.interval="soon"', "/metrics/serviceMonitor/interval"),
     ("networkPolicy.apiServerPorts=[70000]", "/networkPolicy/apiServerPorts/0"),

@@ -69,6 +69,27 @@ def test_a_killed_container_gets_more_host_memory(training: Any, words: Any) -> 
     assert config_of(world).get("training") is not None
 
 
+@pytest.mark.parametrize(("most", "raised"), [(None, "6Gi"), ("5Gi", "5Gi"), ("4Gi", None)])
+def test_host_memory_is_raised_to_what_the_largest_node_can_allocate(
+    training: Any, words: Any, most: str | None, raised: str | None
+) -> None:
+    world = training
+    world.edit(retry={"oom": 1})
+    if most is not None:
+        state = json.loads(world.body["status"]["state"])
+        state["defaults"]["maxPodMemory"] = most
+        world.body["status"]["state"] = json.dumps(state)
+    assert asked(world)["requests"]["memory"] == "4Gi"
+    out_of_memory(world, words, "OOMKilled")
+    if raised is None:
+        assert (world.status["phase"], "the most that the platform allows" in world.status["failure"]["remedy"]) == (
+            "Failed",
+            True,
+        )
+    else:
+        assert asked(world)["requests"]["memory"] == raised
+
+
 def test_healing_can_be_turned_off(make_world: Any, prepared: Any, words: Any) -> None:
     world = make_world(retry={"oom": 0})
     world.prepare(**prepared)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from finetune_api.effective import PlatformDefaults
 from finetune_api.planner.facts import PlanFacts
-from finetune_api.planner.ladder import Bottom, Notch, next_gpu_notch, next_host_notch
+from finetune_api.planner.ladder import Bottom, Notch, next_gpu_notch, next_host_notch, size_of
 from finetune_api.status import Stage
 from pydantic import ValidationError
 
@@ -34,7 +35,9 @@ def _next(builder: PlanBuilder, stage: Stage, pods: Sequence[PodView], taken: Se
     killed = any(pod.ended is not None and pod.ended.reason == "OOMKilled" for pod in pods)
     if killed or facts is None or stage != "train":
         asked = resources(spec, stage, pod_settings(spec, stage).resources)
-        return next_host_notch(spec, facts, taken, given=given, stage=stage, resources=asked)
+        most = PlatformDefaults.model_validate(builder.state.defaults or {}).max_pod_memory
+        cap = None if most is None else size_of(most)
+        return next_host_notch(spec, facts, taken, given=given, stage=stage, resources=asked, cap=cap)
     return next_gpu_notch(spec, facts, taken, given=given)
 
 
