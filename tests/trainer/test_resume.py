@@ -102,6 +102,18 @@ def test_stop_and_end_wait_for_the_writer(
     assert_same_end(job, undisturbed, within=0.0)
 
 
+def test_another_evaluation_and_output_resume_the_same_training(make_job: Callable[..., Any], undisturbed: Any) -> None:
+    """The base that was measured otherwise is left out of the comparison."""
+    job = _late(make_job("measured", method=FULL, evaluation={"metrics": ["loss", "perplexity"]}), undisturbed)
+    job.spec["output"] = {"uri": "pvc://models/elsewhere"}
+    assert job.here(attempt=2).known["resumed_from_step"] > 0
+    assert [(row["metric"], row.get("base")) for row in job.evaluation()["metrics"]] == [
+        ("loss", None),
+        ("perplexity", None),
+    ]
+    assert_same_end(job, undisturbed, within=0.0)
+
+
 def test_resumes_after_notches_down_the_memory_ladder(make_job: Callable[..., Any], undisturbed: Any) -> None:
     """Activation checkpointing and smaller micro-batches between two attempts are the same training."""
     job = make_job("notched", method=FULL, evaluation={"metrics": ["loss"]})

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from finetune_trainer import sealed
+from finetune_trainer.data.digests import json_digest
 from finetune_trainer.data.shards import Shards
 from finetune_trainer.evaluate import compare
 from finetune_trainer.evaluate.measure import Measured, measure, wanted
@@ -35,6 +36,7 @@ class Evaluation:
         self._task = task
         self._watchdog = watchdog
         self._spec = context.config.spec.evaluation
+        self._asked = json_digest(self._spec.model_dump(mode="json", exclude_defaults=True))
         self._wanted = wanted(shards, self._spec)
         self._base_folder = context.config.layout.root / BASE_FOLDER
         self._rows_done = 0
@@ -54,7 +56,7 @@ class Evaluation:
             return
         self._context.progress.update(stage="evaluate", step=0, total_steps=self._rows_total // 2, force=True)
         measured = self._measure(module, self._count_before)
-        self._gang.on_first(lambda: _keep(self._base_folder, measured))
+        self._gang.on_first(lambda: self._keep_base(measured))
 
     def run(
         self, module: nn.Module, tokenizer: Any, *, share: tuple[float, float], module_communicates: bool = False
@@ -106,14 +108,16 @@ class Evaluation:
 
     def _kept_base(self) -> Measured | None:
         with contextlib.suppress(sealed.Torn):
-            sealed.verify(self._base_folder)
+            manifest = sealed.verify(self._base_folder)
+            if manifest.get("evaluation", self._asked) != self._asked:
+                return None  # measured by another spec.evaluation: not comparable
             return Measured.from_json(_read(self._base_folder / _BASE_FILE))
         return None
 
-
-def _keep(folder: Path, measured: Measured) -> None:
-    with sealed.sealing(folder, {"kind": "base-evaluation", "format": 1}) as temporary:
-        sealed.write_json(temporary / _BASE_FILE, measured.to_json())
+    def _keep_base(self, measured: Measured) -> None:
+        manifest = {"kind": "base-evaluation", "format": 1, "evaluation": self._asked}
+        with sealed.sealing(self._base_folder, manifest) as temporary:
+            sealed.write_json(temporary / _BASE_FILE, measured.to_json())
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from finetune_trainer import lean
 from finetune_trainer.stage import StageContext
 from finetune_trainer.train import fence
-from finetune_trainer.train.identity import same_training
+from finetune_trainer.train.identity import same_result
 from finetune_trainer.train.trained import recorded
 
 
 def run(context: StageContext) -> None:
     """The stage, in each rank's own process. Raises StageError; returns when `trained/` is sealed."""
     layout = context.config.layout
-    if recorded(context, layout.trained, same_training(context.config.spec)):
+    if recorded(context, layout.trained, same_result(context.config.spec)):
         print("this run was trained and measured before; its result stands", flush=True)
         return
     fence.refuse_superseded(layout.fence, context.config.attempt)

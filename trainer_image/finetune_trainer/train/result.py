@@ -17,7 +17,7 @@ from finetune_trainer.model.save import save
 from finetune_trainer.stage import StageContext
 from finetune_trainer.train.checkpoint import Checkpoint, CheckpointReader
 from finetune_trainer.train.fence import Fence
-from finetune_trainer.train.identity import config_hash
+from finetune_trainer.train.identity import result_hash
 from finetune_trainer.train.trained import EVALUATION, FORMAT, KIND, MODEL
 
 
@@ -39,7 +39,7 @@ def seal(
     manifest = {
         "kind": KIND,
         "format": FORMAT,
-        "config_hash": config_hash(config.spec),
+        "config_hash": result_hash(config.spec),
         "attempt": config.attempt,
         "best": {"step": best.step, "metric": best.metric, "value": best.value},
         "word": word.wire(),
