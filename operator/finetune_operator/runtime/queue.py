@@ -12,6 +12,8 @@ import enum
 from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass, field
 
+from finetune_api.reasons import Reason
+
 from finetune_operator.runtime.backoff import backoff
 from finetune_operator.telemetry import metrics
 
@@ -23,6 +25,8 @@ _FIRST_RETRY_S, _LONGEST_RETRY_S = 5.0, 300.0
 _WOKEN_AT_ONCE = 2
 BLOCKED = "blocked:"
 """Before a reason that something which happens in the namespace may end: a freed quota, a changed policy."""
+_LONGEST_UNWATCHED_S = {f"{BLOCKED}{Reason.NAME_TAKEN}": 48.0}
+"""Objects without our labels are not watched, so nothing reports that one is gone: a minute at most, with the jitter."""
 _LABELS = (metrics.CONTROLLER, metrics.CONTROLLER)
 
 
@@ -147,7 +151,7 @@ class WorkQueue:
             known = self._retries[key] = _Retry(reason, 0, now)
         if known.due <= now:
             known.tries += 1
-            known.due = now + backoff(known.tries, _FIRST_RETRY_S, _LONGEST_RETRY_S)
+            known.due = now + backoff(known.tries, _FIRST_RETRY_S, _LONGEST_UNWATCHED_S.get(reason, _LONGEST_RETRY_S))
         if reason.startswith(BLOCKED):
             blocked = self._blocked.setdefault(key[0], OrderedDict())
             blocked[key] = None  # where it was, or at the end

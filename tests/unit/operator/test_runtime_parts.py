@@ -112,17 +112,26 @@ async def test_jobs_without_children_go_first_and_those_that_only_were_listed_la
     assert len(queue) == 0
 
 
-async def test_a_job_that_cannot_proceed_is_retried_less_and_less(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("reason", "expected"),
+    [
+        ("QuotaExceeded", [5, 10, 20, 40, 80, 160, 300, 300]),
+        ("blocked:NameTaken", [5, 10, 20, 40, 48, 48, 48, 48]),
+    ],
+)
+async def test_a_job_that_cannot_proceed_is_retried_less_and_less(
+    monkeypatch: pytest.MonkeyPatch, reason: str, expected: list[float]
+) -> None:
     monkeypatch.setattr("random.uniform", lambda low, high: (low + high) / 2)
     queue, now = WorkQueue(), [1000.0]
     monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now[0], raising=False)
     waits = []
     for _ in range(8):
-        waits.append(queue.retry(A, "QuotaExceeded"))
+        waits.append(queue.retry(A, reason))
         now[0] += waits[-1] / 2
-        assert queue.retry(A, "QuotaExceeded") == waits[-1] / 2, "an event in between makes it no later"
+        assert queue.retry(A, reason) == waits[-1] / 2, "an event in between makes it no later"
         now[0] += waits[-1] / 2
-    assert waits == [5, 10, 20, 40, 80, 160, 300, 300]
+    assert waits == expected
     assert queue.retry(A, "NotAllowed") == 5, "another reason is another story"
     queue.settled(A)
     assert queue.retry(A, "NotAllowed") == 5
