@@ -14,13 +14,11 @@ from typing import Any
 
 import pytest
 
+from .attempts import DONE, History, history
 from .proxy import Fault, Proxy
 
 pytestmark = pytest.mark.control
 
-History = list[tuple[str, int, str]]
-
-DONE = [("prepare", 1, "Succeeded"), ("train", 1, "Succeeded"), ("publish", 1, "Succeeded")]
 STAGES = ("prepare", "train", "publish")
 GANG = {"device": "cpu", "nodes": 2}
 
@@ -39,10 +37,6 @@ while os.read(0, 1):
 """
 """Starts an operator for each byte, one at a time: a process of its own each, without the second that the imports take. It dies
 with this one (PR_SET_PDEATHSIG)."""
-
-
-def history(status: dict[str, Any]) -> History:
-    return [(a["stage"], a["number"], a["outcome"]) for a in status.get("attempts", [])]
 
 
 @dataclass

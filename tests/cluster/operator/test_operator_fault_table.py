@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from .attempts import DONE, history
 from .proxy import Fault, Proxy
 
 pytestmark = pytest.mark.control
 
-DONE = [("prepare", 1, "Succeeded"), ("train", 1, "Succeeded"), ("publish", 1, "Succeeded")]
 FAULTS = {
     "409": Fault("answer", 409),
     "410": Fault("answer", 410),
@@ -26,10 +26,6 @@ FAULTS = {
     "dropped": Fault("drop"),
 }
 OUTAGE_S = 10
-
-
-def history(status: dict[str, Any]) -> list[tuple[str, int, str]]:
-    return [(a["stage"], a["number"], a["outcome"]) for a in status.get("attempts", [])]
 
 
 def phase_of(method: str, path: str) -> str:

@@ -10,15 +10,10 @@ from typing import Any
 
 import pytest
 
+from .attempts import DONE, history
 from .proxy import Fault, Proxy
 
 pytestmark = pytest.mark.control
-
-DONE = [("prepare", 1, "Succeeded"), ("train", 1, "Succeeded"), ("publish", 1, "Succeeded")]
-
-
-def book(status: dict[str, Any]) -> list[tuple[str, int, str]]:
-    return [(a["stage"], a["number"], a["outcome"]) for a in status.get("attempts", [])]
 
 
 def test_watches_that_break_and_lists_that_are_missed(
@@ -47,7 +42,7 @@ def test_watches_that_break_and_lists_that_are_missed(
     kubelet.script = acts.succeed
     blind.clear()
     status = jobs.wait("Completed", seconds=40)
-    assert book(status) == [DONE[0], ("train", 1, "Evicted"), ("train", 2, "Succeeded"), DONE[2]]
+    assert history(status) == [DONE[0], ("train", 1, "Evicted"), ("train", 2, "Succeeded"), DONE[2]]
     assert operator.get("/healthz") == "ok"
     assert operator.terminate() == 0
 
@@ -73,7 +68,7 @@ def test_sigterm_lets_writes_in_flight_end(
     assert len(jobs.children()) == 1
     proxy.rule = lambda method, path: None
     operator = start_operator(proxy.kubeconfig, FINETUNE_NAMESPACES=namespace)
-    assert book(jobs.wait("Completed")) == DONE
+    assert history(jobs.wait("Completed")) == DONE
     assert operator.terminate() == 0
 
 

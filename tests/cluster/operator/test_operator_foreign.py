@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from .attempts import DONE, history
+
 pytestmark = [pytest.mark.control, pytest.mark.usefixtures("operator")]
 
-DONE = [("prepare", 1, "Succeeded"), ("train", 1, "Succeeded"), ("publish", 1, "Succeeded")]
 SPECS = {
     "jobs": {
         "suspend": True,
@@ -57,5 +58,5 @@ def test_a_foreign_object_is_never_touched_and_the_job_recovers_when_it_is_gone(
     began = time.monotonic()
     jobs.wait("Completed", seconds=60)
     assert time.monotonic() - began < 60
-    assert [(a["stage"], a["number"], a["outcome"]) for a in jobs.status()["attempts"]] == DONE
+    assert history(jobs.status()) == DONE
     assert jobs.condition("Stalled").get("status") != "True"

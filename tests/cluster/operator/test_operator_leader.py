@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from .attempts import history
 from .proxy import Fault, Proxy
 
 pytestmark = pytest.mark.control
@@ -33,7 +34,7 @@ def leads(operator: Any) -> bool:
 
 def no_double_children(jobs: Any, kubelet: Any, names: list[str]) -> None:
     for name in names:
-        book = [(a["stage"], a["number"], a["outcome"]) for a in jobs.status(name)["attempts"]]
+        book = history(jobs.status(name))
         assert book == [(stage, 1, "Succeeded") for stage in ("prepare", "train", "publish")], name
     pods = Counter(pod["metadata"]["labels"]["job-name"] for pod in kubelet.seen.values())
     assert set(pods.values()) == {1}, pods

@@ -11,23 +11,18 @@ from typing import Any
 
 import pytest
 
+from .attempts import DONE, history
+
 pytestmark = [pytest.mark.control, pytest.mark.usefixtures("operator")]
 
 POD_IP = "127.77.0.1"
-
-
-def book(status: dict[str, Any]) -> list[tuple[str, int, str]]:
-    return [(a["stage"], a["number"], a["outcome"]) for a in status.get("attempts", [])]
-
-
-DONE = [("prepare", 1, "Succeeded"), ("train", 1, "Succeeded"), ("publish", 1, "Succeeded")]
 
 
 def test_the_whole_way(api: Any, jobs: Any, kubelet: Any, operator: Any) -> None:
     """Stages one after the other, what they found in the status, children as designed, and kopf writes nothing."""
     jobs.create(compute={"nodes": 2, "gpusPerNode": 4})
     status = jobs.wait("Completed")
-    assert book(status) == DONE
+    assert history(status) == DONE
     assert (status["data"]["rows"], status["plan"]["steps"], status["evaluation"]["rows"]) == (100, 15, 10)
     assert (status["artifacts"]["uri"], status["gpus"], status["progress"]["percent"]) == ("pvc://models/out", 8, 100)
     assert status["lastCheckpoint"]["step"] == 15
@@ -95,7 +90,7 @@ def test_suspend_and_resume(jobs: Any, kubelet: Any, acts: Any, stage: str) -> N
     assert not jobs.api.items(f"/api/v1/namespaces/{jobs.namespace}/pods", fieldSelector="status.phase=Running")
     kubelet.script = acts.succeed
     jobs.patch(suspend=False)
-    assert book(jobs.wait("Completed")) == DONE, "one Job a stage"
+    assert history(jobs.wait("Completed")) == DONE, "one Job a stage"
 
 
 def test_suspended_from_the_start_creates_nothing(jobs: Any, kubelet: Any) -> None:
@@ -142,7 +137,7 @@ def test_a_deleted_pod_costs_no_more_than_the_steps_since_the_stop(
     status = jobs.wait("Training")
     assert (status["lastCheckpoint"]["step"], status["attempts"][1]["lastStep"]) == (7, 7)
     kubelet.script = acts.succeed
-    assert book(jobs.wait("Completed")) == [DONE[0], ("train", 1, "Stopped"), ("train", 2, "Succeeded"), DONE[2]]
+    assert history(jobs.wait("Completed")) == [DONE[0], ("train", 1, "Stopped"), ("train", 2, "Succeeded"), DONE[2]]
 
 
 def test_a_disrupted_gang_goes_on_in_a_new_attempt_without_limit(jobs: Any, kubelet: Any, acts: Any) -> None:
@@ -157,7 +152,7 @@ def test_a_disrupted_gang_goes_on_in_a_new_attempt_without_limit(jobs: Any, kube
     assert jobs.condition("Ready")["status"] == "True"
     kubelet.script = acts.succeed
     status = jobs.wait("Completed", seconds=30)
-    assert book(status) == [DONE[0], ("train", 1, "Evicted"), ("train", 2, "Succeeded"), DONE[2]]
+    assert history(status) == [DONE[0], ("train", 1, "Evicted"), ("train", 2, "Succeeded"), DONE[2]]
     assert "infraFailures" not in json.loads(status["state"])
     assert (status["attempts"][1]["lastStep"], status["attempts"][1]["reason"]) == (9, "Evicted")
     job = next(j for j in jobs.children() if j["metadata"]["name"].endswith("train-2"))
@@ -168,7 +163,7 @@ def test_retries_are_used_up(jobs: Any, kubelet: Any, acts: Any) -> None:
     kubelet.script = lambda pod: acts.Act(1, "Traceback (most recent call last):\nRuntimeError: the disk is on fire")
     jobs.create(retry={"infra": 2})
     status = jobs.wait("Failed", seconds=30)
-    assert book(status) == [("prepare", n, "Failed") for n in (1, 2, 3)]
+    assert history(status) == [("prepare", n, "Failed") for n in (1, 2, 3)]
     assert json.loads(status["state"])["infraFailures"] == 3
     assert "the disk is on fire" in status["failure"]["message"]
     assert "spec.retry.infra 2 is used up" in status["failure"]["message"]
@@ -188,7 +183,7 @@ def test_deleted_and_created_again_under_the_same_name_starts_afresh(jobs: Any, 
     jobs.create()
     status = jobs.wait("Completed")
     assert status["run"] != before
-    assert book(status) == DONE
+    assert history(status) == DONE
 
 
 def test_run_again_by_a_new_token(jobs: Any, kubelet: Any) -> None:
@@ -201,7 +196,7 @@ def test_run_again_by_a_new_token(jobs: Any, kubelet: Any) -> None:
     jobs.patch(runToken="again")
     jobs.until("it runs again", lambda: jobs.status()["run"] != first["run"])
     second = jobs.wait("Completed")
-    assert book(second) == DONE
+    assert history(second) == DONE
     assert all(second["run"] in child["metadata"]["name"] for child in jobs.children())
 
 
@@ -255,7 +250,7 @@ def test_settings_count_at_once_while_nothing_ran(jobs: Any, kubelet: Any, acts:
     jobs.wait_reason("ImagePullFailed")
     jobs.patch(pods={"common": {"image": "right"}})
     status = jobs.wait("Completed")
-    assert book(status) == [("prepare", 1, "Stopped"), ("prepare", 2, "Succeeded"), *DONE[1:]]
+    assert history(status) == [("prepare", 1, "Stopped"), ("prepare", 2, "Succeeded"), *DONE[1:]]
 
 
 @pytest.fixture

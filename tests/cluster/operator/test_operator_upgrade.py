@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
+from .attempts import DONE, history
+
 pytestmark = pytest.mark.control
 
 BEFORE = "6f28127"
@@ -21,10 +23,7 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 GANG = {"device": "cpu", "nodes": 2}
 ADMISSION = "/apis/admissionregistration.k8s.io/v1"
 
-History = list[tuple[str, int, str]]
-
 PREPARED = ("prepare", 1, "Succeeded")
-DONE = [PREPARED, ("train", 1, "Succeeded"), ("publish", 1, "Succeeded")]
 RETRIED = [PREPARED, ("train", 1, "Failed"), ("train", 2, "Succeeded"), ("publish", 1, "Succeeded")]
 
 PHASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -40,10 +39,6 @@ PHASES: dict[str, tuple[str, dict[str, Any]]] = {
     "failed": ("Failed", {}),
 }
 HELD = {"preparing": "prepare", "training": "train", "suspended": "train", "spent": "train", "publishing": "publish"}
-
-
-def history(status: dict[str, Any]) -> History:
-    return [(a["stage"], a["number"], a["outcome"]) for a in status.get("attempts", [])]
 
 
 @dataclass
