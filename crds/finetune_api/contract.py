@@ -19,10 +19,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from finetune_api.base import ApiModel
 from finetune_api.data import DataSpec
+from finetune_api.errors import with_spec_paths
 from finetune_api.findings import DataReport
 from finetune_api.location import CLAIMS_ROOT, Place
 from finetune_api.planner.facts import ModelShape, PlanFacts
@@ -155,6 +156,11 @@ class Cause(ApiModel):
     )
     message: str = Field(description="One sentence that names the field, or the file and line.")
     remedy: str | None = None
+
+    @field_validator("message", "remedy")
+    @classmethod
+    def _as_in_a_manifest(cls, text: str | None) -> str | None:
+        return text and with_spec_paths(text)
 
 
 class SurveyRequest(ApiModel):

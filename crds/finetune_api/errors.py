@@ -3,14 +3,37 @@
 from __future__ import annotations
 
 import difflib
+import re
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+
+from finetune_api.spec import FineTuneJobSpec
+
+_DOTTED = re.compile(r"(?<![\w./-])[a-z]\w*(?:\.[a-z]\w*)+(?![\w/])")
 
 
 def sentences(error: ValidationError, model: type[BaseModel] | None = None) -> list[str]:
     """One sentence for each thing that is wrong, such as `spec.training.learningRat: unknown field; did you mean learningRate?`"""
     return [_sentence(item, model) for item in error.errors(include_url=False)]
+
+
+def with_spec_paths(text: str) -> str:
+    """`text` with fields of a FineTuneJob by their paths in a manifest: `training.seed` becomes `spec.training.seed`."""
+    return _DOTTED.sub(lambda match: f"spec.{match[0]}" if _is_field(match[0]) else match[0], text)
+
+
+def _is_field(path: str) -> bool:
+    model: type[BaseModel] | None = FineTuneJobSpec
+    annotation: Any = None
+    for part in path.split("."):
+        if model is None:  # the keys of a mapping are the user's
+            return "dict[" in str(annotation)
+        field = next((field for name, field in model.model_fields.items() if part == (field.alias or name)), None)
+        if field is None:
+            return False
+        annotation, model = field.annotation, _model_in(field.annotation)
+    return True
 
 
 def _sentence(item: Any, model: type[BaseModel] | None) -> str:

@@ -132,7 +132,7 @@ def long(make_job) -> Any:
 def test_a_loss_that_stays_far_above_its_best_ends_the_run(long: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """One step throws all weights far off, and none brings them back. No rate that the API allows does that to so small a model."""
     monkeypatch.setattr(loop, "learning_rate", lambda step, **_: {80: 3.0}.get(step, 0.01 if step < 80 else 0.0))
-    with pytest.raises(Diverged, match="went astray at about step") as raised:
+    with pytest.raises(Diverged, match="training diverged at about step") as raised:
         long.here()
     assert raised.value.exit_code == 6
     now, best = map(
@@ -205,7 +205,7 @@ def test_a_kernel_without_a_deterministic_twin_is_named(make_job, monkeypatch: p
             job.here()
     finally:
         torch.use_deterministic_algorithms(False)
-    assert bad.value.cause.remedy == "remove training.deterministic"
+    assert bad.value.cause.remedy == "remove spec.training.deterministic"
 
 
 def test_lack_of_memory_names_phase_step_rows_and_size(make_job, claims: Path) -> None:
@@ -230,7 +230,7 @@ def test_lack_of_memory_names_phase_step_rows_and_size(make_job, claims: Path) -
     assert re.search(r"a micro-batch of \d rows? of up to \d+ tokens \(\d+ in all\)", said)
     assert re.search(r"\d+\.\d+ MiB more were asked for", said)
     assert "activationCheckpointing" in raised.value.cause.remedy
-    assert "lower compute.microBatchTokens to " in raised.value.cause.remedy
+    assert "lower spec.compute.microBatchTokens to " in raised.value.cause.remedy
 
 
 def data_bytes() -> int:

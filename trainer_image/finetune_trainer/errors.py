@@ -16,8 +16,8 @@ class StageError(Exception):
     exit_code: int = 1
 
     def __init__(self, message: str, *, code: str = "Unknown", remedy: str | None = None) -> None:
-        super().__init__(message)
         self.cause = Cause(code=code, message=message, remedy=remedy)
+        super().__init__(self.cause.message)
 
 
 class BadInput(StageError):

@@ -13,10 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pydantic import field_validator
 from pydantic.alias_generators import to_snake
 
 from finetune_api.base import ApiModel, Int64, PreservedObject
 from finetune_api.compute import MICRO_BATCH_TOKENS, OffloadSpec, Strategy
+from finetune_api.errors import with_spec_paths
 from finetune_api.planner import fit, parameters
 from finetune_api.planner.estimate import USABLE, capacity_of
 from finetune_api.planner.facts import PlanFacts
@@ -56,6 +58,11 @@ class Notch(ApiModel):
     predicted_bytes: Int64 | None = None
     """Peak of one process after the notch."""
     sentence: str
+
+    @field_validator("sentence")
+    @classmethod
+    def _as_in_a_manifest(cls, text: str) -> str:
+        return with_spec_paths(text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +142,7 @@ def next_host_notch(
     why = "the most that the platform allows" if cap != HOST_CAP * most else f"{HOST_CAP} times what was asked for"
     text = f"Out of host memory with {_quantity(now)} for each pod of stage {stage} ({why}), and no notch is left"
     text += f". Set {field} to more than {_quantity(now)}, or run on nodes with more memory."
-    return Bottom(text + _keeps(kept) + advice)
+    return Bottom(with_spec_paths(text + _keeps(kept) + advice))
 
 
 def _next_device_notch(
@@ -161,7 +168,7 @@ def _next_device_notch(
             free.append(one)
     chosen = [one for one in free if one.predicted <= (1 - _WORTH) * floor] or free
     if not chosen:
-        return Bottom(_what_fits(now, facts, before, kept))
+        return Bottom(with_spec_paths(_what_fits(now, facts, before, kept)))
     best = min(chosen, key=lambda one: (one.cost, one.predicted))
     unit = "GPU" if device_of(spec) == "cuda" else "process"
     text = f"{best.field} is changed from {best.before} to {best.after}"
@@ -349,7 +356,7 @@ def _keeps(fields: list[str]) -> str:
     if not fields:
         return ""
     names = list(dict.fromkeys(fields))
-    return f" The spec sets {' and '.join(names)}, so {'it was' if len(names) == 1 else 'they were'} kept: lower or remove {'it' if len(names) == 1 else 'them'}."
+    return f" The job sets {' and '.join(names)}, so {'it was' if len(names) == 1 else 'they were'} kept: lower or remove {'it' if len(names) == 1 else 'them'}."
 
 
 def _tokens(spec: FineTuneJobSpec) -> int:

@@ -56,7 +56,7 @@ def test_the_whole_way(api: Any, jobs: Any, kubelet: Any, operator: Any) -> None
 
 
 def test_bad_data_fails_at_once_with_its_sentence(jobs: Any, kubelet: Any, acts: Any) -> None:
-    cause = {"code": "InvalidData", "message": "data.train: train.jsonl line 7 has no answer", "remedy": "Add one"}
+    cause = {"code": "InvalidData", "message": "spec.data.train: train.jsonl line 7 has no answer", "remedy": "Add one"}
     kubelet.script = lambda pod: acts.Act(3, acts.said("prepare", "failed", 3, cause=cause))
     jobs.create()
     status = jobs.wait("Failed")

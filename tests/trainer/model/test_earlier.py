@@ -121,7 +121,7 @@ REFUSED = {
     "no json": (lambda folder: (folder / earlier.SETTINGS).write_text("{"), "lora", "llama", r"adapter_config\.json cannot be read"),
     "no weights": (lambda folder: (folder / earlier.WEIGHTS).unlink(), "lora", "llama", r"holds no adapter_model\.safetensors"),
     "cut": (lambda folder: (folder / earlier.WEIGHTS).write_bytes(b"x" * 9), "lora", "llama", r"adapter_model\.safetensors cannot be read"),
-    "another kind": (_edit(), "dora", "llama", "is an adapter of kind LORA, and method.type is dora"),
+    "another kind": (_edit(), "dora", "llama", "is an adapter of kind LORA, and spec.method.type is dora"),
     "unknown kind": (_edit(peft_type="IA3"), "lora", "llama", "of kind IA3"),
     "bad setting": (_edit(lora_dropout=[], r="x"), "lora", "llama", "pvc://adapters/first"),
     "another task": (_edit(task_type="SEQ_CLS"), "lora", "llama", "for task SEQ_CLS, and this run's is CAUSAL_LM"),

@@ -227,7 +227,7 @@ REFUSED = {
     "another manifest": (Page(_manifest(_layer("a.jsonl"))), {"revision": f"sha256:{1:064}"}, r"gives another manifest for sha256:0"),
     "a digest of another kind": (Page(_manifest(_layer("a.jsonl", "md5:00"))), {}, r"a.jsonl has a digest of an unknown kind"),
     "metadata": (Page(status=307, headers={"Location": "http://169.254.169.254/v2"}), {}, r"leads to 169\.254\.169\.254"),
-    "circle": (Page(status=307, headers={"Location": "/v2/team/x/manifests/v1"}), {}, r"is redirected to where nobody follows"),
+    "circle": (Page(status=307, headers={"Location": "/v2/team/x/manifests/v1"}), {}, r"is redirected to an address that cannot be followed"),
 }  # fmt: skip
 
 

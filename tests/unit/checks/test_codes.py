@@ -168,6 +168,6 @@ def test_rows_are_counted_beyond_those_that_are_shown(examine) -> None:
     (finding,) = examine([*pairs(100), *pairs(100)])
     assert (finding.count, finding.fraction, len(finding.rows)) == (100, 0.5, ROWS_SHOWN)
     assert [(row.line, row.text) for row in finding.rows[:2]] == [
-        (101, "says the same as train.jsonl:1"),
-        (102, "says the same as train.jsonl:2"),
+        (101, "is the same as train.jsonl:1"),
+        (102, "is the same as train.jsonl:2"),
     ]

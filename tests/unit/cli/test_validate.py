@@ -141,12 +141,12 @@ def test_too_many_rows_that_cannot_be_used_are_told_once(told: Told, surveyor: S
     files = [{"name": name, "part": "train", "bytes": 9, "rows": 100}]
     invalid = finding("InvalidJson", 3, file=name)
     same = finding("ExactDuplicates", 5, file=name)
-    same["rows"][0]["text"] = f"says the same as {name}:1"
+    same["rows"][0]["text"] = f"is the same as {name}:1"
     surveyor.answers(report(invalid, same, files=files, refused=f"{name}:3: is not JSON", refused_remedy="mend it"))
     write(a_jsonl="{}")
     code, text = told("a.jsonl")
     assert code == 3
-    assert "a.jsonl:5  says the same as a.jsonl:1\n" in text
+    assert "a.jsonl:5  is the same as a.jsonl:1\n" in text
     assert text.endswith("  ✗ a.jsonl:3: is not JSON\n    → mend it\n\nRefused: 1 error, 1 warning.\n")
     assert told("a.jsonl", output="github")[1].count("::error ") == 1
 

@@ -141,7 +141,7 @@ REFUSED_SPECS = {
     "language model": ({"model": {"uri": "pvc://models/base", "task": "causal-lm"}}, rows_of(["x", "y"]), "a language model learns text, not labels"),
     "classifier of chats": (CLASSIFY, [{"prompt": "a", "completion": "b"}], "a classifier learns labels"),
     "packing": ({"data": {"packing": True}}, rows_of(["x", "y"]), "only causal language models take packed rows"),
-    "what is learnt": ({"data": {"lossOn": "all"}}, rows_of(["x", "y"]), "data.lossOn has no meaning for data.format classification"),
+    "what is learnt": ({"data": {"lossOn": "all"}}, rows_of(["x", "y"]), "spec.data.lossOn has no meaning for spec.data.format classification"),
     "perplexity": ({"evaluation": {"metrics": ["perplexity"]}}, rows_of(["x", "y"]), "a classifier writes no text"),
     "accuracy": ({"evaluation": {"metrics": ["accuracy"]}}, [{"text": "a"}], "a language model has no labels"),
     "nothing to match": ({"training": {"earlyStopping": {"metric": "exact-match"}}}, [{"text": "a"}], "plain text has no answers to match"),

@@ -110,4 +110,4 @@ def test_what_an_encoder_decoder_cannot_learn_is_refused(t5_job, row, groups, wo
     with pytest.raises(BadInput, match=words) as caught:
         t5_job.prepare(t5_job.write("rows.jsonl", [row]), **groups)
     assert caught.value.cause.code == "InvalidSpec"
-    assert "model.task was not named: for this model and data it is seq2seq-lm" in caught.value.cause.remedy
+    assert "model.task is not set: for this model and data it is seq2seq-lm" in caught.value.cause.remedy

@@ -156,7 +156,7 @@ def test_named_lists_replace_their_fraction(job):
     data, _, shards = job.prepare(train, data={"test": [{"uri": test}]})
     assert (data.train_rows, data.validation_rows, data.test_rows) == (36, 4, 2)
     assert shards.test.source(0) == (test, 1)
-    assert any("1 of 2 rows of data.test are also in data.train" in note for note in shards.manifest["notes"])
+    assert any("1 of 2 rows of spec.data.test are also in spec.data.train" in note for note in shards.manifest["notes"])
 
 
 @pytest.mark.parametrize("overlong", ["truncate", "drop"])
@@ -208,7 +208,7 @@ REFUSED_ROWS = {
     "last not assistant": (json.dumps({"messages": [*talk("a")["messages"], {"role": "user", "content": "b"}]}), "the last turn is the user's"),
     "begins with assistant": ('{"messages": [{"role": "assistant", "content": "a"}]}', "begins with the assistant"),
     "late system": (json.dumps({"messages": [{"role": "user", "content": "b"}, {"role": "system", "content": "b"}, {"role": "assistant", "content": "b"}]}), r"messages\[1\] is a system turn"),
-    "tool": ('{"messages": [{"role": "tool", "content": "a"}, {"role": "assistant", "content": "b"}]}', r"messages\[0\] is a tool's turn, but no call stands before it"),
+    "tool": ('{"messages": [{"role": "tool", "content": "a"}, {"role": "assistant", "content": "b"}]}', r"messages\[0\] is a tool's turn, but no call is before it"),
     "nobody": ('{"messages": [{"role": "oracle", "content": "a"}]}', r'messages\[0\]\.role is "oracle": use system, user, assistant or tool'),
     "no content": ('{"messages": [{"role": "user"}]}', r"messages\[0\] has no content"),
     "parts": ('{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}', r'messages\[0\]\.content\[0\] is no text but "image_url"'),
@@ -250,7 +250,7 @@ REFUSED_FILES = {
     "cut array": ("rows.json", b'[{"text": "a"}, {"text": "b"', "closing ] is missing: the file was probably cut"),
     "cut string": ("rows.json", b'[{"text": "a', "a string is not closed"),
     "empty array": ("rows.json", b"[]", "holds no rows"),
-    "double comma": ("rows.json", b'[{"text": "a"},,{"text": "b"}]', "a value is missing beside a comma"),
+    "double comma": ("rows.json", b'[{"text": "a"},,{"text": "b"}]', "a value is missing next to a comma"),
     "trailing": ("rows.json", b'[{"text": "a"}] {"text": "b"}', "something follows the array"),
 }  # fmt: skip
 

@@ -39,7 +39,7 @@ def test_what_lies_there_is_never_overwritten(bench):
     taken = second.with_name("b.fixed.jsonl")
     taken.write_text("mine")
     with pytest.raises(
-        BadInput, match=r"b.fixed.jsonl is there already and is not what mending pvc://datasets/b.jsonl gives now"
+        BadInput, match=r"b.fixed.jsonl already exists and is not what the fixes of pvc://datasets/b.jsonl give now"
     ) as refused:
         fixes.publish(bench.mend("DropDuplicates"), allowed=0.0)
     assert refused.value.cause.code == "OutputTaken"
@@ -50,7 +50,7 @@ def test_what_lies_there_is_never_overwritten(bench):
 def test_two_files_of_one_name_are_told_apart(bench):
     bench.write("a.jsonl", ROWS)
     bench.write("a.csv", ROWS)
-    with pytest.raises(BadInput, match="would both be mended as"):
+    with pytest.raises(BadInput, match="would both be written as"):
         fixes.publish(bench.mend("DropDuplicates"), allowed=0.0)
 
 

@@ -40,14 +40,14 @@ CASES = {
         ["DropDuplicates"],
         [(1, pair("a")), (2, pair("b")), (4, pair("a", "no"))],
         [1],
-        "1 row says the same as an earlier one, and was left out.",
+        "1 row is the same as an earlier one, and was left out.",
     ),
     "a text with another label is no copy": (
         [{"text": "a", "label": "x"}, {"text": "a", "label": "y"}, {"text": "a", "label": "x"}],
         ["DropDuplicates"],
         [(1, {"text": "a", "label": "x"}), (2, {"text": "a", "label": "y"})],
         [1],
-        "1 row says",
+        "1 row is",
     ),
     "personal data is redacted in all texts of a row": (
         [pair(f"write to {MAIL}", meta={"by": [MAIL, 3]}), pair("b")],
@@ -113,21 +113,21 @@ CASES = {
         ["DropDuplicates", "RedactPii"],
         [(1, pair("to [EMAIL]")), (2, pair("to [EMAIL]"))],
         [0, 2],
-        "0 rows say",
+        "0 rows are",
     ),
     "almost the same is dropped, exactly the same is not": (
         [pair(LONG + "one"), pair("b"), pair(LONG + "two"), pair("c"), pair("c")],
         ["DropNearDuplicates"],
         [(1, pair(LONG + "one")), (2, pair("b")), (4, pair("c")), (5, pair("c"))],
         [1],
-        "1 row says almost the same as an earlier one, and was left out.",
+        "1 row is almost the same as an earlier one, and was left out.",
     ),
     "near duplicates between other fixes": (
         [pair(LONG + MAIL), pair("b"), pair("b"), pair(LONG + "max.moritz@firma.de"), pair("c")],
         ["DropDuplicates", "DropNearDuplicates", "RedactPii"],
         [(1, pair(LONG + "[EMAIL]")), (2, pair("b")), (5, pair("c"))],
         [1, 1, 1],
-        "1 row says the same",
+        "1 row is the same",
     ),
 }  # fmt: skip
 
@@ -263,7 +263,7 @@ def test_fixes_that_are_made_later_set_what_they_need_and_are_recorded():
     told = fixes.completed(none, invalid=2, truncated=1, lost_tokens=1234, rebalanced=(3, "so."))
     assert [(record.rows, record.detail) for record in told] == [
         (2, "2 rows cannot be used, and were left out."),
-        (1, "1 row was cut to data.maxLength, and lost 1,234 tokens."),
+        (1, "1 row was cut to spec.data.maxLength, and lost 1,234 tokens."),
         (0, "-"),
         (3, "so."),
     ]

@@ -29,5 +29,5 @@ def test_the_sentence_says_which_labels_grew():
     added = rebalance.copies(labels, np.arange(7, dtype=np.uint64))
     assert added.tolist() == [4, 4, 4, 5, 6]
     assert rebalance.sentence(labels, added, ["big", "one", "two"]) == (
-        "5 training rows are learnt from once more: one from 1 to 4 rows, two from 2 to 4 rows."
+        "5 training rows are repeated: one from 1 to 4 rows, two from 2 to 4 rows."
     )

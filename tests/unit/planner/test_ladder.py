@@ -119,17 +119,17 @@ CPUS = {"device": "cpu", "processesPerNode": 2}
         (
             job("qlora", compute=ONE), facts("70b", length=2048),
             ["microBatchTokens 4096", "microBatchTokens 2048", "activationCheckpointing full"],
-            "the estimate is 47 GiB a GPU with compute.strategy ddp",
+            "the estimate is 47 GiB a GPU with spec.compute.strategy ddp",
         ),
         (
             job("lora", compute=EIGHT | {"strategy": "zero2", "microBatchTokens": 8192}), facts("70b", length=2048), [],
-            "12 GPUs with strategy: zero3 and activationCheckpointing: full; or a GPU with 256 GiB (gpuType: mi325x); or method.type: qlora with "
-            "activationCheckpointing: full. The spec sets compute.microBatchTokens and compute.strategy, so they were kept: lower or remove them.",
+            "12 GPUs with strategy: zero3 and activationCheckpointing: full; or a GPU with 256 GiB (gpuType: mi325x); or spec.method.type: qlora with "
+            "activationCheckpointing: full. The job sets spec.compute.microBatchTokens and spec.compute.strategy, so they were kept: lower or remove them.",
         ),
         (
             job("full", compute=CPUS, training={"activationCheckpointing": "none"}), facts("1b", length=512),
             ["microBatchTokens 1024", "microBatchTokens 512", "strategy fsdp2"],
-            "The spec sets training.activationCheckpointing, so it was kept: lower or remove it.",
+            "The job sets spec.training.activationCheckpointing, so it was kept: lower or remove it.",
         ),
     ],
     ids=["one GPU", "sharded", "no sharded weights", "kept fields", "CPUs"],
@@ -151,7 +151,7 @@ def test_a_notch_explains_itself() -> None:
         "after": "8192",
         "change": {"compute": {"microBatchTokens": 8192}},
         "predictedBytes": tokens.predicted_bytes,
-        "sentence": "compute.microBatchTokens is changed from 16384 to 8192; the memory estimate falls from 58 GiB to 41 GiB a GPU",
+        "sentence": "spec.compute.microBatchTokens is changed from 16384 to 8192; the memory estimate falls from 58 GiB to 41 GiB a GPU",
     }
     offload = by_field["compute.offload.optimizer"]
     assert offload.change == {"compute": {"strategy": "zero2", "offload": {"optimizer": "cpu"}}}
@@ -189,7 +189,7 @@ def test_host_memory_is_raised_to_the_cap() -> None:
             assert f"{(made.limits or {})['memory']} {(made.requests or {})['memory']}" == size
         step = host(wanted, notches, stage=stage, cap=cap)
         assert isinstance(step, Bottom)
-        assert f"Set pods.{stage}.resources.limits.memory to more than {sizes[-1].split()[0]}" in step.sentence
+        assert f"Set spec.pods.{stage}.resources.limits.memory to more than {sizes[-1].split()[0]}" in step.sentence
     later = job(pods={"prepare": {"resources": {"limits": {"memory": "64Gi"}}}})
     pods = apply(later, notches, given=later).pods
     assert pods is not None
@@ -209,10 +209,10 @@ def host(
     ("wanted", "known", "expected"),
     [
         (job("lora", compute=EIGHT), facts("8b"), ["processesPerNode 4", "processesPerNode 2", "no notch is left"]),
-        (job("lora", compute=EIGHT | {"processesPerNode": 8}), facts("8b"), ["The spec sets compute.processesPerNode, so it was kept"]),
+        (job("lora", compute=EIGHT | {"processesPerNode": 8}), facts("8b"), ["The job sets spec.compute.processesPerNode, so it was kept"]),
         (job("full", compute=EIGHT), facts("8b", length=2048), ["4Gi for each pod of stage train (the most that the platform allows), and no notch is left"]),
         (job("full", compute=EIGHT | {"processesPerNode": 8, "strategy": "fsdp2", "offload": {"optimizer": "cpu"}}), facts("8b"),
-         ["The spec sets compute.processesPerNode and compute.offload.optimizer, so they were kept"]),
+         ["The job sets spec.compute.processesPerNode and spec.compute.offload.optimizer, so they were kept"]),
         (job("full", compute={"device": "cpu"}), facts("1b"), ["microBatchTokens 1024", "microBatchTokens 512", "activationCheckpointing selective", "no notch is left"]),
     ],
     ids=["fewer processes", "processes that are set", "as GPU memory allows", "offload that is set", "CPUs"],

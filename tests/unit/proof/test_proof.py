@@ -118,14 +118,14 @@ WRONG = {
     # what is wrong with the mask, how the sentence goes on, code, lossOn
     "nothing is learnt": (flipped(ROW, slice(None), False), None, "NothingToTrain", "assistant"),
     "the first token alone": (flipped(flipped(ROW, slice(None), False), 0, True), None, "NothingToTrain", "assistant"),
-    "no end of turn": (flipped(ROW, -1, False), "the end of its answer would not be learnt", "InvalidTemplate", "assistant"),
+    "no end of turn": (flipped(ROW, -1, False), "the end of its answer would not be trained on", "InvalidTemplate", "assistant"),
     "no end token": (replace(ROW, ids=ROW.ids[:-1], mask=ROW.mask[:-1]), "the end of its answer", "InvalidTemplate", "assistant"),
     "a system turn": (flipped(ROW, token_at(SYSTEM), True), "text of the system's turn (messages[0])", "InvalidTemplate", "assistant"),
     "a later user turn": (flipped(ROW, token_at(SECOND), True), "text of the user's turn (messages[3])", "InvalidTemplate", "assistant"),
     "a piece of template": (flipped(ROW, 1, True), "around the answers", "InvalidTemplate", "assistant"),
     "an earlier answer": (ROW, "text of the assistant's turn (messages[2])", "InvalidTemplate", "completion"),
-    "half an answer": (flipped(ROW, -3, False), "part of the last answer would not be learnt", "InvalidTemplate", "assistant"),
-    "a masked prompt": (ROW, "part of the row would not be learnt", "InvalidTemplate", "all"),
+    "half an answer": (flipped(ROW, -3, False), "part of the last answer would not be trained on", "InvalidTemplate", "assistant"),
+    "a masked prompt": (ROW, "part of the row would not be trained on", "InvalidTemplate", "all"),
 }  # fmt: skip
 
 
@@ -148,7 +148,7 @@ PAIR = Example(prompt="zq hello world, ", completion="the lazy dog")
 @pytest.mark.parametrize(("where", "value"), [(1, True), (-1, False), (-3, False)])
 def test_a_wrong_mask_of_a_pair_is_refused(name, where, value):
     row = encoded(PLAIN[name], PAIR, form="prompt-completion", loss_on="completion")
-    with pytest.raises(BadInput, match=r"would be learnt|would not be learnt"):
+    with pytest.raises(BadInput, match=r"would be trained on|would not be trained on"):
         prover(PLAIN[name], form="prompt-completion", loss_on="completion").see(
             [seen(PAIR, flipped(row, where, value))]
         )
@@ -192,7 +192,7 @@ BAD_TEMPLATES = {
 def test_a_template_that_does_not_keep_answers_apart_is_refused(name):
     tokenizer = tiny_tokenizers.make(BAD_TEMPLATES[name])
     with pytest.raises(
-        BadInput, match=r"train.jsonl:7: text of the (user|system)'s turn \(messages\[[01]\]\) would be learnt"
+        BadInput, match=r"train.jsonl:7: text of the (user|system)'s turn \(messages\[[01]\]\) would be trained on"
     ) as refused:
         prover(tokenizer).see([seen(TWO, encoded(tokenizer, TWO))])
     assert refused.value.cause.code == "InvalidTemplate"
@@ -286,7 +286,7 @@ def test_what_a_tool_says_is_not_learnt_and_calls_are_the_rows_own(name):
     tokenizer, said = TOOL_TOKENIZERS[name], with_tools("hello world", "jumps over", "lazy dog")
     row = encoded(tokenizer, said)
     place = next(n for n in range(len(row.ids)) if "jumps" in tokenizer.decode(row.ids[: n + 1]))
-    with pytest.raises(BadInput, match=r"text of the tool's turn \(messages\[2\]\) would be learnt"):
+    with pytest.raises(BadInput, match=r"text of the tool's turn \(messages\[2\]\) would be trained on"):
         prover(tokenizer).see([seen(said, flipped(row, slice(place - 1, place + 2), True))])
     subject = prover(tokenizer)
     subject.see([seen(said, row)])

@@ -31,9 +31,9 @@ def test_data_is_escaped_and_white_space_is_visible():
 
 def test_the_sentence_has_the_numbers():
     assert html.sentence(proof()) == (
-        "Asserted for every one of 2 rows: something is learnt, the end of the answer too, and nothing of a prompt that should be masked. "
+        "Asserted for every one of 2 rows: some tokens are trained, the end of each answer is, and prompts that should be masked are not. "
         "1,200 of 2,000 tokens (60%) are trained. <|im_end|> ends each answer and is trained. The chat template adds 5 tokens."
     )
     assert html.sentence(proof(rows=1, trained_tokens=0)) == (
-        "Asserted for the only row: 800 tokens are read, and none is learnt token by token."
+        "Asserted for the only row: 800 tokens are read, and none is a training target."
     )

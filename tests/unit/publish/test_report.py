@@ -152,7 +152,7 @@ def test_the_published_step_is_what_train_wrote_down(make_run):
     ("method", "says"),
     [
         ({"type": "lora"}, "A LoRA adapter for `pvc://models/base`"),
-        ({"type": "qlora"}, "trained beside 4-bit weights (QLoRA), for `pvc"),
+        ({"type": "qlora"}, "trained on 4-bit weights (QLoRA), for `pvc"),
         ({"type": "dora"}, "A DoRA adapter for"),
         ({"type": "prefix", "promptTuning": {"virtualTokens": 7}}, "7 virtual tokens in every layer, for"),
         ({"type": "prompt"}, "20 virtual tokens before the input, for"),

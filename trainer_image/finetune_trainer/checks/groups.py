@@ -82,7 +82,7 @@ class Groups:
                 continue
             lift = (together / alone) / ((beside + 0.5) / (others + 1))
             if lift >= _LIFT and log_likelihood(together, alone, beside, others) >= _G:
-                sentence = f"words for {group} stand beside '{attribute}' in {share(together, alone)} of their rows, those for others in {share(beside, others)}"
+                sentence = f"words for {group} occur with '{attribute}' in {share(together, alone)} of their rows, those for others in {share(beside, others)}"
                 found.append((lift, together, alone, sentence, (axis, group, attribute)))
         if found:
             found.sort(reverse=True)

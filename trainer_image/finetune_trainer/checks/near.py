@@ -105,8 +105,8 @@ class NearSame:
         other = content[later] != content[earlier]
         later, earlier = later[other], earlier[other]
         if len(later):
-            message = of_rows(len(later), seen.all_rows, "says", "say") + " almost the same as an earlier one"
-            first = self._kept.beside(later, earlier, "says almost the same as", seen)
+            message = of_rows(len(later), seen.all_rows, "is", "are") + " almost the same as an earlier one"
+            first = self._kept.beside(later, earlier, "is almost the same as", seen)
             yield Found("NearDuplicates", len(later), seen.all_rows, message, first)
         if (part != TRAIN).any():
             yield from self._leaks(part, seen)

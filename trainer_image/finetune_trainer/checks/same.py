@@ -27,7 +27,7 @@ class ExactDuplicates:
         later, earlier = repeated(within_parts(self._kept.content, self._kept.part))
         if len(later):
             message = of_rows(len(later), seen.all_rows, "repeats an earlier one", "repeat an earlier one")
-            first = self._kept.beside(later, earlier, "says the same as", seen)
+            first = self._kept.beside(later, earlier, "is the same as", seen)
             yield Found("ExactDuplicates", len(later), seen.all_rows, message, first)
 
 

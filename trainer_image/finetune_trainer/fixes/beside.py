@@ -48,7 +48,7 @@ def _check_unusable(copy: Copy, allowed: float) -> None:
         return
     line, reason = copy.first_unusable
     raise BadInput(
-        f"{copy.name}:{line}: {reason}; {copy.unusable} of {copy.rows} rows cannot be used, and a mended file would lack them",
+        f"{copy.name}:{line}: {reason}; {copy.unusable} of {copy.rows} rows cannot be used, and a fixed file would not have them",
         code="InvalidData",
         remedy="correct them, or name the fix DropInvalid in spec.data.fixes",
     )
@@ -57,13 +57,13 @@ def _check_unusable(copy: Copy, allowed: float) -> None:
 def _check_free(copy: Copy, target: Path, first: Copy) -> None:
     if first is not copy:
         raise BadInput(
-            f"{copy.name} and {first.name} would both be mended as {target}",
+            f"{copy.name} and {first.name} would both be written as {target}",
             code="OutputTaken",
             remedy="rename one of them",
         )
     if target.exists() and (not target.is_file() or sealed.sha256(target) != copy.fixed_digest):
         raise BadInput(
-            f"{target} is there already and is not what mending {copy.name} gives now",
+            f"{target} already exists and is not what the fixes of {copy.name} give now",
             code="OutputTaken",
             remedy="move it away or remove it, and try again",
         )

@@ -13,7 +13,7 @@ from finetune_trainer.fixes.steps import rows_say, was
 
 _NOTHING: dict[Fix, str] = {
     "DropInvalid": "Every row can be used: none was left out.",
-    "Truncate": "No row is longer than data.maxLength: none was cut.",
+    "Truncate": "No row is longer than spec.data.maxLength: none was cut.",
     "Rebalance": "All labels have equally many rows to train on: none was copied.",
     "DropNearDuplicates": "There are no rows.",
     "DropDuplicates": "There are no rows.",
@@ -61,7 +61,7 @@ def completed(
         "DropInvalid": (invalid, f"{rows_say(invalid, 'cannot', 'cannot')} be used, and {was(invalid)} left out."),
         "Truncate": (
             truncated,
-            f"{rows_say(truncated, 'was', 'were')} cut to data.maxLength, and lost {lost_tokens:,} tokens.",
+            f"{rows_say(truncated, 'was', 'were')} cut to spec.data.maxLength, and lost {lost_tokens:,} tokens.",
         ),
         "Rebalance": rebalanced or (0, _NOTHING["Rebalance"]),
     }

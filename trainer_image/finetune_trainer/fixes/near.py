@@ -46,4 +46,4 @@ class DropNearDuplicates:
         return [row for row, drop in zip(rows, dropped, strict=True) if not drop]
 
     def detail(self) -> str:
-        return f"{rows_say(self.touched, 'says', 'say')} almost the same as an earlier one, and {was(self.touched)} left out."
+        return f"{rows_say(self.touched, 'is', 'are')} almost the same as an earlier one, and {was(self.touched)} left out."

@@ -40,4 +40,4 @@ def sentence(labels: np.ndarray, added: np.ndarray, names: Sequence[str]) -> str
     ]
     if len(raised) > _SHOWN:
         shown.append(f"{len(raised) - _SHOWN} more labels")
-    return f"{len(added):,} training rows are learnt from once more: {', '.join(shown)}."
+    return f"{len(added):,} training rows are repeated: {', '.join(shown)}."

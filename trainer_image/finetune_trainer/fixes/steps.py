@@ -57,7 +57,7 @@ class DropDuplicates:
         return [row for row, new in zip(rows, fresh, strict=True) if new]
 
     def detail(self) -> str:
-        return f"{rows_say(self.touched, 'says', 'say')} the same as an earlier one, and {was(self.touched)} left out."
+        return f"{rows_say(self.touched, 'is', 'are')} the same as an earlier one, and {was(self.touched)} left out."
 
 
 class Redact:

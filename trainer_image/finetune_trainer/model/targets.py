@@ -63,7 +63,7 @@ def parameters(model: nn.Module, lora: LoraSpec, *, dora: bool) -> list[str] | N
     for index, name in enumerate(wanted):
         if not named(name, there):
             raise BadInput(
-                f"{_FIELD}.targetParameters[{index}]: {name!r} is no weight of this model that stands outside a linear layer; "
+                f"{_FIELD}.targetParameters[{index}]: {name!r} is no weight of this model outside a linear layer; "
                 + (f"it has {some(_two_parts(there))}" if there else "it has none such"),
                 code="InvalidSpec",
                 remedy="name some of these, or use targetModules" if there else "use targetModules",
@@ -133,7 +133,7 @@ def _named(model: nn.Module, wanted: list[str], everything: list[str]) -> list[s
             )
         if expert_blocks(model) and _taken_for_experts(model, target):
             raise BadInput(
-                f"{field}: {target!r} would be taken for a part of this model's experts",
+                f"{field}: {target!r} would match a part of this model's experts",
                 code="InvalidSpec",
                 remedy="leave it out; experts are adapted through targetParameters",
             )

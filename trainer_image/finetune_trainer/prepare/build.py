@@ -116,7 +116,7 @@ class Part:
             encoded = self._encoder.shortened(row.example, encoded, self._max_length)
         if self._encoder.learns_tokens and not encoded.mask[1:].any():
             if not too_long:
-                invalid.add(file, line, "has no token that would be learnt", "NothingToTrain", was_read=True)
+                invalid.add(file, line, "has no token to train on", "NothingToTrain", was_read=True)
             else:
                 found.dropped += 1
             return None
@@ -161,7 +161,7 @@ def divide(
                 shared = int(np.isin(parts[name].keys, keys).sum())
                 if shared:
                     found.notes.append(
-                        f"{shared} of {own.rows} rows of data.{name} are also in data.train: its figures are too good"
+                        f"{shared} of {own.rows} rows of spec.data.{name} are also in spec.data.train: its figures are too good"
                     )
         counts[name] = writer.counts
     for part in parts.values():

@@ -151,7 +151,7 @@ def _notes(inputs: Inputs, made: Made, reader: RowReader, found: Found) -> list[
     if spec.model.task is None and made.task != "causal-lm":
         notes.append(f"The task {made.task} was decided from the model and the data.")
     if spec.data.template is not None and not chat:
-        notes.append("data.template is not used: these rows are not written as conversations.")
+        notes.append("spec.data.template is not used: these rows are not written as conversations.")
     if made.labels and tokenizer.pad_token_id is None:
         notes.append(
             f"The tokenizer has no pad token: its token {tokenizer.convert_ids_to_tokens(pad_id(tokenizer))!r} fills up short rows, and is published with the result as the pad token."
@@ -172,7 +172,7 @@ def _notes(inputs: Inputs, made: Made, reader: RowReader, found: Found) -> list[
         )
     if found.lost_answers:
         notes.append(
-            f"{found.lost_answers} earlier answers are not learnt, because the model's chat template writes them in a way in which they could not be found again."
+            f"{found.lost_answers} earlier answers are not trained on, because they cannot be found in what the model's chat template writes."
         )
     if found.special_text:
         notes.append(

@@ -45,11 +45,11 @@ def check(spec: FineTuneJobSpec, task: Task, form: DataFormat) -> None:
         return
     found = []
     if spec.model.task is None:
-        found.append(f"model.task was not named: for this model and data it is {task}")
+        found.append(f"spec.model.task is not set: for this model and data it is {task}")
     if spec.data.format is None:
-        found.append(f"data.format was not named: it was recognised from the rows as {form}")
+        found.append(f"spec.data.format is not set: it was recognised from the rows as {form}")
         if form == "classification":
-            found.append("set data.format: text to learn the texts without their labels")
+            found.append("set spec.data.format: text to learn the texts without their labels")
     raise BadInput(f"spec.{broken[0]}", code="InvalidSpec", remedy="; ".join(found) or None)
 
 

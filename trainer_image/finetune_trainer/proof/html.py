@@ -53,11 +53,11 @@ def sentence(proof: Proof) -> str:
     """What was asserted, and the numbers."""
     total = proof.trained_tokens + proof.masked_tokens
     if not proof.trained_tokens:
-        return f"Asserted for {_rows(proof.rows)}: {total:,} tokens are read, and none is learnt token by token."
+        return f"Asserted for {_rows(proof.rows)}: {total:,} tokens are read, and none is a training target."
     share = 100 * proof.trained_tokens / total
     text = (
-        f"Asserted for {_rows(proof.rows)}: something is learnt, the end of the answer too, and nothing of a prompt that "
-        f"should be masked. {proof.trained_tokens:,} of {total:,} tokens ({share:.0f}%) are trained."
+        f"Asserted for {_rows(proof.rows)}: some tokens are trained, the end of each answer is, and prompts that should be masked "
+        f"are not. {proof.trained_tokens:,} of {total:,} tokens ({share:.0f}%) are trained."
     )
     if proof.end_of_turn:
         text += f" {proof.end_of_turn} ends each answer and is trained."

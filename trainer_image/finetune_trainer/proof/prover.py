@@ -101,7 +101,7 @@ class Prover:
         for number in np.flatnonzero(learnt == 0):
             raise self._refused(
                 batch[number],
-                f"none of its {len(batch[number].kept.ids)} tokens would be learnt",
+                f"none of its {len(batch[number].kept.ids)} tokens would be trained on",
                 "add an answer, or leave the row out",
                 code="NothingToTrain",
             )
@@ -137,7 +137,7 @@ class Prover:
         for number in np.flatnonzero(~ended & np.array(expected.ends)):
             raise self._refused(
                 batch[number],
-                "the end of its answer would not be learnt, and the model would never learn to stop",
+                "the end of its answer would not be trained on, and the model would never learn to stop",
                 "end each answer in the chat template with the tokenizer's end token",
             )
 
@@ -152,11 +152,11 @@ class Prover:
     def _broken(self, row: Seen, claim: Claim, learnt: int) -> BadInput:
         name, template = claim.named(row.example), "correct the chat template (spec.data.template)"
         if claim.trained:
-            return self._refused(row, f"{name} would not be learnt", template if self._chat else None)
+            return self._refused(row, f"{name} would not be trained on", template if self._chat else None)
         what, other = ("chat template", f"{template}, or set") if self._chat else ("tokenizer", "set")
         return self._refused(
             row,
-            f"{name} would be learnt ({learnt} token{'s' * (learnt > 1)}): the {what} does not keep prompts and answers apart",
+            f"{name} would be trained on ({learnt} token{'s' * (learnt > 1)}): the {what} does not keep prompts and answers apart",
             f"{other} spec.data.lossOn to all to learn prompts too",
         )
 

@@ -40,8 +40,8 @@ def _verdict(report: DataReport) -> tuple[str, str, str]:
     if counts["Warning"] or counts["Error"]:
         number = counts["Warning"] + counts["Error"]
         return (
-            f"The data can be used, with {number} finding{'s' * (number > 1)} to look at",
+            f"The data can be used, with {number} finding{'s' * (number > 1)} to check",
             f"{used}. Read the findings below before you pay for GPUs.",
             "unknown",
         )
-    return "The data is good", f"{used}, and no check found anything that needs a look.", "better"
+    return "The data is good", f"{used}, and no check found anything that needs attention.", "better"

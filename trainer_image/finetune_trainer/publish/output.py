@@ -51,7 +51,7 @@ def _check(config: RunConfig) -> None:
         raise BadInput(
             f"spec.output.uri: {uri} already holds {_some(names)}, which this job did not write",
             code="OutputTaken",
-            remedy="name another folder, or empty this one if nobody needs it",
+            remedy="name another folder, or empty this one",
         )
     nearest = folder if _in_place(config) else folder.parent
     while not nearest.is_dir():

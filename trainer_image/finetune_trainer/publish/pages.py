@@ -190,7 +190,7 @@ def _made(facts: Facts) -> str:
         return f"{tokens} virtual tokens {where}, for"
     return {
         "lora": "A LoRA adapter for",
-        "qlora": f"A LoRA adapter, trained beside {method.quantization.bits if method.quantization else 4}-bit weights (QLoRA), for",
+        "qlora": f"A LoRA adapter, trained on {method.quantization.bits if method.quantization else 4}-bit weights (QLoRA), for",
         "dora": "A DoRA adapter for",
     }.get(method.type, f"A {method.type} adapter for")
 

@@ -24,7 +24,7 @@ _IN_A_SENTENCE = {"f1": "F1"}
 _SHARES = ("exact-match", "accuracy", "f1", "precision", "recall")
 """Parts of one, shown as percentages."""
 _NOTES = {
-    "loss": "mean negative log likelihood of what was to be learnt",
+    "loss": "mean negative log likelihood of the expected answers",
     "perplexity": "e to the power of the loss",
     "f1": "mean over the labels of the harmonic mean of precision and recall",
     "precision": "mean over the labels: how many of those predicted are right",

@@ -55,7 +55,7 @@ def local(location: Location, config: RunConfig, *, field: str) -> Path:
         raise BadInput(
             f"{field}: {location.uri} was downloaded, but is no longer in the cache of the workspace",
             code="NotFound",
-            remedy="let the job begin anew with another spec.runToken, and leave <workspace>/cache alone while jobs run",
+            remedy="run the job again with another spec.runToken, and do not change <workspace>/cache while jobs run",
         )
     return path
 
@@ -136,7 +136,7 @@ def _another(wanted: Wanted, digest: str, expected: str, *, pinned: bool) -> Bad
         return BadInput(
             f"{wanted.field}: {uri} was {expected} when this run saw it first, and is {digest} now",
             code="NotFound",
-            remedy="put back what was there, or begin anew with another spec.runToken",
+            remedy="put back what was there, or run the job again with another spec.runToken",
         )
     return BadInput(
         f"{wanted.field}: {uri} is {digest}, and not the revision {expected}",

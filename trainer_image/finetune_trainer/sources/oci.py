@@ -43,7 +43,7 @@ class Oci(Remote):
             inside = [str(entry.get("digest")) for entry in manifest["manifests"]]
             if len(inside) != 1:
                 raise BadInput(
-                    f"{self.place} is an index of {len(inside)} manifests, so it does not say which is meant",
+                    f"{self.place} is an index of {len(inside)} manifests, so it is unclear which is meant",
                     code="InvalidData",
                     remedy="name the one by its digest in revision",
                 )
@@ -112,7 +112,9 @@ class Oci(Remote):
         for cause in refusals.causes(error):
             if isinstance(cause, (requests.exceptions.InvalidSchema, requests.exceptions.TooManyRedirects)):
                 reason = refusals.clean(str(cause), self.place)
-                return BadInput(f"{self.place} is redirected to where nobody follows: {reason}", code="NotFound")
+                return BadInput(
+                    f"{self.place} is redirected to an address that cannot be followed: {reason}", code="NotFound"
+                )
         if isinstance(error, ValueError) and "request for authentication" in str(error):
             status = self._registry.auth.refused
             passing = refusals.of_status(status, self.place) is None

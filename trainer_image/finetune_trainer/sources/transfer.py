@@ -78,7 +78,7 @@ def _pull(entry: Entry, path: Path, remote: Remote, room: Room, progress: _Progr
             progress.less(_size(path))
             path.unlink()
             said: StageError = refusals.unreachable(
-                remote.place, f"{entry.name} arrives with another checksum than the server says"
+                remote.place, f"{entry.name} arrives with another checksum than the server reported"
             )
         except Exception as error:
             said = remote.explained(error)
@@ -87,7 +87,7 @@ def _pull(entry: Entry, path: Path, remote: Remote, room: Room, progress: _Progr
         vain = 0 if _size(path) - before >= ENOUGH_BYTES else vain + 1
         if vain >= TRIES:
             raise said from None
-        log.info("%s; going on from byte %d.", said, _size(path))
+        log.info("%s; resuming from byte %d.", said, _size(path))
         stop.wait(PAUSE_S * 2 ** max(0, vain - 1))
 
 
@@ -160,7 +160,7 @@ class _Progress:
         self._told = time.monotonic()
         self._lock = threading.Lock()
         if self.done:
-            log.info("Going on with %s from %s.", uri, text(self.done))
+            log.info("Resuming %s from %s.", uri, text(self.done))
 
     def more(self, count: int) -> None:
         with self._lock:

@@ -13,7 +13,7 @@ def run(context: StageContext) -> None:
     """The stage, in each rank's own process. Raises StageError; returns when `trained/` is sealed."""
     layout = context.config.layout
     if recorded(context, layout.trained, same_result(context.config.spec)):
-        print("this run was trained and measured before; its result stands", flush=True)
+        print("this run was trained and measured before; its result is kept", flush=True)
         return
     fence.refuse_superseded(layout.fence, context.config.attempt)
     lean.list_models_once()

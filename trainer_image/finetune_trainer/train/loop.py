@@ -180,13 +180,13 @@ class TrainLoop:
         astray = self._divergence.take(done, loss)
         if astray is not None:
             raise Diverged(
-                f"training went astray at about step {astray.since}: the loss is {astray.now:.4g} at step {done}, and was {astray.best:.4g} at step {astray.best_step}; the best checkpoint before is kept",
+                f"training diverged at about step {astray.since}: the loss is {astray.now:.4g} at step {done}, and was {astray.best:.4g} at step {astray.best_step}; the best checkpoint before is kept",
                 code="Diverged",
                 remedy="lower training.learningRate or training.maxGradNorm, or raise training.warmupRatio",
             )
 
     def _not_finite(self, step: int, rank: int) -> Diverged:
-        words = "on a second look every layer's output and gradient is finite"
+        words = "when the step was repeated, every layer's output and gradient is finite"
         try:
             rank, words = self._stepper.search(step - 1) or (rank, words)
         except Exception as error:  # the step's own failure is the cause, whatever the second look meets
@@ -194,7 +194,7 @@ class TrainLoop:
         return Diverged(
             f"loss or gradients are not finite at step {step} on rank {rank}: {words}; the best checkpoint before is kept",
             code="Diverged",
-            remedy="lower training.learningRate, raise training.warmupRatio, or look for broken rows in the data",
+            remedy="lower training.learningRate, raise training.warmupRatio, or check the data for broken rows",
         )
 
     def _validation_due(self, done: int) -> bool:

@@ -30,13 +30,13 @@ def detect(row: dict[str, Any]) -> DataFormat:
     """The format of a row. Raises InvalidRow when it is in none, in several, or one of preferences."""
     found = _fitting(row)
     if reason := preference(row):
-        unless = f"; or set data.format to {next(iter(found))} to learn the rest" if found else ""
+        unless = f"; or set spec.data.format to {next(iter(found))} to learn the rest" if found else ""
         raise InvalidRow(f"{reason}: {ADVICE}{unless}", "PreferencePairs")
     if not found:
         raise half(row) or stranger(row)
     if len(found) > 1:
         which = " or ".join(f"{form} (by {by})" for form, by in found.items())
-        raise InvalidRow(f"may be {which}: set data.format to the one that is meant", "UnknownFormat")
+        raise InvalidRow(f"may be {which}: set spec.data.format to the one that is meant", "UnknownFormat")
     return next(iter(found))
 
 
@@ -73,7 +73,7 @@ def _misfit(row: dict[str, Any], form: DataFormat) -> InvalidRow:
     if found := _fitting(row):
         other, by = next(iter(found.items()))
         return InvalidRow(
-            f"looks like {other} (by {by}), but {form} is read here: keep each format in its own job, convert these rows, or set data.format",
+            f"looks like {other} (by {by}), but {form} is read here: keep each format in its own job, convert these rows, or set spec.data.format",
             "MixedFormats",
         )
     unknown = half(row) or stranger(row)

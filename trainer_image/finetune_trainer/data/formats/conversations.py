@@ -75,7 +75,7 @@ def conversation(messages: list[Message], untrained: list[int], row: dict[str, A
         raise InvalidRow(f"{field} has no assistant turn, so there is nothing to learn", "NothingToTrain")
     if roles[-1] != "assistant":
         raise InvalidRow(
-            f"the last turn is the {roles[-1]}'s: it must be the assistant's, whose answers are learnt",
+            f"the last turn is the {roles[-1]}'s: it must be the assistant's, whose answers are trained on",
             "InvalidTurnOrder",
         )
     if roles[0] == "assistant":
@@ -95,7 +95,7 @@ def conversation(messages: list[Message], untrained: list[int], row: dict[str, A
 def _check_tools(roles: list[str], field: str) -> None:
     for number, role in enumerate(roles):
         if role == "tool" and (number == 0 or roles[number - 1] not in ("assistant", "tool")):
-            raise InvalidRow(f"{field}[{number}] is a tool's turn, but no call stands before it", "InvalidTurnOrder")
+            raise InvalidRow(f"{field}[{number}] is a tool's turn, but no call is before it", "InvalidTurnOrder")
 
 
 def turns_of(turns: Any, field: str) -> tuple[list[Message], list[int]]:
@@ -154,7 +154,7 @@ def _has_no_weight(turn: dict[str, Any], where: str) -> bool:
         return False
     if weight == 0:
         return True
-    raise InvalidRow(f"{where}.weight is {shown(weight)}: it can be 0 (not learnt) or 1", "WrongType")
+    raise InvalidRow(f"{where}.weight is {shown(weight)}: it can be 0 (not trained on) or 1", "WrongType")
 
 
 def _no_role(role: Any, where: str) -> InvalidRow:

@@ -48,7 +48,9 @@ def _joined(value: Any, where: str, may_have_parts: bool) -> str:
             parts.append(part["text"])
         else:
             kind = part.get("type") if isinstance(part, dict) else part
-            raise InvalidRow(f"{where}[{number}] is no text but {shown(kind)}: only text is learnt", "WrongType")
+            raise InvalidRow(
+                f"{where}[{number}] is no text but {shown(kind)}: only text can be trained on", "WrongType"
+            )
     return "".join(parts)
 
 

@@ -45,7 +45,7 @@ def why_not(row: dict[str, Any]) -> InvalidRow:
     if "pairwise" in kinds or "ranker" in kinds:
         return InvalidRow(f"is annotated by {called(kinds[0])}, which are preferences", "PreferencePairs")
     return InvalidRow(
-        f"is annotated by {listed(kinds)}: of Label Studio's kinds choices and textarea are learnt",
+        f"is annotated by {listed(kinds)}: of Label Studio's kinds only choices and textarea are supported",
         "UnknownFormat",
     )
 

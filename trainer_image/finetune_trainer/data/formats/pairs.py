@@ -12,7 +12,7 @@ def read_pair(row: dict[str, Any]) -> Example:
     """Raises InvalidRow."""
     for name in ("prompt", "completion"):
         if isinstance(row[name], list):
-            raise InvalidRow(f"{name} is a list of turns: set data.format to messages", "WrongType")
+            raise InvalidRow(f"{name} is a list of turns: set spec.data.format to messages", "WrongType")
     return Example(prompt=text(row["prompt"], "prompt"), completion=text(row["completion"], "completion"))
 
 

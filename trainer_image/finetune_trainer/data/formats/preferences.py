@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-ADVICE = "preferences are not learnt here: keep the better answers, as messages or as prompt and completion"
+ADVICE = "training on preferences is not supported: keep the better answers, as messages or as prompt and completion"
 
 _PAIRS = (("chosen", "rejected"), ("preferred_output", "non_preferred_output"))
 

@@ -86,9 +86,9 @@ class _Array:
                     elif row := self._element(start, at):
                         yield row
                     elif token == _COMMA or after_comma:
-                        raise Unreadable("a value is missing beside a comma", line=self._line_at(at))
+                        raise Unreadable("a value is missing next to a comma", line=self._line_at(at))
                     if token == _BRACE:
-                        raise Unreadable("a } stands without its {", line=self._line_at(at))
+                        raise Unreadable("a } has no {", line=self._line_at(at))
                     start, after_comma, large = at + 1, True, None
                     if token != _COMMA:
                         self._at = start

@@ -25,8 +25,8 @@ _OTHER_KINDS = (
     (b"SQLite format 3", "a database", "write its rows as JSON Lines"),
     (b"Obj\x01", "an Avro file", "write it as Parquet or JSON Lines"),
     (b"ORC", "an ORC file", "write it as Parquet or JSON Lines"),
-    (b"<!DOCTYPE", "an HTML page, not data", "look whether its address needs a sign-in"),
-    (b"<html", "an HTML page, not data", "look whether its address needs a sign-in"),
+    (b"<!DOCTYPE", "an HTML page, not data", "check whether its address needs a sign-in"),
+    (b"<html", "an HTML page, not data", "check whether its address needs a sign-in"),
 )
 _UTF_16_OR_32 = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")
 
