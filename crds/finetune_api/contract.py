@@ -95,7 +95,7 @@ class JobRef(ApiModel):
     name: str
     namespace: str
     uid: str
-    run: str = Field(description="Five characters: a hash of (uid, runToken).")
+    run: str = Field(description="Five characters: a hash of uid, runToken and how often that came back.")
 
 
 class RunConfig(ApiModel):

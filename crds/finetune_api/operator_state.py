@@ -11,6 +11,9 @@ from finetune_api.base import StatusModel
 from finetune_api.planner.ladder import Notch
 from finetune_api.status import CheckpointStatus, FineTuneJobStatus, Time
 
+EARLIER_RUNS = 100
+"""How many names of runs are kept."""
+
 
 class OperatorState(StatusModel):
     """Versioned by its fields: new ones are optional, and those of another version are kept."""
@@ -27,6 +30,9 @@ class OperatorState(StatusModel):
     )
     running_since: Time | None = Field(
         default=None, description="Since when all training pods run: the time that status.usage does not hold yet."
+    )
+    earlier_runs: list[str] | None = Field(
+        default=None, max_length=EARLIER_RUNS, description="Names of the runs before this."
     )
     counted_until: Time | None = Field(default=None, description="Up to when status.usage holds what ran.")
 

@@ -33,9 +33,11 @@ ANNOTATION_PREVIOUS = f"{GROUP}/previous-attempt"
 _ALPHABET = "bcdfghjklmnpqrstvwxz2456789"
 
 
-def run_of(uid: str, run_token: str | None) -> str:
-    """Name of a run: five characters that depend on the job's uid and spec.runToken alone."""
-    number = int.from_bytes(hashlib.sha256(f"{uid}\0{run_token or ''}".encode()).digest()[:8], "big")
+def run_of(uid: str, run_token: str | None, again: int = 0) -> str:
+    """Name of a run: five characters that depend on the job's uid and spec.runToken alone, and for a token that the job had
+    before on `again`."""
+    text = f"{uid}\0{run_token or ''}" + (f"\0{again}" if again else "")
+    number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
     letters = []
     for _ in range(5):
         number, index = divmod(number, len(_ALPHABET))

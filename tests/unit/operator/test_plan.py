@@ -258,6 +258,22 @@ def test_a_new_run_token_runs_again_after_the_end_and_not_before(make_world: Any
     assert world.status["phase"] == "Completed"
 
 
+def test_a_run_token_that_comes_back_starts_a_run_of_its_own(make_world: Any) -> None:
+    """It must not meet the folder, the checkpoints and the children of the run that had the token before."""
+    world = make_world(runToken="a")
+    runs = []
+    for token in ("a", "b", "a", "b", "b", "a", None):
+        world.edit(runToken=token)
+        world.settle()
+        world.settle()
+        runs.append(world.status["run"])
+        world.through("prepare", "train", "publish")
+        assert (world.status["phase"], world.status["run"]) == ("Completed", runs[-1])
+    assert runs[3] == runs[4], "the token did not change"
+    assert len(set(runs)) == 6
+    assert world.status["startTime"]
+
+
 def test_time_to_live_takes_the_children_and_nothing_else(make_world: Any) -> None:
     world = make_world(ttlSecondsAfterFinished=60)
     world.through("prepare", "train", "publish")

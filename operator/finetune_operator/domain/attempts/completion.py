@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from finetune_api.effective import PlatformDefaults
-from finetune_api.operator_state import OperatorState
+from finetune_api.operator_state import EARLIER_RUNS, OperatorState
 from finetune_api.status import FailureStatus, FineTuneJobStatus
 
 from finetune_operator.domain.names import run_of
@@ -62,17 +62,23 @@ def start_again(builder: PlanBuilder) -> None:
     """A new runToken counts once the run before has ended; it does not cut a run short. One that waits for its first approval
     has nothing to lose, and without another run no other plan would come of it."""
     status = builder.status
-    run = run_of(builder.metadata.uid, builder.wanted.run_token)
     waits = status.phase == "AwaitingApproval" and not status.used.train_seconds
-    if not (finished(status) or waits) or status.run == run:
+    if not (finished(status) or waits):
         return
+    earlier = builder.state.earlier_runs or []
+    names = [run_of(builder.metadata.uid, builder.wanted.run_token, again) for again in range(len(earlier) + 1)]
+    if status.run is None or status.run in names:
+        return
+    # A token may come back: its run must not find the folder and the children of the one that had it before.
+    run = next(name for name in names if name not in earlier)
     builder.emit_event(
         "Normal",
         Reason.RERUN,
         "Start",
         f"Run {run} begins, since spec.runToken changed; run {status.run} {status.phase}",
     )
-    builder.status, builder.state = FineTuneJobStatus(), OperatorState()
+    builder.status = FineTuneJobStatus(run=run, start_time=stamp(builder.now))
+    builder.state = OperatorState(earlier_runs=[*earlier, status.run][-EARLIER_RUNS:])
     # Nothing of the run before may be taken for this one's, whatever happens in between.
     builder.status_first = True
 
