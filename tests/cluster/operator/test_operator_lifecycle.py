@@ -233,7 +233,7 @@ def test_a_gang_stays_one_when_a_label_of_its_job_is_rewritten(
     api.merge(path, {"metadata": {"labels": {label: train["metadata"]["labels"][label]}}})
     jobs.wait_reason("Training")
     kubelet.script = acts.succeed
-    assert book(jobs.wait("Completed")) == DONE
+    assert history(jobs.wait("Completed")) == DONE
     assert len(kubelet.of("train")) == 2
 
 
