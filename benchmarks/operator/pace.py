@@ -250,7 +250,7 @@ def _profiled(spec: Spec, what: str) -> Any:
         [
             "curl", "-sS", "--cacert", str(spec.pki.ca.certificate), "-o", str(file),
             "-H", f"Authorization: Bearer {spec.pki.token('admin')}",
-            f"{spec.server}/debug/pprof/profile?seconds=5",
+            f"{spec.server}/debug/pprof/profile?seconds=15",
         ]
     )  # fmt: skip
     try:
