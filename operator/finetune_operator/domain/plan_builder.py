@@ -76,6 +76,8 @@ class Plan:
     """The pod whose progress should be read."""
     just_started: bool = False
     """All pods run since a moment ago: a first progress value follows."""
+    just_ended: bool = False
+    """All pods succeeded a moment ago: the end of their Job follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +117,7 @@ class PlanBuilder:
     reads: set[Read] = field(default_factory=set)
     poll: PodView | None = None
     just_started: bool = False
+    just_ended: bool = False
     blocked: JobState | None = None
     """Why nothing may be created now. Pods that run are kept."""
     _requeue_after: float | None = None
@@ -193,4 +196,5 @@ class PlanBuilder:
             retry=self._retry,
             poll=self.poll,
             just_started=self.just_started,
+            just_ended=self.just_ended,
         )

@@ -111,7 +111,7 @@ class Reconciler:
         before = held.status
         after = plan.status.wire() | {name: before[name] for name in held.unreadable if name in before}
         change = difference(before, after)
-        if not change or can_wait(before, change, plan.just_started):
+        if not change or can_wait(before, change, plan.just_started, plan.just_ended):
             return False
         if only_texts(before, change) and (wait := self._poller.budget.delay(time.monotonic())):
             raise Deferred(wait)

@@ -59,6 +59,19 @@ def test_the_start_of_pods_waits_a_moment_for_their_first_progress(make_world: A
     assert not world.plan().just_started, "a late one is not waited for"
 
 
+def test_what_pods_report_when_they_end_waits_a_moment_for_the_end_of_their_job(make_world: Any) -> None:
+    world = make_world()
+    world.settle()
+    world.run("prepare")
+    world.settle()
+    world.now += 60
+    world.end("prepare", 0)
+    drawn = world.plan()
+    assert (drawn.just_started, drawn.just_ended) == (False, True)
+    world.now += 3
+    assert not world.plan().just_ended, "a late one is not waited for"
+
+
 def test_a_training_that_loads_its_checkpoint_keeps_its_progress(make_world: Any, prepared: Any, words: Any) -> None:
     world = make_world()
     world.prepare(**prepared)

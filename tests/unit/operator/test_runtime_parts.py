@@ -687,19 +687,24 @@ def test_a_difference_leads_from_one_to_the_other(before: dict[str, Any], after:
 
 
 @pytest.mark.parametrize(
-    ("change", "waits"),
+    ("change", "always", "at_start", "at_end"),
     [
-        ({"attempts": [{"job": "j", "outcome": "Running", "started": "2026-01-31T12:00:00Z"}]}, True),
-        ({"lastCheckpoint": {"step": 2}}, False),
-        ({"attempts": [{"job": "j", "outcome": "Running", "lastStep": 4}]}, False),
-        ({"attempts": [{"job": "j", "outcome": "Failed"}]}, False),
-        ({"attempts": [{"job": "j", "outcome": "Running"}, {"job": "k", "outcome": "Running"}]}, False),
-        ({"attempts": [{"job": "j", "outcome": "Running"}], "phase": "Training"}, False),
-        ({"phase": "Training"}, False),
+        ({"attempts": [{"job": "j", "outcome": "Running", "started": "2026-01-31T12:00:00Z"}]}, True, True, True),
+        ({"lastCheckpoint": {"step": 2}}, False, False, True),
+        ({"attempts": [{"job": "j", "outcome": "Running", "lastStep": 4}]}, False, False, True),
+        ({"attempts": [{"job": "j", "outcome": "Failed"}]}, False, False, False),
+        ({"attempts": [{"job": "j", "outcome": "Running"}, {"job": "k", "outcome": "Running"}]}, False, False, False),
+        ({"attempts": [{"job": "j", "outcome": "Running"}], "phase": "Training"}, False, True, True),
+        ({"phase": "Training"}, False, True, True),
     ],
 )
-def test_what_can_be_seen_again_goes_with_the_next_write(change: dict[str, Any], waits: bool) -> None:
-    assert can_wait({"attempts": [{"job": "j", "outcome": "Running"}]}, change, just_started=False) is waits
+def test_what_can_be_seen_again_goes_with_the_next_write(
+    change: dict[str, Any], always: bool, at_start: bool, at_end: bool
+) -> None:
+    before = {"attempts": [{"job": "j", "outcome": "Running"}]}
+    assert can_wait(before, change, just_started=False, just_ended=False) is always
+    assert can_wait(before, change, just_started=True, just_ended=False) is at_start
+    assert can_wait(before, change, just_started=False, just_ended=True) is at_end
 
 
 def test_the_budget_of_status_writes() -> None:

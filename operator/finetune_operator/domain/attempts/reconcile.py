@@ -36,7 +36,7 @@ RUNNING: dict[Stage, tuple[Phase, Reason]] = {
     "publish": ("Publishing", Reason.PUBLISHING),
 }
 _NODE_CHECK_S = 30.0
-_FIRST_PROGRESS_S = 3.0
+_SOON_S = 3.0
 _DELETING_CHECK_S = 5.0
 
 
@@ -331,16 +331,19 @@ def _watch(current: Current) -> None:
     builder.job_state = JobState(phase, reason, _running_message(job, stage), running=True)
     if stage == "train":
         budget.requeue_when_spent(builder)
-    _coalesce_start(current)
+    _coalesce(current)
     _check_nodes(current)
 
 
-def _coalesce_start(current: Current) -> None:
-    """That all pods run is written with their first progress value, unless that is late."""
-    builder = current.builder
-    left = max((pod.running_since or 0.0 for pod in current.pods), default=0.0) + _FIRST_PROGRESS_S - builder.now
-    if builder.before.reason == Reason.STARTING and 0 < left <= _FIRST_PROGRESS_S:
-        builder.just_started = True
+def _coalesce(current: Current) -> None:
+    """That all pods run is written with their first progress value, and how they ended with the end of their Job, unless that
+    is late."""
+    builder, pods = current.builder, current.pods
+    ended = all(pod.ended is not None and pod.ended.exit_code == 0 for pod in pods)
+    moments = [pod.running_since or (pod.ended and pod.ended.finished) or 0.0 for pod in pods]
+    left = max(moments, default=0.0) + _SOON_S - builder.now
+    if 0 < left <= _SOON_S and (ended or builder.before.reason == Reason.STARTING):
+        builder.just_started, builder.just_ended = not ended, ended
         builder.requeue_after(left)
 
 
