@@ -72,7 +72,7 @@ def test_every_fault_in_every_phase(
     kubelet.script = acts.hold_training
     names = [f"job-{fault}" for fault in FAULTS]
     for name in names:
-        jobs.create(name, ttlSecondsAfterFinished=1)
+        jobs.create(name, ttlSecondsAfterFinished=1, compute={"device": "cpu", "nodes": 2})
     all_are("Training")
     moment[0] = "suspend"
     for name in names:
@@ -93,7 +93,7 @@ def test_every_fault_in_every_phase(
     assert writes["POST jobs 201"] == writes["DELETE jobs 200"] == 3 * len(names)
     assert writes["POST services 201"] == len(names)
     assert len(kubelet.of("prepare")) == len(kubelet.of("publish")) == len(names)
-    assert len(kubelet.of("train")) == 2 * len(names)
+    assert len(kubelet.of("train")) == 2 * 2 * len(names)
     assert kubelet.overlaps == set()
     expected = [("life", "POST jobs"), ("life", "POST services"), ("life", "PATCH jobs"), ("life", "status"),
                 ("suspend", "PATCH jobs"), ("suspend", "status"), ("resume", "PATCH jobs"), ("resume", "DELETE jobs")]  # fmt: skip

@@ -27,7 +27,7 @@ def test_a_foreign_object_is_never_touched_and_the_job_recovers_when_it_is_gone(
     api: Any, jobs: Any, kubelet: Any, namespace: str, kind: str, stage: str, ours: bool, eventually: Callable[..., Any]
 ) -> None:
     """Also one that carries the labels of our children. What happens to the job meanwhile does not delay its recovery."""
-    jobs.create(suspend=True)
+    jobs.create(suspend=True, compute={"device": "cpu", "nodes": 2})
     status = jobs.wait("Suspended")
     name = f"job-{status['run']}-{stage}-1"
     labels = {

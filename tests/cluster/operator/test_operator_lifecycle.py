@@ -109,7 +109,7 @@ def test_deleting_at_any_moment_leaves_nothing(jobs: Any, kubelet: Any, acts: An
         return acts.Act(hold=True) if pod["metadata"]["labels"]["finetune.dev/stage"] == stage else acts.succeed(pod)
 
     kubelet.script = hold
-    jobs.create()
+    jobs.create(compute={"device": "cpu", "nodes": 2})
     if phase == "Suspended":
         jobs.wait("Training")
         jobs.patch(suspend=True)

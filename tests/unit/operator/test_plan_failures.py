@@ -395,15 +395,17 @@ def test_the_end_of_a_job_is_not_judged_before_the_ends_of_its_pods_are_known(ma
     assert world.status["data"] == {"rows": 3}
 
 
-def test_a_service_that_is_deleted_while_ranks_start_is_created_again(make_world: Any) -> None:
-    world = make_world(compute={"device": "cpu", "nodes": 2})
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_a_service_that_is_deleted_while_ranks_start_is_created_again(make_world: Any, nodes: int) -> None:
+    """A pod alone needs none."""
+    world = make_world(compute={"device": "cpu", "nodes": nodes})
     world.share()
     world.through("prepare")
-    world.run("train", 1)
+    world.run("train", nodes - 1)
     drawn = world.settle()
     assert drawn.retry == "starting", "what is believed to exist is forgotten then"
     world.known.clear()
-    assert [body["kind"] for body in world.plan().create] == ["Service"]
+    assert [body["kind"] for body in world.plan().create] == ["Service"] * (nodes - 1)
 
 
 def test_a_node_on_which_two_attempts_failed_is_avoided(make_world: Any) -> None:

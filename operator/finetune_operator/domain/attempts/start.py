@@ -168,7 +168,7 @@ def create(builder: PlanBuilder, stage: Stage, attempt: AttemptStatus) -> None:
 def ensure(builder: PlanBuilder, stage: Stage, attempt: AttemptStatus, job: JobView) -> bool:
     """Create the Service of a gang, unless it is known to exist. Returns whether it is missing; a refusal settles the job's
     state."""
-    if stage != "train" or ("Service", attempt.job) in builder.observed.known:
+    if stage != "train" or job.pods == 1 or ("Service", attempt.job) in builder.observed.known:
         return False
     if _refused(builder, stage, attempt) is None:
         builder.create.append(service(builder.metadata, builder.run, attempt.number, job.uid))

@@ -69,7 +69,8 @@ def pod_template(
         "volumes": pod_volumes,
     }
     if stage == "train":
-        pod["subdomain"] = name
+        if spec.compute.nodes > 1:
+            pod["subdomain"] = name
         if spec.scheduling is not None and spec.scheduling.priority_class:
             pod["priorityClassName"] = spec.scheduling.priority_class
     pod |= _placement(settings)
@@ -97,7 +98,7 @@ def _container(
         "image": settings.image,
         # The image's own entry point is not relied on.
         "command": ["python", "-m", "finetune_trainer", stage, "--config", RUN_CONFIG_PATH],
-        "env": _environment(settings, stage, name),
+        "env": _environment(settings, name if stage == "train" and spec.compute.nodes > 1 else None),
         "ports": [{"name": "progress", "containerPort": PROGRESS_PORT}],
         "resources": resources(spec, stage, settings.resources),
         "volumeMounts": mounts,
@@ -116,8 +117,8 @@ def _container(
     return container
 
 
-def _environment(settings: PodSettings, stage: Stage, name: str) -> list[dict[str, Any]]:
-    """The user's variables by name, and the contract's, which nobody can change."""
+def _environment(settings: PodSettings, gang: str | None) -> list[dict[str, Any]]:
+    """The user's variables by name, and the contract's, which no user can change. `gang`: the Service of several pods."""
     usual = {
         "HOME": SCRATCH,
         # A user id without an entry in /etc/passwd has no name, which some libraries ask for.
@@ -133,8 +134,8 @@ def _environment(settings: PodSettings, stage: Stage, name: str) -> list[dict[st
         ENV_NODE_NAME: {"valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
         ENV_POD_NAME: {"valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
     }
-    if stage == "train":
-        contract[ENV_MASTER_ADDR] = {"value": f"{name}-0.{name}"}
+    if gang is not None:
+        contract[ENV_MASTER_ADDR] = {"value": f"{gang}-0.{gang}"}
     for key, value in contract.items():
         variables[key] = {"name": key, **value}
     return list(variables.values())
