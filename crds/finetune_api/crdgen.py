@@ -210,6 +210,9 @@ def _undescribed(node: Any) -> Any:
 def crd() -> dict[str, Any]:
     """The CustomResourceDefinition of FineTuneJob."""
     status = _sparse(structural(FineTuneJobStatus))
+    for group in status["properties"].values():
+        if "properties" in group:  # one writer: its managedFields need not name each field
+            group["x-kubernetes-map-type"] = "atomic"
     spec = _sparse_spec(structural(FineTuneJobSpec))
     data = spec["properties"]["data"]["properties"]
     for same in ("validation", "test"):  # locations, explained in `train`
