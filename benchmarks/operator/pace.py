@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import subprocess
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,8 @@ class Children:
                 await self._news.wait()
 
 
-async def _measure(api: Api, path: str, manifest: Callable[[str], Object], pids: list[int], count: int) -> Pace:
+async def _measure(api: Api, submit: Callable[[str], Awaitable[object]], pids: list[int], count: int) -> Pace:
+    """`submit` creates the job of a name; `pids` are the contender's processes."""
     pace = Pace(0.0, 0.0)
     for pid in pids:
         await settled(pid, 30)
@@ -91,14 +92,14 @@ async def _measure(api: Api, path: str, manifest: Callable[[str], Object], pids:
         for number in range(IDLE_JOBS):
             name = f"i{number}"
             began = time.monotonic()
-            await api.post(path, manifest(name))
+            await submit(name)
             await children.have([name], 30)
             pace.idle.append(children.seen[name] - began)
             await asyncio.sleep(_IDLE_PAUSE_S)
         used = sum(cpu_seconds(pid) for pid in pids)
         names = [f"b{number}" for number in range(count)]
         began = time.monotonic()
-        await at_once(count, lambda number: api.post(path, manifest(names[number])))
+        await at_once(count, lambda number: submit(names[number]))
         pace.creates = time.monotonic() - began
         await children.have(names, 300)
         pace.burst = max(children.seen[name] for name in names) - began
@@ -118,7 +119,7 @@ async def of_ours(name: str, count: int) -> Pace:
             await ours.claims(api)
             operator = ours.Operator(spec.paths.kubeconfig)
             await operator.ready()
-            return await _measure(api, ours.JOBS, ours.manifest, [operator.pid], count)
+            return await _measure(api, lambda name: api.post(ours.JOBS, ours.manifest(name)), [operator.pid], count)
         finally:
             if operator is not None:
                 operator.stop()
@@ -133,7 +134,9 @@ async def of_rival(name: str, count: int) -> Pace:
             await rival.install(api)
             managers = rival.Rival(spec)
             await managers.ready()
-            return await _measure(api, rival.TRAINJOBS, rival.manifest, managers.pids, count)
+            return await _measure(
+                api, lambda name: api.post(rival.TRAINJOBS, rival.manifest(name)), managers.pids, count
+            )
         finally:
             if managers is not None:
                 managers.stop()
@@ -149,18 +152,12 @@ async def of_bare_client(name: str, count: int, specimen: Specimen) -> Pace:
             await ours.install(api)
             await ours.claims(api)
 
-            async def write(number: int) -> None:
-                job = f"b{number}"
+            async def submit(job: str) -> None:
                 made = await api.post(ours.JOBS, ours.manifest(job))
                 for request in specimen.up_to_child(job, made["metadata"]["uid"], made["metadata"]["resourceVersion"]):
                     await api.call(request.method, request.path, request.body, request.content_type)
 
-            async with Children(api).watching() as children:
-                began = time.monotonic()
-                await at_once(count, write)
-                names = [f"b{number}" for number in range(count)]
-                await children.have(names, 300)
-                return Pace(max(children.seen[job] for job in names) - began, time.monotonic() - began)
+            return await _measure(api, submit, [], count)
         finally:
             await api.close()
 

@@ -33,6 +33,7 @@ async def burst(specimen: Specimen, options: argparse.Namespace) -> list[Row]:
         Row("CPU time of the controllers for the burst", mine.cpu, "s", None, "lower", RIVAL, theirs.cpu),
         Row("idle: create to child Job, p50", 1000 * mine.percentile(0.5), "ms", "<= 10", "lower", RIVAL, 1000 * theirs.percentile(0.5)),
         Row("idle: create to child Job, p99", 1000 * mine.percentile(0.99), "ms", "<= 25", "lower", RIVAL, 1000 * theirs.percentile(0.99)),
+        Row("idle: create to child Job, p50, against the same writes", 1000 * mine.percentile(0.5), "ms", None, "lower", BARE, 1000 * bare.percentile(0.5)),
         Row("memory, idle", mine.idle_memory, "MB", "<= 75", "lower", RIVAL, theirs.idle_memory),
         Row("memory after the burst", mine.burst_memory, "MB", None, "lower", RIVAL, theirs.burst_memory),
     ]  # fmt: skip
