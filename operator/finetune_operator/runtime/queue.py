@@ -25,7 +25,9 @@ _FIRST_RETRY_S, _LONGEST_RETRY_S = 5.0, 300.0
 _WOKEN_AT_ONCE = 2
 BLOCKED = "blocked:"
 """Before a reason that something which happens in the namespace may end: a freed quota, a changed policy."""
-_LONGEST_UNWATCHED_S = {f"{BLOCKED}{Reason.NAME_TAKEN}": 48.0}
+_SPREAD = 0.5
+"""Wide, so that a thousand jobs that were refused together soon ask at different times."""
+_LONGEST_UNWATCHED_S = {f"{BLOCKED}{Reason.NAME_TAKEN}": 40.0}
 """Objects without our labels are not watched, so nothing reports that one is gone: a minute at most, with the jitter."""
 _LABELS = (metrics.CONTROLLER, metrics.CONTROLLER)
 
@@ -141,7 +143,7 @@ class WorkQueue:
     # Jobs that cannot proceed.
 
     def retry(self, key: Key, reason: str) -> float:
-        """Reconcile again later, each time for the same reason twice as late (5 s to 300 s, +-25 %). Returns the wait in seconds.
+        """Reconcile again later, each time for the same reason twice as late (5 s to 300 s, +-50 %). Returns the wait in seconds.
 
         A reconcile that something else caused before that time does not make it later.
         """
@@ -151,7 +153,8 @@ class WorkQueue:
             known = self._retries[key] = _Retry(reason, 0, now)
         if known.due <= now:
             known.tries += 1
-            known.due = now + backoff(known.tries, _FIRST_RETRY_S, _LONGEST_UNWATCHED_S.get(reason, _LONGEST_RETRY_S))
+            longest = _LONGEST_UNWATCHED_S.get(reason, _LONGEST_RETRY_S)
+            known.due = now + backoff(known.tries, _FIRST_RETRY_S, longest, _SPREAD)
         if reason.startswith(BLOCKED):
             blocked = self._blocked.setdefault(key[0], OrderedDict())
             blocked[key] = None  # where it was, or at the end

@@ -8,8 +8,10 @@ import itertools
 import json
 import logging
 import pickle
+import random
 import socket
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -116,7 +118,7 @@ async def test_jobs_without_children_go_first_and_those_that_only_were_listed_la
     ("reason", "expected"),
     [
         ("QuotaExceeded", [5, 10, 20, 40, 80, 160, 300, 300]),
-        ("blocked:NameTaken", [5, 10, 20, 40, 48, 48, 48, 48]),
+        ("blocked:NameTaken", [5, 10, 20, 40, 40, 40, 40, 40]),
     ],
 )
 async def test_a_job_that_cannot_proceed_is_retried_less_and_less(
@@ -135,6 +137,20 @@ async def test_a_job_that_cannot_proceed_is_retried_less_and_less(
     assert queue.retry(A, "NotAllowed") == 5, "another reason is another story"
     queue.settled(A)
     assert queue.retry(A, "NotAllowed") == 5
+
+
+async def test_a_thousand_jobs_that_were_refused_together_do_not_ask_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After ten minutes, in any half minute of the next twenty."""
+    monkeypatch.setattr("random.uniform", random.Random(18).uniform)
+    queue, now = WorkQueue(), [0.0]
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now[0], raising=False)
+    asked: Counter[int] = Counter()
+    for number in range(1000):
+        now[0] = 0.0
+        while now[0] < 1800:
+            now[0] += queue.retry(("team", str(number)), "blocked:QuotaExceeded")
+            asked[int(now[0] // 30)] += 1
+    assert max(asked[half_minute] for half_minute in range(20, 60)) <= 5 * 30
 
 
 async def test_freed_quota_wakes_the_two_that_waited_longest_in_its_namespace() -> None:
