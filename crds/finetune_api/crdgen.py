@@ -129,7 +129,7 @@ def _model(model: type[BaseModel], schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _validations(rules: Sequence[Rule]) -> list[dict[str, Any]]:
-    """Rules with a guard become one expression that looks at each guard once.
+    """Join rules that have a guard into one expression that reads each guard once.
 
     The API server evaluates every rule on every write, status writes too, and pays for each field that a rule reads: it
     makes a copy of the schemas of all fields beside it.
@@ -148,8 +148,8 @@ def _validations(rules: Sequence[Rule]) -> list[dict[str, Any]]:
                 for guard, some in guarded.items()
             )
             parts.append(f"[self.{group}].all(g, {inner.replace(f'self.{group}.', 'g.')})")
-        told = [rule for rule in rules if rule.guard is not None]
-        validations.append({"rule": " && ".join(parts), "messageExpression": _broken(told)})
+        joined = [rule for rule in rules if rule.guard is not None]
+        validations.append({"rule": " && ".join(parts), "messageExpression": _broken(joined)})
     return validations
 
 
@@ -175,8 +175,8 @@ def _classes(model: type[BaseModel]) -> set[type[BaseModel]]:
 
 
 def _sparse(node: Any) -> Any:
-    """The same without defaults: they are said instead. A default would be written into each job, to be read, compared and
-    stored with each of its writes."""
+    """Move defaults into descriptions. The API server would write a default into each job, and read, compare and store it with
+    each write."""
     if isinstance(node, list):
         return [_sparse(one) for one in node]
     if not isinstance(node, dict):
@@ -190,7 +190,7 @@ def _sparse(node: Any) -> Any:
 
 
 def _sparse_spec(spec: dict[str, Any]) -> dict[str, Any]:
-    """What the job as a whole does by default is written into it, and a group is there where rules look for it."""
+    """Keep the defaults of spec's own fields, and an empty group where rules read a group."""
     rules = FineTuneJobSpec.RULES
     properties = {}
     for name, node in spec["properties"].items():

@@ -93,16 +93,16 @@ def _conditions(builder: PlanBuilder, job_state: JobState) -> dict[str, Shown]:
     if failed:
         shown["Failed"] = ("True", reason, message)
     _progress(builder, shown)
-    return {kind: _said_once(kind, word, message) for kind, word in shown.items()}
+    return {kind: _without_repeat(kind, condition, message) for kind, condition in shown.items()}
 
 
 _REPEATS = ("Ready", "Running", "QuotaReserved", "Suspended")
 
 
-def _said_once(kind: str, shown: Shown, message: str) -> Shown:
-    """The job's message stands in status.message and in the condition that kstatus shows, and in Complete and Failed."""
-    status, reason, told = shown
-    repeats = told == message and kind in _REPEATS and (kind, status) != ("Ready", "True")
+def _without_repeat(kind: str, shown: Shown, message: str) -> Shown:
+    """Keep the job's message in status.message, in the condition that kstatus reads, and in Complete and Failed."""
+    status, reason, own = shown
+    repeats = own == message and kind in _REPEATS and (kind, status) != ("Ready", "True")
     return (status, reason, "") if repeats else shown
 
 
