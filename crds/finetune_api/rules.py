@@ -19,7 +19,7 @@ M = TypeVar("M", bound=type[BaseModel])
 class Rule:
     """`cel` must hold on the API server; `check` is its twin here (None: only the API server can know).
 
-    `field`: the rule stands at this field of the model, and `self` is the field's value. `guard` and `guarded`: the same
+    `field`: the rule applies to this field of the model, and `self` is the field's value. `guard` and `guarded`: the same
     rule in two parts, a field without which it holds, and the rest, in which `v` is that field's value.
     """
 
