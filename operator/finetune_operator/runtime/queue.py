@@ -25,8 +25,8 @@ _FIRST_RETRY_S, _LONGEST_RETRY_S = 5.0, 300.0
 _WOKEN_AT_ONCE = 2
 BLOCKED = "blocked:"
 """Before a reason that something which happens in the namespace may end: a freed quota, a changed policy."""
-_SPREAD = 0.5
-"""Wide, so that a thousand jobs that were refused together soon ask at different times."""
+_SPREAD, _SPREAD_WIDE_FROM = 0.5, 5
+"""From so many tries on retries are spread wide: a thousand jobs that were refused together soon ask at different times."""
 _LONGEST_UNWATCHED_S = {f"{BLOCKED}{Reason.NAME_TAKEN}": 40.0}
 """Objects without our labels are not watched, so nothing reports that one is gone: a minute at most, with the jitter."""
 _LABELS = (metrics.CONTROLLER, metrics.CONTROLLER)
@@ -143,7 +143,7 @@ class WorkQueue:
     # Jobs that cannot proceed.
 
     def retry(self, key: Key, reason: str) -> float:
-        """Reconcile again later, each time for the same reason twice as late (5 s to 300 s, +-50 %). Returns the wait in seconds.
+        """Reconcile again later, each time for the same reason twice as late (5 s to 300 s, at first +-25 %, later +-50 %). Returns the wait in seconds.
 
         A reconcile that something else caused before that time does not make it later.
         """
@@ -154,7 +154,8 @@ class WorkQueue:
         if known.due <= now:
             known.tries += 1
             longest = _LONGEST_UNWATCHED_S.get(reason, _LONGEST_RETRY_S)
-            known.due = now + backoff(known.tries, _FIRST_RETRY_S, longest, _SPREAD)
+            jitter = _SPREAD if known.tries >= _SPREAD_WIDE_FROM else 0.25
+            known.due = now + backoff(known.tries, _FIRST_RETRY_S, longest, jitter)
         if reason.startswith(BLOCKED):
             blocked = self._blocked.setdefault(key[0], OrderedDict())
             blocked[key] = None  # where it was, or at the end

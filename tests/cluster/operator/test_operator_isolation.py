@@ -150,7 +150,7 @@ def test_a_silent_watch_is_restarted(
 
 
 def test_the_process_outlives_the_api_server(
-    jobs: Any, kubelet: Any, namespace: str, start_operator: Any, proxy: Proxy, eventually: Callable[..., Any]
+    jobs: Any, kubelet: Any, acts: Any, namespace: str, start_operator: Any, proxy: Proxy
 ) -> None:
     """Gone at the start for longer than a liveness probe waits, and again while a job runs."""
     down = threading.Event()
@@ -162,8 +162,10 @@ def test_the_process_outlives_the_api_server(
         assert not operator.ready()
     assert operator.get("/healthz") == "ok"
     down.clear()
+    kubelet.script = acts.hold_training
     jobs.create()
-    jobs.until("prepared", lambda: jobs.status().get("phase") == "Training")
+    jobs.wait("Training")
+    kubelet.script = acts.succeed
     down.set()
     proxy.cut_watches()
     time.sleep(8)

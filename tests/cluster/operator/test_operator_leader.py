@@ -42,16 +42,18 @@ def no_double_children(jobs: Any, kubelet: Any, names: list[str]) -> None:
 
 
 def test_a_killed_leader_is_followed_after_its_lease(
-    jobs: Any, kubelet: Any, replica: Callable[..., Any], eventually: Callable[..., Any]
+    jobs: Any, kubelet: Any, acts: Any, replica: Callable[..., Any], eventually: Callable[..., Any]
 ) -> None:
     first = replica("first")
     eventually("the first leads", lambda: leads(first))
     second = replica("second")
     assert second.get("/readyz") == "ok", "a standby has its cache"
     names = [f"job-{number}" for number in range(5)]
+    kubelet.script = acts.hold_training
     for name in names[:4]:
         jobs.create(name)
     jobs.until("a job trains", lambda: any(jobs.status(name).get("phase") == "Training" for name in names))
+    kubelet.script = acts.succeed
     assert not leads(second)
     first.kill()
     began = time.monotonic()

@@ -224,7 +224,7 @@ def test_a_gang_stays_one_when_a_label_of_its_job_is_rewritten(
     """Tools and policies do that. It is followed again when the label is restored."""
     kubelet.script = acts.hold_training
     jobs.create(compute={"device": "cpu", "nodes": 2})
-    jobs.until("all its pods run", lambda: jobs.condition("Running").get("message") == "Training on 2 nodes")
+    jobs.until("all its pods run", lambda: jobs.status().get("message") == "Training on 2 nodes")
     (train,) = [job for job in jobs.children() if "-train-" in job["metadata"]["name"]]
     path = f"/apis/batch/v1/namespaces/{jobs.namespace}/jobs/{train['metadata']['name']}"
     api.merge(path, {"metadata": {"labels": {label: value}}})
