@@ -38,6 +38,7 @@ def test_watches_that_break_and_lists_that_are_missed(
     train = next(j for j in jobs.children() if "train" in j["metadata"]["name"])["metadata"]["name"]
     jobs.api.delete(f"/apis/batch/v1/namespaces/{namespace}/jobs/{train}")
     eventually("the Job is gone", lambda: train not in [j["metadata"]["name"] for j in jobs.children()])
+    eventually("so are its pods", lambda: not any(train in p["metadata"]["name"] for p in jobs.children("pods")))
     # Nothing of it is left in the log of watches that start from now on.
     kubelet.script = acts.succeed
     blind.clear()
