@@ -45,7 +45,7 @@ class Faults:
     orphaned: set[str] = field(default_factory=set)
     """uids of FineTuneJobs that were deleted without their children"""
     orphaned_jobs: set[str] = field(default_factory=set)
-    """Names of Jobs that were: nobody owns their pods and Services any more."""
+    """Names of Jobs that were: their pods and Services have no owner any more."""
     _background: set[asyncio.Task[None]] = field(default_factory=set)
     _down: set[str] = field(default_factory=set)
 
