@@ -20,20 +20,23 @@ PACKINGS = {"gz": "gzip", "bz2": "bzip2", "xz": "xz", "zst": "zstd"}
 """Names of compressions by what they add to a file's name."""
 
 
+_SPLIT = {"train": 0.8, "validation": 0.1, "test": 0.1}
+
+
 class SplitSpec(ApiModel, Ruled):
     """How `data.train` is divided when no validation or test data is named. A list that is named replaces its fraction."""
 
     RULES: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            "[(has(self.train) ? self.train : 0.8) + (has(self.validation) ? self.validation : 0.1) + (has(self.test) ? self.test : 0.1)].all(s, s > 0.999 && s < 1.001)",
+            f"[{' + '.join(f'(has(self.{part}) ? self.{part} : {share})' for part, share in _SPLIT.items())}].all(s, s > 0.999 && s < 1.001)",
             "data.split: train, validation and test must add up to 1",
             lambda self: 0.999 < self.train + self.validation + self.test < 1.001,
         ),
     )
 
-    train: float = Field(default=0.8, gt=0, le=1)
-    validation: Fraction = 0.1
-    test: Fraction = 0.1
+    train: float = Field(default=_SPLIT["train"], gt=0, le=1)
+    validation: Fraction = _SPLIT["validation"]
+    test: Fraction = _SPLIT["test"]
     seed: int = Field(
         default=42, ge=0, le=2**31 - 1, description="Which rows go where depends on the rows and this seed alone."
     )
