@@ -18,9 +18,13 @@ pytestmark = [pytest.mark.control, pytest.mark.usefixtures("operator")]
 POD_IP = "127.77.0.1"
 
 
-def test_the_whole_way(api: Any, jobs: Any, kubelet: Any, operator: Any) -> None:
+def test_the_whole_way(api: Any, jobs: Any, kubelet: Any, acts: Any, operator: Any) -> None:
     """Stages one after the other, what they found in the status, children as designed, and kopf writes nothing."""
+    kubelet.script = acts.hold_training
     jobs.create(compute={"nodes": 2, "gpusPerNode": 4})
+    jobs.wait("Training")
+    time.sleep(1.1)  # times in objects are whole seconds, and a training of none uses nothing
+    kubelet.script = acts.succeed
     status = jobs.wait("Completed")
     assert history(status) == DONE
     assert (status["data"]["rows"], status["plan"]["steps"], status["evaluation"]["rows"]) == (100, 15, 10)
