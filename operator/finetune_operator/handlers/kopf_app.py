@@ -17,6 +17,7 @@ import kopf
 from kopf._cogs.clients import auth, errors, watching
 from kopf._cogs.structs import credentials, references
 
+from finetune_operator.runtime.client import PAGE
 from finetune_operator.runtime.connection import Connection, Credentials
 from finetune_operator.runtime.decoding import ListResponse
 from finetune_operator.runtime.errors import ApiError, Unreachable
@@ -24,7 +25,6 @@ from finetune_operator.runtime.informer import Receiver, Watch
 from finetune_operator.runtime.resources import Resource
 
 _TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
-_PAGE = 500
 _STREAM_BACKOFFS = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Between attempts to continue a watch: shorter than listing everything again."""
 
@@ -102,7 +102,7 @@ def watcher(connection: Connection) -> tuple[Watch, Callable[[], Any]]:
 def _settings(resource: Resource) -> kopf.OperatorSettings:
     settings = kopf.OperatorSettings()
     settings.watching.inactivity_timeout = 70
-    settings.watching.chunk_size = _PAGE
+    settings.watching.chunk_size = PAGE
     settings.watching.reconnect_backoff = 0.1
     settings.watching.connect_timeout = 5
     settings.networking.request_timeout = 30

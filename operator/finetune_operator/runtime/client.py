@@ -24,7 +24,9 @@ FIELD_MANAGER = "finetune-operator"
 MERGE_PATCH = "application/merge-patch+json"
 METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 _IN_FLIGHT = 128
-_PAGE = 500
+PAGE = 200
+"""Objects of a list that are asked for at once. Three kinds are listed at the same time: by 500, what is read and not yet packed
+was half of the memory of an operator of 1,000 running jobs."""
 _LONGEST_PAUSE_S = 60.0
 
 
@@ -58,7 +60,7 @@ class Client:
         query: dict[str, str] | None = None,
     ) -> AsyncIterator[list[Object]]:
         """Every object of a kind that concerns us, a page at a time."""
-        parameters = {"limit": str(_PAGE), **(query or {})}
+        parameters = {"limit": str(PAGE), **(query or {})}
         selectors = [resource.selector, parameters.get("labelSelector", "")]
         if any(selectors):
             parameters["labelSelector"] = ",".join(filter(None, selectors))

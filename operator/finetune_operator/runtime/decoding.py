@@ -30,10 +30,18 @@ def _but(**fields: CoreSchema) -> CoreSchema:
 
 
 _CONTAINERS = core_schema.list_schema(_only("name", "image", "resources", "restartPolicy"))
-_OBJECT = _but(
-    metadata=_but(managedFields=core_schema.list_schema(_only())),
-    spec=_but(template=_only(), containers=_CONTAINERS, initContainers=_CONTAINERS),
-)
+_NOTHING, _NOTHINGS = _only(), core_schema.list_schema(_only())
+UNREAD: dict[str, CoreSchema] = {
+    "template": _NOTHING,
+    "containers": _CONTAINERS,
+    "initContainers": _CONTAINERS,
+    "volumes": core_schema.list_schema(_only("persistentVolumeClaim")),
+    "securityContext": _NOTHING,
+    "affinity": _NOTHING,
+    "tolerations": _NOTHINGS,
+}
+"""Fields of the spec of a pod or Job, and what is left of them. A FineTuneJob has none of these."""
+_OBJECT = _but(metadata=_but(managedFields=_NOTHINGS), spec=_but(**UNREAD))
 _LIST = SchemaValidator(_but(items=core_schema.list_schema(_OBJECT)))
 
 

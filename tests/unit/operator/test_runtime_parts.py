@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.domain.observed import ClaimView, Ended, JobView, PodView, ProgressReading, Read
 from finetune_operator.domain.plan_builder import Event
@@ -28,7 +29,7 @@ from finetune_operator.handlers.http import listen
 from finetune_operator.runtime.cache import Cache, read_status
 from finetune_operator.runtime.client import Client
 from finetune_operator.runtime.connection import Connection, Credentials
-from finetune_operator.runtime.decoding import decode_list
+from finetune_operator.runtime.decoding import UNREAD, decode_list
 from finetune_operator.runtime.errors import ApiError, Unreachable
 from finetune_operator.runtime.informer import Informer, Informers, Receiver
 from finetune_operator.runtime.job_cache import JobCache
@@ -601,7 +602,11 @@ def test_a_list_is_decoded_without_what_nobody_reads() -> None:
     pod["spec"] = {
         "nodeName": "n1",
         "containers": [{"name": "trainer", "image": "i", "env": [{"name": "A", "value": "b"}]}],
-        "volumes": [{"name": "claim-0", "persistentVolumeClaim": {"claimName": "scratch"}}],
+        "volumes": [
+            {"name": "claim-0", "persistentVolumeClaim": {"claimName": "scratch"}},
+            {"name": "tmp", "emptyDir": {}},
+        ],
+        "tolerations": [{"key": "gpu", "operator": "Exists"}],
     }
     job = child("Job", 2, spec={"completions": 2, "suspend": True, "template": {"spec": pod["spec"]}})
     found = decode_list(json.dumps({"kind": "List", "metadata": {"continue": "x"}, "items": [pod, job]}).encode())
@@ -611,6 +616,7 @@ def test_a_list_is_decoded_without_what_nobody_reads() -> None:
     assert found["items"][1]["spec"] == {"completions": 2, "suspend": True, "template": {}}
     assert (PodView.of(found["items"][0]), JobView.of(found["items"][1])) == (PodView.of(pod), JobView.of(job))
     assert decode_list(b'{"items": null}') == {"items": None}
+    assert UNREAD.keys().isdisjoint(field.alias or name for name, field in FineTuneJobSpec.model_fields.items())
 
 
 async def test_a_background_task_that_ends_is_started_again(caplog: pytest.LogCaptureFixture) -> None:
