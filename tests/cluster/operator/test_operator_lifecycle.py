@@ -240,6 +240,7 @@ def test_a_gang_stays_one_when_a_label_of_its_job_is_rewritten(
     api.merge(path, {"metadata": {"labels": {label: value}}})
     time.sleep(1)
     jobs.wait_reason(shown)
+    assert (label in jobs.status()["message"]) == (value is None)
     api.merge(path, {"metadata": {"labels": {label: train["metadata"]["labels"][label]}}})
     jobs.wait_reason("Training")
     kubelet.script = acts.succeed

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from finetune_api.contract import LABEL_UID
 from finetune_api.status import AttemptStatus, Phase, Stage
 
 from finetune_operator.domain.admission import plan_admission
@@ -214,10 +215,11 @@ def _give_back(current: Current) -> None:
 def _await_stop(current: Current) -> None:
     builder, job = current.builder, current.job
     if job is None or job.deleting:
+        why = "is being deleted" if job is not None else f"was deleted or has lost its label {LABEL_UID}"
         builder.job_state = JobState(
             WAITING_PHASE[current.stage],
             Reason.RESUMING,
-            f"Job {current.attempt.job} was deleted; waiting for its pods to end",
+            f"Job {current.attempt.job} {why}; waiting for its pods to end",
         )
         builder.requeue_after(_DELETING_CHECK_S)
     else:
