@@ -40,7 +40,9 @@ class Scale:
 async def at_rest(name: str, specimen: Specimen, running: int, finished: int) -> Scale:
     """An operator that is started with no job, with RUNNING ones that train, and with FINISHED ones in addition."""
     async with contextlib.AsyncExitStack() as stack:
-        spec = stack.enter_context(cluster(name, kwok=1))
+        # Without the collector of ended pods, which would delete half of them, 20 a second, while they are measured.
+        flags = {"kube-controller-manager": ["--terminated-pod-gc-threshold=0"]}
+        spec = stack.enter_context(cluster(name, kwok=1, flags=flags))
         port = await stack.enter_async_context(ours.progress_server())
         api = Api(spec.paths.kubeconfig)
         stack.push_async_callback(api.close)
