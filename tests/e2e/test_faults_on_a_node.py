@@ -20,7 +20,8 @@ FULL = "full-disk"
 TWO_SCREENS = 110
 """Lines."""
 
-pytestmark = [pytest.mark.node, pytest.mark.timeout(15 * 60)]
+# Of a test alone: the first one waits for the cluster, whose images may have to be built. That has a limit of its own.
+pytestmark = [pytest.mark.node, pytest.mark.timeout(15 * 60, func_only=True)]
 
 Manifest = Callable[..., dict[str, Any]]
 Status = dict[str, Any]

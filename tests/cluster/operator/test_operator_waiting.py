@@ -165,8 +165,9 @@ def test_a_warning_that_stops_nothing(jobs: Any, kubelet: Any, acts: Any, eventu
     jobs.create()
     pod = eventually("a pod", lambda: kubelet.of("prepare"))[0]
     for at, kind, reason, message in (
-        (13, "Warning", "DNSConfigForming", "Nameserver limits were exceeded, some nameservers have been omitted"),
+        # What is shown comes first, so that no look between two of them finds a warning alone.
         (12, "Normal", "Pulling", 'Pulling image "registry.example/trainer:1"'),
+        (13, "Warning", "DNSConfigForming", "Nameserver limits were exceeded, some nameservers have been omitted"),
         (-30, "Warning", "FailedAttachVolume", 'Multi-Attach error for volume "pvc-1"'),
     ):
         event = {
