@@ -149,7 +149,7 @@ class _Child:
 
     @view.setter
     def view(self, view: JobView | PodView) -> None:
-        # As a tuple of its values: half the time of pickling the record, and a fifth smaller.
+        # As a tuple of its values: half the time of pickling the record, or less, and smaller.
         kind = "Job" if isinstance(view, JobView) else "Pod"
         self._view = pickle.dumps((kind, _VALUES[kind](view)), pickle.HIGHEST_PROTOCOL) if _ended(view) else view
 

@@ -26,7 +26,7 @@ METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v
 _IN_FLIGHT = 128
 PAGE = 200
 """Objects of a list that are asked for at once. Three kinds are listed at the same time: by 500, what is read and not yet packed
-was half of the memory of an operator of 1,000 running jobs."""
+made a sixth of the memory of an operator of 1,000 running jobs."""
 _LONGEST_PAUSE_S = 60.0
 
 

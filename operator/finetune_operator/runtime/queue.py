@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from finetune_api.reasons import Reason
 
-from finetune_operator.runtime.backoff import backoff
+from finetune_operator.runtime.backoff import JITTER, backoff
 from finetune_operator.telemetry import metrics
 
 Key = tuple[str, str]
@@ -154,7 +154,7 @@ class WorkQueue:
         if known.due <= now:
             known.tries += 1
             longest = _LONGEST_UNWATCHED_S.get(reason, _LONGEST_RETRY_S)
-            jitter = _SPREAD if known.tries >= _SPREAD_WIDE_FROM else 0.25
+            jitter = _SPREAD if known.tries >= _SPREAD_WIDE_FROM else JITTER
             known.due = now + backoff(known.tries, _FIRST_RETRY_S, longest, jitter)
         if reason.startswith(BLOCKED):
             blocked = self._blocked.setdefault(key[0], OrderedDict())
