@@ -91,7 +91,7 @@ async def at_rest(name: str, specimen: Specimen, running: int, finished: int) ->
 
 
 async def _write_each_kind(api: Api) -> None:
-    """As happens all the time where jobs run. A kind that nobody wrote to since etcd's last compaction, 5 minutes ago, is read from
+    """As happens all the time where jobs run. A kind without a write since etcd's last compaction, 5 minutes ago, is read from
     etcd and decoded again for each page of a list but the first."""
     for path in (ours.JOBS, f"/apis/batch/v1/namespaces/{NAMESPACE}/jobs", f"/api/v1/namespaces/{NAMESPACE}/pods"):
         for found in (await api.get(path, limit="1"))["items"]:
