@@ -14,7 +14,7 @@ import sys
 import time
 import zlib
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from operator import attrgetter
 from typing import Any
@@ -164,7 +164,7 @@ class Cache:
         self._tombs: dict[str, tuple[float, int]] = {}
         """By uid: when an object was taken out, and its version then."""
         self._departed: dict[str, list[PodView]] = {}
-        """By owner's uid: pods that are gone and whose termination messages no reconcile has seen."""
+        """By owner's uid: pods that are gone, and how they ended, until the end of their attempt is recorded."""
         self._specs: OrderedDict[tuple[str, int], tuple[FineTuneJobSpec, str | None]] = OrderedDict()
         self.phases: Counter[str] = Counter()
         """FineTuneJobs by phase."""
@@ -229,7 +229,7 @@ class Cache:
             return None
         if kind == "Pod" and child.family is not None and child.owner not in self._tombs:
             pod: PodView = child.view
-            if pod.ended is not None and pod.ended.message is not None:
+            if pod.ended is not None:
                 self._departed.setdefault(child.owner, []).append(pod)
         if child.family is not None and not _ended(child.view):
             self.on_freed(namespace)
@@ -269,10 +269,16 @@ class Cache:
             progress=facts.progress,
         )
 
-    def looked_at(self, seen: ObservedState) -> None:
-        """The status now holds what departed pods reported."""
+    def looked_at(self, seen: ObservedState, running: Collection[str]) -> None:
+        """The status now holds what was seen. `running`: names of the Jobs whose attempts still run by it. How a pod of these ended
+        is wanted until all have, unless a suspension stopped it that has passed."""
         metadata, recorded = seen.job.metadata, [pod for pods in seen.departed.values() for pod in pods]
-        left = [pod for pod in self._departed.pop(metadata.uid, ()) if pod not in recorded]
+
+        def wanted(pod: PodView) -> bool:
+            job = seen.jobs.get(pod.attempt)
+            return pod.attempt in running and (job is None or pod.created >= (job.released or 0.0))
+
+        left = [pod for pod in self._departed.pop(metadata.uid, ()) if pod not in recorded or wanted(pod)]
         if left:
             self._departed[metadata.uid] = left
         held = self._finetunejobs.get((metadata.namespace, metadata.name))

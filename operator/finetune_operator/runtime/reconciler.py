@@ -99,7 +99,8 @@ class Reconciler:
                 continue
             if await self._write_status(key, held, plan, now) and finished(plan.status):
                 continue  # what follows an end is decided only when the end is recorded
-            self._cache.looked_at(observed)
+            running = [attempt.job for attempt in plan.status.attempts or () if attempt.outcome == "Running"]
+            self._cache.looked_at(observed, running)
             self._poller.follow(key, plan.poll)
             return Requeue(plan.requeue_after, plan.retry)
         logger.warning("the plan did not settle", extra={"rounds": _ROUNDS})

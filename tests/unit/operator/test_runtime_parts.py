@@ -265,8 +265,8 @@ def test_what_changes_nothing_wakes_nobody() -> None:
     assert (seen.jobs, seen.pods) == ({}, {})
 
 
-def test_the_last_words_of_a_pod_outlive_it_until_they_were_seen() -> None:
-    """The Job controller deletes the pods of a Job that is suspended as soon as they end."""
+def test_the_end_of_a_pod_outlives_it_until_that_of_its_attempt_is_recorded() -> None:
+    """The Job controller deletes the pods of a Job that fails or is suspended as soon as they end."""
     cache = Cache()
     cache.observe("FineTuneJob", ftj(1))
     cache.observe("Job", child("Job", 2))
@@ -274,20 +274,23 @@ def test_the_last_words_of_a_pod_outlive_it_until_they_were_seen() -> None:
     ended = {"exitCode": 5, "reason": "Error", "message": text}
     for number, words in (
         (3, {"terminated": ended}),
-        (4, {"terminated": ended | {"message": ""}}),
+        (4, {"terminated": {"exitCode": 137, "reason": "Error"}}),
         (5, {"running": {}}),
     ):
         state = {"containerStatuses": [{"name": "trainer", "state": words}]}
         cache.observe("Pod", child("Pod", number, owner="j", uid=f"p{number}", status=state))
         cache.forget("Pod", "team", f"Pod-p{number}", f"p{number}")
-    seen = cache.snapshot(A)
-    assert seen is not None
-    assert not seen.pods
-    assert [pod.ended.message.step for pod in seen.departed["a-r-train-1"] if pod.ended and pod.ended.message] == [7]
-    cache.looked_at(seen)
-    seen = cache.snapshot(A)
-    assert seen is not None
-    assert not seen.departed
+
+    def look(*running: str) -> list[int]:
+        seen = cache.snapshot(A)
+        assert seen is not None
+        assert not seen.pods
+        cache.looked_at(seen, running)
+        return [pod.ended.exit_code for pod in seen.departed.get("a-r-train-1", ()) if pod.ended]
+
+    assert look("a-r-train-1") == [5, 137]
+    assert look() == [5, 137]  # others of the gang may still have been ending
+    assert look() == []
 
 
 def test_pods_are_found_when_their_job_is_gone_or_let_them_go() -> None:

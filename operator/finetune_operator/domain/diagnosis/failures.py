@@ -202,7 +202,8 @@ def _disruption(
         if _deleted_by_somebody(pod, job, pods):
             return _status(FailureCode.EVICTED, stage, f"Pod {pod.name} was deleted{where}", pod)
     # The Job controller deletes the other pods of a Job that failed: one that is gone explains nothing where a rank does.
-    if len({pod.index for pod in pods}) < job.pods and all(_exit_code(pod) in _NO_CAUSE for pod in failing):
+    explained = any(_exit_code(pod) not in _NO_CAUSE or _killed(pod) for pod in failing)
+    if len({pod.index for pod in pods}) < job.pods and not explained:
         ended = f" (the Job ended with {job.failure})" if job.failure else ""
         return _status(FailureCode.EVICTED, stage, f"A pod of stage {stage} vanished while it ran{ended}")
     return None
@@ -368,6 +369,13 @@ def _when(pod: PodView) -> float:
     return float("inf")
 
 
+def _killed(pod: PodView) -> bool:
+    """Whether it ended by a SIGKILL other than the one that ends the grace period of a deletion."""
+    if pod.ended is None or _exit_code(pod) != 128 + signal.SIGKILL:
+        return False
+    return pod.deletion_due is None or (pod.ended.finished or pod.deletion_due) < pod.deletion_due
+
+
 def _deleted_by_somebody(pod: PodView, job: JobView, pods: Sequence[PodView]) -> bool:
     """The Job controller deletes the rest of a gang too, but only after the first failure. Both times are the servers' own, in
     whole seconds; within the same second a pod that failed by itself, not for want of a peer, decides."""
@@ -376,7 +384,9 @@ def _deleted_by_somebody(pod: PodView, job: JobView, pods: Sequence[PodView]) ->
         return False
     if pod.deletion_asked < failing:
         return True
-    return all(p.deletion_asked is not None or _exit_code(p) == ExitCode.PEER_LOST for p in pods if _failed(p))
+    return not any(
+        _killed(p) or (p.deletion_asked is None and _exit_code(p) != ExitCode.PEER_LOST) for p in pods if _failed(p)
+    )
 
 
 # The kubelet's texts: pkg/kubelet/eviction/{helpers,eviction_manager}.go.

@@ -152,13 +152,39 @@ def test_an_eviction_of_before_a_suspension_is_not_blamed(failed_job: JobView) -
     assert (found.kind, found.failure.code) == ("infra", "Unknown")
 
 
-@pytest.mark.parametrize(("exit_code", "kind"), [(1, "infra"), (7, "evicted"), (137, "evicted")])
-def test_a_rank_that_was_deleted_with_its_failed_job_explains_nothing(
-    failed_job: JobView, exit_code: int, kind: str
+@pytest.mark.parametrize(
+    ("exit_code", "deletion", "kind"),
+    [
+        # deletion: (seconds from the rank's end to the end of the grace period in which it was to stop), None: nobody asked it to
+        (1, None, "infra"),
+        (7, None, "evicted"),
+        (143, None, "evicted"),
+        (137, None, "infra"),  # nothing asked it to stop: it was killed, and the others were deleted for it
+        (137, 30, "infra"),  # so too where it was deleted when it had ended already
+        (137, 0, "evicted"),  # killed at the end of its grace period
+    ],
+)
+def test_what_a_rank_explains_when_the_rest_of_its_gang_is_gone(
+    failed_job: JobView, exit_code: int, deletion: float | None, kind: str
 ) -> None:
-    """The Job controller deletes a rank that has not started, and nothing of it is left."""
+    """The Job controller deletes the ranks of a Job that failed, and nothing is left of those."""
     rank = pod(phase="Failed", containerStatuses=[terminated(exit_code)])
+    if deletion is not None and rank.ended is not None and rank.ended.finished is not None:
+        asked = max(rank.ended.finished, NOW - 2)
+        rank = replace(rank, deletion_asked=asked, deletion_due=rank.ended.finished + deletion)
     assert classify_failure(replace(failed_job, pods=2), [rank], "train", NOW).kind == kind
+
+
+def test_a_killed_rank_that_was_deleted_with_its_gang_is_blamed() -> None:
+    """Its peer ended first, for want of it, so that the Job failed within the second in which its deletion was asked."""
+    job = JobView.of(job_body(2, BACKOFF))
+    assert job.failing is not None
+    peer = failed(None, None, terminated(7, message=report("PeerLost", "another process is gone", 7)))
+    killed = replace(
+        failed(None, None, terminated(137)), index=1, deletion_asked=job.failing, deletion_due=job.failing + 120
+    )
+    found = classify_failure(job, [peer, killed], "train", NOW)
+    assert (found.failure.code, found.failure.rank) == ("Killed", 1)
 
 
 def running(due: float | None = None, *conditions: dict[str, Any]) -> PodView:
