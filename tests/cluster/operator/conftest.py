@@ -159,8 +159,8 @@ class Kubelet:
         elif phase == "Running" and not act.hold:
             self.end(pod, act.exit_code or 0, act.message or "", act.reason)
 
-    def end(self, pod: Pod, exit_code: int, message: str, reason: str = "") -> None:
-        """The container ends."""
+    def end(self, pod: Pod, exit_code: int, message: str, reason: str = "", finished: str = "") -> None:
+        """The container ends, or is found to have ended."""
         self._ended.add(pod["metadata"]["uid"])
         containers = pod["status"].get("containerStatuses") or [{}]
         started = containers[0].get("state", {}).get("running", {}).get("startedAt") or now()
@@ -169,7 +169,7 @@ class Kubelet:
             "reason": reason or ("Completed" if exit_code == 0 else "Error"),
             "message": message,
             "startedAt": started,
-            "finishedAt": now(),
+            "finishedAt": finished or now(),
         }
         phase = "Succeeded" if exit_code == 0 else "Failed"
         self._status(pod, {"phase": phase, "containerStatuses": [self._container(pod, {"terminated": ended})]})

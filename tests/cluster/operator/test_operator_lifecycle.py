@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
 from .attempts import DONE, history
+from .conftest import now
 
 pytestmark = [pytest.mark.control, pytest.mark.usefixtures("operator")]
 
@@ -167,6 +170,33 @@ def test_a_disrupted_gang_goes_on_in_a_new_attempt_without_limit(jobs: Any, kube
     assert (status["attempts"][1]["lastStep"], status["attempts"][1]["reason"]) == (9, "Evicted")
     job = next(j for j in jobs.children() if j["metadata"]["name"].endswith("train-2"))
     assert json.loads(job["metadata"]["annotations"]["finetune.dev/previous-attempt"])["outcome"] == "Evicted"
+
+
+@pytest.mark.parametrize("first", ["killed", "peer"])
+def test_a_killed_rank_is_blamed_by_an_operator_that_looks_late(
+    api: Any, namespace: str, jobs: Any, kubelet: Any, acts: Any, operator: Any, first: str
+) -> None:
+    """Whichever rank ends first fails the Job, whose controller deletes the other; that one is gone before the operator looks."""
+    kubelet.script = lambda pod: replace(acts.hold_training(pod), stop_seconds=3600)
+    jobs.create(compute={"device": "cpu", "nodes": 2})
+    jobs.wait("Training")
+    peer, killed = sorted(kubelet.of("train"), key=lambda pod: pod["spec"]["hostname"])
+    lost = acts.said("train", "failed", 7, step=9, cause={"code": "PeerLost", "message": "another process is gone"})
+    ends = [(killed, 137, ""), (peer, 7, lost)]
+    one, other = ends if first == "killed" else reversed(ends)
+    operator.process.send_signal(signal.SIGSTOP)
+    try:
+        both = now()
+        kubelet.end(*one)
+        jobs.until("the other is deleted", lambda: "deletionTimestamp" in api.get(kubelet.path(other[0]))["metadata"])
+        kubelet.end(*other, finished=both)
+        kubelet.script = acts.succeed
+        present = lambda: [pod["metadata"]["name"] for pod in api.items(f"/api/v1/namespaces/{namespace}/pods")]  # noqa: E731
+        jobs.until("the other is gone", lambda: other[0]["metadata"]["name"] not in present())
+    finally:
+        operator.process.send_signal(signal.SIGCONT)
+    attempt = jobs.wait("Completed")["attempts"][1]
+    assert (attempt["outcome"], attempt["reason"]) == ("Failed", "Killed"), attempt
 
 
 def test_retries_are_used_up(jobs: Any, kubelet: Any, acts: Any) -> None:

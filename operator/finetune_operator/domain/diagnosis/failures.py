@@ -373,7 +373,9 @@ def _killed(pod: PodView) -> bool:
     """Whether it ended by a SIGKILL other than the one that ends the grace period of a deletion."""
     if pod.ended is None or _exit_code(pod) != 128 + signal.SIGKILL:
         return False
-    return pod.deletion_due is None or (pod.ended.finished or pod.deletion_due) < pod.deletion_due
+    asked, due, finished = pod.deletion_asked, pod.deletion_due, pod.ended.finished
+    # When the kubelet lets a pod go, its grace period becomes 0, and both times the same.
+    return asked is None or due is None or (finished is not None and (finished <= asked or finished < due))
 
 
 def _deleted_by_somebody(pod: PodView, job: JobView, pods: Sequence[PodView]) -> bool:

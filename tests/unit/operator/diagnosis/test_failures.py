@@ -155,24 +155,28 @@ def test_an_eviction_of_before_a_suspension_is_not_blamed(failed_job: JobView) -
 @pytest.mark.parametrize(
     ("exit_code", "deletion", "kind"),
     [
-        # deletion: (seconds from the rank's end to the end of the grace period in which it was to stop), None: nobody asked it to
+        # deletion: when it was asked for and when its grace period ends, in seconds after the rank's end
         (1, None, "infra"),
         (7, None, "evicted"),
         (143, None, "evicted"),
         (137, None, "infra"),  # nothing asked it to stop: it was killed, and the others were deleted for it
-        (137, 30, "infra"),  # so too where it was deleted when it had ended already
-        (137, 0, "evicted"),  # killed at the end of its grace period
+        (137, (2, 32), "infra"),  # so too where it was deleted when it had ended already
+        (137, (2, 2), "infra"),  # and after the kubelet has let it go
+        (137, (-5, 25), "infra"),  # in its grace period, whose end is not what killed it
+        (137, (-30, 0), "evicted"),
+        (137, (-30, -30), "evicted"),
     ],
 )
 def test_what_a_rank_explains_when_the_rest_of_its_gang_is_gone(
-    failed_job: JobView, exit_code: int, deletion: float | None, kind: str
+    failed_job: JobView, exit_code: int, deletion: tuple[float, float] | None, kind: str
 ) -> None:
     """The Job controller deletes the ranks of a Job that failed, and nothing is left of those."""
     rank = pod(phase="Failed", containerStatuses=[terminated(exit_code)])
-    if deletion is not None and rank.ended is not None and rank.ended.finished is not None:
-        asked = max(rank.ended.finished, NOW - 2)
-        rank = replace(rank, deletion_asked=asked, deletion_due=rank.ended.finished + deletion)
-    assert classify_failure(replace(failed_job, pods=2), [rank], "train", NOW).kind == kind
+    if deletion is not None:
+        asked, due = (NOW - 5 + seconds for seconds in deletion)
+        rank = replace(rank, deletion_asked=asked, deletion_due=due)
+    job = replace(failed_job, pods=2, failing=NOW - 40, failed=NOW - 40)
+    assert classify_failure(job, [rank], "train", NOW).kind == kind
 
 
 def test_a_killed_rank_that_was_deleted_with_its_gang_is_blamed() -> None:
