@@ -281,7 +281,8 @@ def kill_container(cluster: Any, namespace: str, pod: str) -> bool:
     """As the kernel or an agent of the node would: from outside, and the first process too."""
     uid = cluster.get(f"pod/{pod}", namespace)["metadata"]["uid"]
     killed = False
-    for process in Path("/proc").glob("[0-9]*"):
+    # The first process first: the kernel ends the others with it, before any of them could report one.
+    for process in sorted(Path("/proc").glob("[0-9]*"), key=lambda folder: int(folder.name)):
         with contextlib.suppress(OSError):
             of_pod = uid in (process / "cgroup").read_text().replace("_", "-")
             if of_pod and b"finetune_trainer" in (process / "cmdline").read_bytes():
