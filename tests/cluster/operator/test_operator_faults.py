@@ -42,7 +42,7 @@ def test_watches_that_break_and_lists_that_are_missed(
     # Nothing of it is left in the log of watches that start from now on.
     kubelet.script = acts.succeed
     blind.clear()
-    status = jobs.wait("Completed", seconds=40)
+    status = jobs.wait("Completed")
     assert history(status) == [DONE[0], ("train", 1, "Evicted"), ("train", 2, "Succeeded"), DONE[2]]
     assert operator.get("/healthz") == "ok"
     assert operator.terminate() == 0

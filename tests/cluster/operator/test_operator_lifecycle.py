@@ -164,7 +164,7 @@ def test_a_disrupted_gang_goes_on_in_a_new_attempt_without_limit(jobs: Any, kube
     jobs.wait_reason("Resuming")
     assert jobs.condition("Ready")["status"] == "True"
     kubelet.script = acts.succeed
-    status = jobs.wait("Completed", seconds=30)
+    status = jobs.wait("Completed")
     assert history(status) == [DONE[0], ("train", 1, "Evicted"), ("train", 2, "Succeeded"), DONE[2]]
     assert "infraFailures" not in json.loads(status["state"])
     assert (status["attempts"][1]["lastStep"], status["attempts"][1]["reason"]) == (9, "Evicted")
@@ -202,7 +202,7 @@ def test_a_killed_rank_is_blamed_by_an_operator_that_looks_late(
 def test_retries_are_used_up(jobs: Any, kubelet: Any, acts: Any) -> None:
     kubelet.script = lambda pod: acts.Act(1, "Traceback (most recent call last):\nRuntimeError: the disk is on fire")
     jobs.create(retry={"infra": 2})
-    status = jobs.wait("Failed", seconds=30)
+    status = jobs.wait("Failed")
     assert history(status) == [("prepare", n, "Failed") for n in (1, 2, 3)]
     assert json.loads(status["state"])["infraFailures"] == 3
     assert "the disk is on fire" in status["failure"]["message"]

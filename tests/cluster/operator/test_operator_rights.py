@@ -164,7 +164,7 @@ def test_every_right_of_the_chart_is_used_and_no_other_is_needed(
     jobs.create(compute={"device": "cpu", "nodes": 2}, ttlSecondsAfterFinished=0)
     jobs.until("the warnings of the slow pod are read", lambda: ("list", "events.k8s.io/events") in proxy.used)
     slow = False
-    jobs.wait("Completed", seconds=40)
+    jobs.wait("Completed")
     jobs.until("cleaned up", lambda: not jobs.children())
 
     kubelet.script = acts.hold_training
@@ -196,7 +196,7 @@ def test_every_right_of_the_chart_is_used_and_no_other_is_needed(
     kubelet.script = acts.succeed
     proxy.mute.clear()
     proxy.cut_watches()
-    jobs.wait("Completed", "missed", seconds=40)
+    jobs.wait("Completed", "missed")
     jobs.until("events", lambda: len(jobs.events()) >= 8)
     assert operator.metric("rest_client_requests_total", code="403") == 0
     assert operator.terminate() == 0

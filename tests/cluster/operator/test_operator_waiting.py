@@ -63,7 +63,7 @@ def test_missing_claim(jobs: Any, kubelet: Any) -> None:
     jobs.create(claims=False)
     shown(jobs, "MissingClaim", "PersistentVolumeClaim data", "Create it")
     jobs.claims("data")
-    jobs.recovers(seconds=40)
+    jobs.recovers()
 
 
 def test_missing_workspace_of_several_nodes(jobs: Any, kubelet: Any) -> None:
@@ -72,7 +72,7 @@ def test_missing_workspace_of_several_nodes(jobs: Any, kubelet: Any) -> None:
     shown(jobs, "MissingClaim", "PersistentVolumeClaim scratch", phase="Pending")
     assert not jobs.children()
     jobs.claims("scratch")
-    jobs.recovers(seconds=40)
+    jobs.recovers()
 
 
 def test_workspace_that_several_nodes_cannot_share(jobs: Any, kubelet: Any) -> None:
@@ -207,7 +207,7 @@ def test_a_name_that_is_taken(jobs: Any, kubelet: Any, operator: Any) -> None:
     shown(jobs, "NameTaken", f"Job {name}")
     assert jobs.api.get(f"{path}/{name}")["metadata"].get("ownerReferences") is None
     jobs.api.delete(f"{path}/{name}")
-    jobs.recovers(seconds=40)
+    jobs.recovers()
 
 
 @pytest.mark.parametrize(
