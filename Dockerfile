@@ -54,6 +54,12 @@ RUN --mount=type=cache,target=/root/.cache/uv set -eu; \
     "$uv" venv --quiet --python "$(command -v python3)" /opt/venv; \
     "$uv" pip install --quiet --compile-bytecode --require-hashes --requirement /tmp/requirements.txt; \
     rm -rf /tmp/uv /tmp/requirements.txt
+# What NCCL opens for InfiniBand and RoCE. A base that is not Debian's brings its own.
+RUN set -eu; if ! ldconfig -p | grep -q libibverbs.so.1 && command -v apt-get >/dev/null; then \
+        apt-get update -qq; \
+        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends libibverbs1 ibverbs-providers >/dev/null; \
+        rm -rf /var/lib/apt/lists/*; \
+    fi
 COPY LICENSE /licenses/LICENSE
 COPY crds/finetune_api /app/finetune_api
 COPY trainer_image/finetune_trainer /app/finetune_trainer

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import resource
 import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune_api.contract import ENV_MASTER_ADDR, ENV_MASTER_PORT, ENV_NODE_RANK, RENDEZVOUS_PORT, RunConfig
+from finetune_api.contract import (
+    ENV_MASTER_ADDR,
+    ENV_MASTER_PORT,
+    ENV_NODE_NAME,
+    ENV_NODE_RANK,
+    RENDEZVOUS_PORT,
+    RunConfig,
+)
 
 from finetune_trainer.errors import BadInput
 
 LOOPBACK = "127.0.0.1"
+_CAP_IPC_LOCK = 14
+_LOCKED_BYTES = 2**30
+"""NCCL locks its buffers for each connection, hundreds of MiB in all; containers inherit 8 MiB from systemd's default."""
 _SPINS = "300"
 """Of libgomp, instead of 300,000 (its manual, GOMP_SPINCOUNT). Two pods on two cores: a third to a half of the time a step; one alone:
 2% to 22% more (benchmarks/RESULTS.md)."""
@@ -126,6 +138,35 @@ def oom_kills() -> int | None:
         if "oom_kill" in fields:
             return int(fields["oom_kill"])
     return None
+
+
+def rdma_problem(devices: Path = Path("/dev/infiniband"), library: str = "libibverbs.so.1") -> str | None:
+    """Why NCCL would use TCP, and only say so in its debug log, although this pod was given RDMA devices."""
+    names = sorted(device.name for device in devices.glob("uverbs*"))
+    if not names:
+        return None
+    begin = f"NCCL cannot use the RDMA devices of this pod ({', '.join(names)}) and falls back to TCP: "
+    try:
+        ctypes.CDLL(library)
+    except OSError as error:
+        return f"{begin}{error}; install libibverbs1 and ibverbs-providers in the image"
+    limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if limit == resource.RLIM_INFINITY or limit >= _LOCKED_BYTES or _may_lock():
+        return None
+    return (
+        f"{begin}it may lock {limit // 1024} KiB of memory; set LimitMEMLOCK=infinity for the container runtime of "
+        f"{os.environ.get(ENV_NODE_NAME) or 'the node'}"
+    )
+
+
+def _may_lock() -> bool:
+    """Whether this process has CAP_IPC_LOCK in effect. A container's user other than root never has."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return False
+    effective = next((line.split()[1] for line in status.splitlines() if line.startswith("CapEff:")), "0")
+    return bool(int(effective, 16) >> _CAP_IPC_LOCK & 1)
 
 
 def is_loopback(address: str) -> bool:

@@ -157,6 +157,9 @@ class Gang:
 
     def run(self) -> TerminationMessage:
         """Until every worker has ended: what this pod has to say."""
+        on_gpus = self._config.spec.compute.device != "cpu"
+        if on_gpus and self._place.nodes > 1 and (problem := environment.rdma_problem()):
+            print(problem, flush=True)
         ooms = environment.oom_kills() or 0
         wakeup = self._listen()
         for local in range(self._place.processes):

@@ -66,6 +66,29 @@ def test_threads_on_cores_that_others_may_use_wait_without_spinning(
     assert own.get("GOMP_SPINCOUNT") == spins
 
 
+@pytest.mark.parametrize(
+    ("device", "library", "limit", "words"),
+    [
+        ("other", "libc.so.6", 8192, None),
+        ("uverbs0", "libnothing.so.1", -1, "libnothing.so.1: cannot open shared object file"),
+        ("uverbs0", "libc.so.6", -1, None),
+        ("uverbs0", "libc.so.6", 2**40, None),
+        ("uverbs0", "libc.so.6", 8 * 2**20, "it may lock 8192 KiB of memory; set LimitMEMLOCK=infinity"),
+    ],
+)
+def test_rdma_devices_that_nccl_cannot_use_are_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, device: str, library: str, limit: int, words: str | None
+) -> None:
+    (tmp_path / device).touch()
+    monkeypatch.setattr(environment.resource, "getrlimit", lambda kind: (limit, limit))
+    monkeypatch.setattr(environment, "_may_lock", lambda: False)
+    problem = environment.rdma_problem(tmp_path, library)
+    assert (problem is None) == (words is None)
+    assert words is None or words in (problem or "")
+    monkeypatch.setattr(environment, "_may_lock", lambda: True)
+    assert environment.rdma_problem(tmp_path, "libc.so.6") is None
+
+
 @pytest.mark.parametrize("missing", [ENV_NODE_RANK, ENV_MASTER_ADDR])
 def test_several_pods_never_fall_back_to_localhost(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
     for name in (ENV_NODE_RANK, ENV_MASTER_ADDR):
