@@ -14,7 +14,7 @@ from finetune_api.planner import parameters
 from finetune_api.planner.facts import PlanFacts
 from finetune_api.planner.gpus import Gpu, gpu_of
 from finetune_api.planner.share import device_of, of_step, processes
-from finetune_api.planner.steps import plan_steps
+from finetune_api.planner.steps import plan_steps, validated_rows
 from finetune_api.spec import FineTuneJobSpec
 
 UTILISATION = {"lora": 0.38, "qlora": 0.33, "dora": 0.30, "prefix": 0.35, "prompt": 0.35, "full": 0.38}
@@ -56,7 +56,7 @@ def duration_of(spec: FineTuneJobSpec, facts: PlanFacts, *, steps: int, tokens: 
     else:
         speed, certain, basis = _expected(spec, facts, steps=steps, tokens=tokens)
         startup = _START[device_of(spec)] + _weight_bytes(spec, facts) / _LOAD_BYTES
-        rest = _evaluation(spec, facts, speed, steps)
+        rest = _evaluation(spec, facts, speed, steps, tokens)
     seconds = startup + tokens / speed + rest
     low, high = _BANDS[certain]
     return Duration(seconds, low * seconds, high * seconds, speed, tokens / speed / max(1, steps), basis)
@@ -110,14 +110,16 @@ def _weight_bytes(spec: FineTuneJobSpec, facts: PlanFacts) -> float:
     return facts.model.weight_bytes or 2.0 * facts.model.parameters
 
 
-def _evaluation(spec: FineTuneJobSpec, facts: PlanFacts, speed: float, steps: int) -> float:
+def _evaluation(spec: FineTuneJobSpec, facts: PlanFacts, speed: float, steps: int, tokens: int) -> float:
     """Validation ten times, the test rows once for the base and once tuned; a forward is a third of a training's pass."""
     data = facts.data
     mean = data.tokens / data.rows
     every = plan_steps(
         train_rows=data.rows, global_batch_size=1, epochs=None, max_steps=max(1, steps), checkpoint_every_steps=None
     ).validate_every_steps
-    forwards = mean * data.validation_rows * (steps // every)
+    validations = steps // every
+    rows = validated_rows(data.validation_rows, trained_rows=round(tokens / mean), validations=validations)
+    forwards = mean * rows * validations
     twice = 2 if spec.evaluation.baseline else 1
     forwards += mean * data.test_rows * twice
     seconds = forwards / (3 * speed)

@@ -24,7 +24,7 @@ from finetune_api.errors import sentences
 from finetune_api.finetunejob import FineTuneJob
 from finetune_api.location import parse_uri
 from finetune_api.planner.facts import LENGTH_BINS, DataFacts, ModelShape, PlanFacts
-from finetune_api.planner.steps import plan_steps
+from finetune_api.planner.steps import FEWEST_VALIDATED, VALIDATION_SHARE, plan_steps, validated_rows
 from finetune_api.pods import EnvVar, NamedObject, PodSettings, Resources, merge
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import DataStatus, FindingStatus, MetricRow, PlanStatus, SourceStatus
@@ -274,6 +274,16 @@ def test_every_epoch_has_every_row(rows: int, batch: int, epochs: int) -> None:
         plan_steps(train_rows=rows, global_batch_size=batch, epochs=None, max_steps=7, checkpoint_every_steps=3).steps
         == 7
     )
+
+
+@given(st.integers(0, 10**7), st.integers(1, 10**8), st.integers(1, 11))
+def test_validations_take_their_share_of_the_time_at_most(rows: int, trained_rows: int, validations: int) -> None:
+    measured = validated_rows(rows, trained_rows=trained_rows, validations=validations)
+    assert min(rows, FEWEST_VALIDATED) <= measured <= rows
+    if measured > FEWEST_VALIDATED:  # a forward is a third of a training's pass
+        assert measured * validations / 3 <= VALIDATION_SHARE * trained_rows
+    if measured < rows:
+        assert (measured + 1) * validations / 3 > VALIDATION_SHARE * trained_rows
 
 
 def test_the_version_is_said_once() -> None:

@@ -121,6 +121,23 @@ def test_a_label_that_training_lacks_is_named(job, part):
     assert shards.labels == ["x", "y"]
 
 
+def test_a_long_validation_measures_a_part_of_its_rows(job):
+    labels = [f"label {number % 7}" for number in range(1500)]
+    validation = [{"uri": job.write("other.jsonl", rows_of(labels))}]
+    train = job.write("train.jsonl", rows_of(labels[:21]))
+    data, _, shards = job.prepare(train, data={"validation": validation, **ALL_TRAIN})
+    split = shards.validation
+    assert (data.validation_rows, split.rows) == (1500, 1000)
+    lines = [split.source(row).line for row in range(split.rows)]
+    assert (lines[0], lines[-1], len(set(lines))) == (1, 1500, 1000)
+    assert [shards.labels[split.labels(row)[0]] for row in range(1000)] == [labels[line - 1] for line in lines]
+    whole = Split(shards.folder, "validation", shards.manifest["sources"], labels=7)
+    assert split.lengths().tolist() == [int(whole.lengths()[line - 1]) for line in lines]
+    assert all((split.tokens(row) == whole.tokens(line - 1)).all() for row, line in enumerate(lines))
+    assert split.label_counts().sum() == 1000
+    assert any("measures 1,000 of the 1,500 validation rows" in note for note in shards.manifest["notes"])
+
+
 def test_a_label_that_only_held_out_rows_have_is_said(job):
     rows = rows_of(["x", "y"] * 20 + ["rare"])
     for seed in range(40):

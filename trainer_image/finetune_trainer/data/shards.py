@@ -22,6 +22,7 @@ pair) is told by their encoders: see `encode_pairs` and `encode_classes`.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -166,13 +167,14 @@ class Split:
         self.name = name
         self.label_count = labels
         self._sources = sources
-        self._offsets = _map(folder / f"{name}.offsets.i64", OFFSETS)
+        offsets = _map(folder / f"{name}.offsets.i64", OFFSETS)
+        self._starts, self._ends = offsets[:-1], offsets[1:]
         self._tokens = _map(folder / f"{name}.tokens.i32", TOKENS)
         self._mask = _map(folder / f"{name}.mask.bits", np.dtype("u1"))
         self._prompt = _map(folder / f"{name}.prompt.i32", PROMPT)
         self._source = _map(folder / f"{name}.source.i64", SOURCE).reshape(-1, 4)
-        self.rows = len(self._offsets) - 1
-        total = int(self._offsets[-1]) if self.rows >= 0 else -1
+        self.rows = len(offsets) - 1
+        total = int(offsets[-1]) if self.rows >= 0 else -1
         if (
             self.rows < 0
             or total != len(self._tokens)
@@ -208,7 +210,7 @@ class Split:
 
     def lengths(self) -> np.ndarray:
         """int64 of shape [rows]."""
-        return np.diff(self._offsets)
+        return self._ends - self._starts
 
     def prompt_length(self, row: int) -> int:
         """Tokens before the last answer of the row; equal to the row's length when it has none (plain text)."""
@@ -233,6 +235,17 @@ class Split:
             counts += np.unpackbits(bits, axis=1, count=self.label_count, bitorder="little").sum(axis=0, dtype=np.int64)
         return counts
 
+    def spread(self, most: int) -> Split:
+        """At most so many of its rows, evenly spread, under new numbers."""
+        if self.rows <= most:
+            return self
+        part, chosen = copy.copy(self), np.linspace(0, self.rows - 1, most).astype(np.int64)
+        part.rows = most
+        for name in ("_starts", "_ends", "_prompt", "_source", "_label", "_label_bits"):
+            column = getattr(self, name)
+            setattr(part, name, None if column is None else column[chosen])
+        return part
+
     def source(self, row: int) -> Source:
         file, line, _, _ = self._source[row]
         return Source(self._sources[file], int(line))
@@ -245,7 +258,7 @@ class Split:
     def _bounds(self, row: int) -> tuple[int, int]:
         if not 0 <= row < self.rows:
             raise IndexError(f"row {row} is not in a split of {self.rows} rows")
-        return int(self._offsets[row]), int(self._offsets[row + 1])
+        return int(self._starts[row]), int(self._ends[row])
 
 
 class Shards:
@@ -254,10 +267,13 @@ class Shards:
     def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
         self.folder = folder
         self.manifest = manifest
-        labels = len(manifest.get("resolved", {}).get("labels") or ())
+        resolved = manifest.get("resolved", {})
+        labels = len(resolved.get("labels") or ())
+        # `validation` is the part of its split that is measured while training.
         self.train, self.validation, self.test = (
             Split(folder, name, manifest["sources"], labels=labels) for name in SPLITS
         )
+        self.validation = self.validation.spread(resolved.get("validated_rows", self.validation.rows))
 
     @classmethod
     def open(
@@ -291,7 +307,7 @@ class Shards:
 
     @property
     def resolved(self) -> dict[str, Any]:
-        """What prepare decided: task, max_length, global_batch_size, steps, epochs, checkpoint_every_steps, validate_every_steps, max_new_tokens, loss_on, format.
+        """What prepare decided: task, max_length, global_batch_size, steps, epochs, checkpoint_every_steps, validate_every_steps, validated_rows, max_new_tokens, loss_on, format.
 
         Of a classifier also `labels` (their names, in the order of their numbers) and `multi_label`. Shards of an
         earlier version have no task: `task` knows.

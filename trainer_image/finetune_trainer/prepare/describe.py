@@ -9,6 +9,7 @@ from typing import Any
 from finetune_api.data import DataFormat
 from finetune_api.findings import Finding
 from finetune_api.planner.share import USUAL_BATCH
+from finetune_api.planner.steps import VALIDATION_SHARE, validated_rows
 from finetune_api.status import DataStatus, PlanStatus
 
 from finetune_trainer import sealed, sources
@@ -50,6 +51,12 @@ def describe(
         counts["test"].longest_answer + 8, _UNASKED_NEW_TOKENS
     )
     labels = made.labels.names() if made.labels else None
+    validation = counts["validation"].rows
+    validated = validated_rows(
+        validation,
+        trained_rows=round(steps.epochs * train.rows),
+        validations=-(-steps.steps // steps.validate_every_steps),
+    )
     plan = StepPlan(
         steps.steps,
         train.rows,
@@ -64,7 +71,7 @@ def describe(
         rows=reader.rows,
         invalid_rows=invalid.count,
         train_rows=train.rows,
-        validation_rows=counts["validation"].rows,
+        validation_rows=validation,
         test_rows=counts["test"].rows,
         tokens=train.tokens,
         trained_tokens=train.trained_tokens,
@@ -122,6 +129,7 @@ def describe(
             "epochs": steps.epochs,
             "checkpoint_every_steps": steps.checkpoint_every_steps,
             "validate_every_steps": steps.validate_every_steps,
+            "validated_rows": validated,
             "max_new_tokens": new_tokens,
         },
         "counts": {
@@ -135,7 +143,11 @@ def describe(
         },
         "lengths": sorted(found.lengths.items()),
         "invalid": [{"file": name, "line": line, "reason": reason} for name, line, reason in invalid.first],
-        "notes": _notes(inputs, made, reader, found) + _label_notes(folder, labels),
+        "notes": [
+            *_notes(inputs, made, reader, found),
+            *_label_notes(folder, labels),
+            *([_few_validated(validated, validation)] if validated < validation else ()),
+        ],
         "data": data_status.wire(),
         "plan": plan_status.wire(),
     }
@@ -179,6 +191,13 @@ def _notes(inputs: Inputs, made: Made, reader: RowReader, found: Found) -> list[
             f"{found.special_text} rows contain text that the tokenizer reads as special tokens, such as an end-of-turn mark."
         )
     return notes
+
+
+def _few_validated(validated: int, rows: int) -> str:
+    return (
+        f"Each validation measures {validated:,} of the {rows:,} validation rows, evenly spread: so all validations together take "
+        f"about {VALIDATION_SHARE:.0%} of the training's time."
+    )
 
 
 def _label_notes(folder: Path, labels: list[str] | None) -> list[str]:
