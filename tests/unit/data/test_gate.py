@@ -66,6 +66,46 @@ def test_what_only_prepare_sees_is_found_on_its_line(
     assert code not in {finding.code for finding in report_of(clean).findings}
 
 
+HALF, WORDS = {"role": "user", "content": "the fox"}, {"role": "assistant", "content": "runs"}
+ADVISED = {
+    # name: (rows that cannot be used, what the finding advises)
+    "a weight": ([{"messages": [HALF, {**WORDS, "weight": "0"}]}], "write 0 (not trained) or 1 (trained)"),
+    "arguments": ([{"messages": [HALF, {**WORDS, "tool_calls": [{"name": "f", "arguments": "{x"}]}]}], "write it with json.dumps"),
+    "an image": ([{"messages": [{**HALF, "content": [{"type": "image_url"}]}, WORDS]}], "only text can be trained on, so leave the row out"),
+    "two kinds": ([{"messages": [HALF, {**WORDS, "weight": 2}]}, {"messages": [HALF, {**WORDS, "content": 5}]}] * 2, "write 0 (not trained) or 1 (trained); write it as a string"),
+    "a key twice": (['{"messages": [], "messages": []}'], "keep the one that counts"),
+    "cells": (["prompt,completion", "a,b,c"], "put cells that hold the delimiter, quotes or line ends into quotes"),
+    "a template that refuses": ([{"messages": [{"role": "system", "content": "a"}, HALF, WORDS]}], "change its turns, or set spec.data.template"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ADVISED)
+def test_a_finding_advises_what_its_rows_need(job: Any, name: str) -> None:
+    data, remedy = ADVISED[name]
+    refuses_system = "{{ raise_exception('System role not supported') if messages[0].role == 'system' }}"
+    refuses_system += "{% for m in messages %}{{ m.role + m.content + eos_token }}{% endfor %}"
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in data]
+    config = job.config(job.write("rows.csv" if name == "cells" else "rows.jsonl", "\n".join(lines)))
+    config.spec.data.template = refuses_system
+    with pytest.raises(BadInput):
+        prepare(config, lambda rows, percent: None)
+    assert [finding.remedy for finding in report_of(config).findings if finding.code != "TooFewExamples"] == [remedy]
+
+
+@pytest.mark.parametrize(
+    ("groups", "remedy"),
+    [
+        ({"maxLength": 40}, "raise spec.data.maxLength, or set spec.data.overlong: drop"),
+        ({"maxLength": 40, "overlong": "drop"}, "raise spec.data.maxLength"),
+        ({}, "split them, since the model can read no longer ones, or set spec.data.overlong: drop"),
+    ],
+)
+def test_of_long_rows_only_what_helps_is_advised(job: Any, groups: dict[str, Any], remedy: str) -> None:
+    config, _, _ = run(job, [*rows(5), {"prompt": "fox " * 300, "completion": "hill"}], data={**ALL_TRAIN, **groups})
+    [finding] = [finding for finding in report_of(config).findings if finding.code == "TooLong"]
+    assert (finding.remedy, finding.message[:13]) == (remedy, "1 row is long")
+
+
 def test_a_refusal_is_one_sentence_everywhere(job: Any) -> None:
     data = rows(6)
     del data[3]["completion"]

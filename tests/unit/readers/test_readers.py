@@ -126,7 +126,7 @@ def test_a_folder_gives_its_data_files_and_nothing_else(tmp_path):
 
 FAULTY_ROWS = {
     # name: (file name, bytes, line, code, words)
-    "cut last line": ("a.jsonl", b'{"a": "b"}\n{"a": "b', 2, "InvalidJson", "unterminated string starting at at character 7, where the file ends: was it cut"),
+    "cut last line": ("a.jsonl", b'{"a": "b"}\n{"a": "b', 2, "InvalidJson", "unterminated string starting at character 7, where the file ends: was it cut"),
     "not JSON": ("a.jsonl", b"{}\n{a: 1}\n{}", 2, "InvalidJson", "is not JSON: expecting property name"),
     "Python's own": ("a.jsonl", b"{}\n{'a': 1}\n", 2, "InvalidJson", "single quotes are Python's"),
     "a key twice": ("a.jsonl", b'{"a": {"b": 1, "b": 2}}\n', 1, "InvalidJson", 'has the key "b" twice'),

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from finetune_api.checks import CheckCode
 from finetune_api.data import DataSpec
 
 from finetune_trainer.data import split as splitting
@@ -78,8 +77,12 @@ class Part:
         for row, result in zip(batch, self._encoder.encode([row.example for row in batch]), strict=True):
             file, line, *_ = row.source
             if isinstance(result, str):
-                code: CheckCode = "InvalidTurnOrder" if row.example.messages else "NothingToTrain"
-                invalid.add(file, line, result, code, was_read=True)
+                error = (
+                    InvalidRow(result, "InvalidTurnOrder", "change its turns, or set spec.data.template")
+                    if row.example.messages
+                    else InvalidRow(result, "NothingToTrain")
+                )
+                invalid.add(file, line, error, was_read=True)
                 continue
             fitting = self._fitted(row, result, invalid)
             if fitting is None:
@@ -88,7 +91,7 @@ class Part:
                 try:
                     self.labels.append(self._label_set.add(row.example.label, learn=self.name == "train"))
                 except InvalidRow as error:
-                    invalid.add(file, line, str(error), error.code, was_read=True)
+                    invalid.add(file, line, error, was_read=True)
                     continue
             if result.special_text:
                 self._found.special_text += 1
@@ -116,7 +119,7 @@ class Part:
             encoded = self._encoder.shortened(row.example, encoded, self._max_length)
         if self._encoder.learns_tokens and not encoded.mask[1:].any():
             if not too_long:
-                invalid.add(file, line, "has no token to train on", "NothingToTrain", was_read=True)
+                invalid.add(file, line, InvalidRow("has no token to train on", "NothingToTrain"), was_read=True)
             else:
                 found.dropped += 1
             return None

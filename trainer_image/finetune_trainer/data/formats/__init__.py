@@ -22,7 +22,7 @@ for _dialect in DIALECTS:
 def value_of(row: RawRow) -> dict[str, Any]:
     """What was read. Raises InvalidRow where it could not be."""
     if row.value is None:
-        raise InvalidRow(row.fault or "cannot be read", row.code or "InvalidJson")
+        raise InvalidRow(row.fault or "cannot be read", row.code or "InvalidJson", row.remedy)
     return row.value
 
 
@@ -31,12 +31,12 @@ def detect(row: dict[str, Any]) -> DataFormat:
     found = _fitting(row)
     if reason := preference(row):
         unless = f"; or set spec.data.format to {next(iter(found))} to learn the rest" if found else ""
-        raise InvalidRow(f"{reason}: {ADVICE}{unless}", "PreferencePairs")
+        raise InvalidRow(reason, "PreferencePairs", f"{ADVICE}{unless}")
     if not found:
         raise half(row) or stranger(row)
     if len(found) > 1:
         which = " or ".join(f"{form} (by {by})" for form, by in found.items())
-        raise InvalidRow(f"may be {which}: set spec.data.format to the one that is meant", "UnknownFormat")
+        raise InvalidRow(f"may be {which}", "UnknownFormat", "set spec.data.format to the one that is meant")
     return next(iter(found))
 
 
@@ -69,12 +69,13 @@ def _misfit(row: dict[str, Any], form: DataFormat) -> InvalidRow:
     if own := half(row, form):
         return own
     if reason := preference(row):
-        return InvalidRow(f"{reason}: {ADVICE}", "PreferencePairs")
+        return InvalidRow(reason, "PreferencePairs", ADVICE)
     if found := _fitting(row):
         other, by = next(iter(found.items()))
         return InvalidRow(
-            f"looks like {other} (by {by}), but {form} is read here: keep each format in its own job, convert these rows, or set spec.data.format",
+            f"looks like {other} (by {by}), but {form} is read here",
             "MixedFormats",
+            "keep each format in its own job, convert these rows, or set spec.data.format",
         )
     unknown = half(row) or stranger(row)
-    return InvalidRow(f"is not in format {form}: it {unknown}", unknown.code)
+    return InvalidRow(f"is not in format {form}: it {unknown.reason}", unknown.code, unknown.remedy)

@@ -75,16 +75,21 @@ def conversation(messages: list[Message], untrained: list[int], row: dict[str, A
         raise InvalidRow(f"{field} has no assistant turn, so there is nothing to learn", "NothingToTrain")
     if roles[-1] != "assistant":
         raise InvalidRow(
-            f"the last turn is the {roles[-1]}'s: it must be the assistant's, whose answers are trained on",
+            f"the last turn is the {roles[-1]}'s, but only the assistant's turns are trained",
             "InvalidTurnOrder",
+            "end with an assistant turn",
         )
     if roles[0] == "assistant":
         raise InvalidRow(
-            "the conversation begins with the assistant: put a system or user turn before it", "InvalidTurnOrder"
+            "the conversation begins with the assistant", "InvalidTurnOrder", "put a system or user turn before it"
         )
     if "system" in roles[1:]:
         late = roles.index("system", 1)
-        raise InvalidRow(f"{field}[{late}] is a system turn, which can only be the first", "InvalidTurnOrder")
+        raise InvalidRow(
+            f"{field}[{late}] is a system turn, which can only be the first",
+            "InvalidTurnOrder",
+            "move its text to the first turn",
+        )
     if "tool" in roles:
         _check_tools(roles, field)
     if untrained and len(untrained) == roles.count("assistant"):
@@ -95,20 +100,28 @@ def conversation(messages: list[Message], untrained: list[int], row: dict[str, A
 def _check_tools(roles: list[str], field: str) -> None:
     for number, role in enumerate(roles):
         if role == "tool" and (number == 0 or roles[number - 1] not in ("assistant", "tool")):
-            raise InvalidRow(f"{field}[{number}] is a tool's turn, but no call is before it", "InvalidTurnOrder")
+            raise InvalidRow(
+                f"{field}[{number}] is a tool's turn, but no call is before it",
+                "InvalidTurnOrder",
+                "put the assistant turn with its call before it",
+            )
 
 
 def turns_of(turns: Any, field: str) -> tuple[list[Message], list[int]]:
     """Turns in the templates' own words, and the places of the answers with weight 0. Raises InvalidRow."""
     if not isinstance(turns, list):
-        raise InvalidRow(f"{field} is not a list of turns", "WrongType")
+        raise InvalidRow(
+            f"{field} is not a list of turns", "WrongType", "write a list of objects with role and content"
+        )
     if not turns:
         raise InvalidRow(f"{field} is empty", "EmptyField")
     messages: list[Message] = []
     untrained: list[int] = []
     for number, turn in enumerate(turns):
         if type(turn) is not dict:
-            raise InvalidRow(f"{field}[{number}] is not an object with role and content", "WrongType")
+            raise InvalidRow(
+                f"{field}[{number}] is {shown(turn)}, not a turn", "WrongType", "write an object with role and content"
+            )
         role, content = turn.get("role"), turn.get("content")
         if role is None and content is None and "from" in turn:
             role, content = turn["from"], turn.get("value")
@@ -154,10 +167,10 @@ def _has_no_weight(turn: dict[str, Any], where: str) -> bool:
         return False
     if weight == 0:
         return True
-    raise InvalidRow(f"{where}.weight is {shown(weight)}: it can be 0 (not trained on) or 1", "WrongType")
+    raise InvalidRow(f"{where}.weight is {shown(weight)}", "WrongType", "write 0 (not trained) or 1 (trained)")
 
 
 def _no_role(role: Any, where: str) -> InvalidRow:
     if role is None:
-        return InvalidRow(f"{where} has no role", "InvalidRole")
-    return InvalidRow(f"{where}.role is {shown(role)}: use system, user, assistant or tool", "InvalidRole")
+        return InvalidRow(f"{where} has no role", "InvalidRole", "add system, user, assistant or tool")
+    return InvalidRow(f"{where}.role is {shown(role)}", "InvalidRole", "use system, user, assistant or tool")

@@ -24,13 +24,15 @@ def text(value: Any, where: str, *, may_be_empty: bool = False, parts: bool = Fa
     if not may_be_empty and not value.strip():
         raise InvalidRow(f"{where} is empty", "EmptyField")
     if "\0" in value:
-        raise InvalidRow(f"{where} holds a NUL character", "InvalidEncoding")
+        raise InvalidRow(f"{where} holds a NUL character", "InvalidEncoding", "remove it")
     if not value.isascii():
         try:
             value.encode()
         except UnicodeEncodeError as error:
             raise InvalidRow(
-                f"{where} holds half of a surrogate pair at character {error.start + 1}", "InvalidEncoding"
+                f"{where} holds half of a surrogate pair at character {error.start + 1}",
+                "InvalidEncoding",
+                "write the whole character, or remove it",
             ) from None
     return value
 
@@ -39,7 +41,7 @@ def _joined(value: Any, where: str, may_have_parts: bool) -> str:
     if value is None:
         raise InvalidRow(f"{where} is null", "EmptyField")
     if not (may_have_parts and isinstance(value, list)):
-        raise InvalidRow(f"{where} is {shown(value)}, not a text", "WrongType")
+        raise InvalidRow(f"{where} is {shown(value)}, not a text", "WrongType", "write it as a string")
     parts = []
     for number, part in enumerate(value):
         if isinstance(part, str):
@@ -49,7 +51,9 @@ def _joined(value: Any, where: str, may_have_parts: bool) -> str:
         else:
             kind = part.get("type") if isinstance(part, dict) else part
             raise InvalidRow(
-                f"{where}[{number}] is no text but {shown(kind)}: only text can be trained on", "WrongType"
+                f"{where}[{number}] is no text but {shown(kind)}",
+                "WrongType",
+                "only text can be trained on, so leave the row out",
             )
     return "".join(parts)
 
@@ -61,7 +65,9 @@ def label(value: Any, where: str) -> Label:
     if isinstance(value, int):
         if value < 0:
             raise InvalidRow(
-                f"{where} is {value}: numbers of labels begin at 0, and less often marks rows without one", "WrongType"
+                f"{where} is {value}, and numbers of labels begin at 0",
+                "WrongType",
+                "leave the row out if the number marks rows without a label",
             )
         return value
     if isinstance(value, str):
@@ -73,12 +79,15 @@ def label(value: Any, where: str) -> Label:
 
 def structured(value: Any, where: str) -> Any:
     """A list or object, also where it is written as JSON text, as tables have to. Raises InvalidRow when that is no JSON."""
-    if type(value) is not str or value[:1] not in ("[", "{"):
-        return value
+    return from_json(value, where) if type(value) is str and value.lstrip()[:1] in ("[", "{") else value
+
+
+def from_json(value: str, where: str) -> Any:
+    """Raises InvalidRow."""
     try:
         return orjson.loads(value)
     except (orjson.JSONDecodeError, ValueError):
-        raise InvalidRow(f"{where} is a text that is not JSON", "WrongType") from None
+        raise InvalidRow(f"{where} is a text that is not JSON", "WrongType", "write it with json.dumps") from None
 
 
 def shown(value: Any) -> str:

@@ -12,7 +12,7 @@ def read_pair(row: dict[str, Any]) -> Example:
     """Raises InvalidRow."""
     for name in ("prompt", "completion"):
         if isinstance(row[name], list):
-            raise InvalidRow(f"{name} is a list of turns: set spec.data.format to messages", "WrongType")
+            raise InvalidRow(f"{name} is a list of turns", "WrongType", "set spec.data.format to messages")
     return Example(prompt=text(row["prompt"], "prompt"), completion=text(row["completion"], "completion"))
 
 
@@ -40,19 +40,19 @@ def read_classified(row: dict[str, Any]) -> Example:
     one, several = row.get("label"), row.get("labels")
     if one is not None and several is not None:
         raise InvalidRow(
-            "has both label and labels: keep label for one label a row, labels for lists of them", "UnknownFormat"
+            "has both label and labels", "UnknownFormat", "keep label for one label a row, labels for lists of them"
         )
     said = text(row["text"], "text")
     pair = row.get("text_pair")
     pair = None if pair is None or pair == "" else text(pair, "text_pair")
     if several is None:
         if isinstance(one, list):
-            raise InvalidRow("label is a list: name the field labels where rows may have several", "WrongType")
+            raise InvalidRow("label is a list", "WrongType", "name the field labels where rows may have several")
         return Example(text=said, pair=pair, label=label(one, "label" if "label" in row else "labels"))
     several = structured(several, "labels")
     if not isinstance(several, list):
         raise InvalidRow(
-            f"labels is {shown(several)}, not a list: name the field label where every row has one", "WrongType"
+            f"labels is {shown(several)}, not a list", "WrongType", "name the field label where every row has one"
         )
     labels = tuple(label(value, f"labels[{number}]") for number, value in enumerate(several))
     return Example(text=said, pair=pair, label=labels)

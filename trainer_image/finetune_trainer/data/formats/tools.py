@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import orjson
-
 from finetune_trainer.data.formats.example import InvalidRow
-from finetune_trainer.data.formats.fields import shown, structured, text
+from finetune_trainer.data.formats.fields import from_json, shown, structured, text
 
 _DEEPEST = 64
 
@@ -23,7 +21,7 @@ def tools_of(row: dict[str, Any]) -> tuple[dict[str, Any], ...] | None:
         return None
     tools = structured(row[name], name)
     if not isinstance(tools, list):
-        raise InvalidRow(f"{name} is {shown(tools)}, not a list of functions", "WrongType")
+        raise InvalidRow(f"{name} is {shown(tools)}, not a list of functions", "WrongType", "write a list")
     return tuple(_tool(tool, f"{name}[{number}]") for number, tool in enumerate(tools)) or None
 
 
@@ -33,11 +31,11 @@ def _sound(value: Any, where: str, depth: int = 0) -> Any:
         return text(value, where, may_be_empty=True)
     if type(value) is dict or type(value) is list:
         if depth == _DEEPEST:
-            raise InvalidRow(f"{where} is nested too deeply", "WrongType")
+            raise InvalidRow(f"{where} is nested too deeply", "WrongType", f"nest {_DEEPEST} levels at most")
         for inner in (*value.keys(), *value.values()) if type(value) is dict else value:
             _sound(inner, where, depth + 1)
     elif value is not None and not isinstance(value, int | float):
-        raise InvalidRow(f"{where} holds {shown(value)}, which JSON does not know", "WrongType")
+        raise InvalidRow(f"{where} holds {shown(value)}, which JSON does not know", "WrongType", "write it as a string")
     return value
 
 
@@ -45,7 +43,7 @@ def _tool(tool: Any, where: str) -> dict[str, Any]:
     tool = structured(tool, where)
     function = tool.get("function", tool) if isinstance(tool, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise InvalidRow(f"{where} is no function with a name", "WrongType")
+        raise InvalidRow(f"{where} is no function with a name", "WrongType", "add its name")
     function = {**function, "parameters": structured(function.get("parameters"), f"{where}.function.parameters")}
     return {"type": "function", "function": _without_null(_sound(function, where))}
 
@@ -63,14 +61,14 @@ def tool_calls(calls: Any, where: str) -> list[dict[str, Any]]:
     if isinstance(calls, dict):
         calls = [calls]
     if not isinstance(calls, list):
-        raise InvalidRow(f"{where} is {shown(calls)}, not a list of calls", "WrongType")
+        raise InvalidRow(f"{where} is {shown(calls)}, not a list of calls", "WrongType", "write a list")
     return [_call(call, f"{where}[{number}]") for number, call in enumerate(calls)]
 
 
 def _call(call: Any, where: str) -> dict[str, Any]:
     function = call.get("function") or call if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise InvalidRow(f"{where} has no function with a name", "WrongType")
+        raise InvalidRow(f"{where} has no function with a name", "WrongType", "add its name")
     name = text(function["name"], f"{where}.function.name")
     known = {"id": text(call["id"], f"{where}.id", may_be_empty=True)} if isinstance(call.get("id"), str) else {}
     arguments = _arguments(function.get("arguments", function.get("parameters")), f"{where}.function.arguments")
@@ -81,10 +79,9 @@ def _arguments(value: Any, where: str) -> dict[str, Any]:
     if value is None or value == "":
         return {}
     if isinstance(value, str):
-        try:
-            value = orjson.loads(text(value, where))
-        except orjson.JSONDecodeError:
-            raise InvalidRow(f"{where} is a text that is not JSON", "WrongType") from None
+        value = from_json(text(value, where), where)
     if not isinstance(value, dict):
-        raise InvalidRow(f"{where} is {shown(value)}, not an object", "WrongType")
+        raise InvalidRow(
+            f"{where} is {shown(value)}, not an object", "WrongType", "write an object of names and values"
+        )
     return _sound(value, where)
