@@ -88,7 +88,7 @@ def test_pairs_are_prepared_for_the_model(t5_job):
     assert max(prompts) == 40
     assert max(lengths - prompts) == 40
     assert data.trained_tokens == int(sum(lengths - prompts)), "the whole target is learnt"
-    assert any("have a source or a target longer than 40 tokens" in note for note in shards.manifest["notes"])
+    assert any("has a source or a target longer than 40 tokens" in note for note in shards.manifest["notes"])
     whole, _, _ = t5_job.prepare(uri, data=ALL_TRAIN)
     assert whole.truncated_rows == 0, "n_positions bounds nothing"
 
