@@ -117,6 +117,35 @@ def test_the_format_that_is_named_decides():
     assert (formats.read(both, "classification").label, formats.read(both, "instruction")) == ("good", ASKED)
 
 
+def _called(arguments: object, **tool: dict) -> dict:
+    properties = {
+        "city": {"type": "string"},
+        "unit": {"type": "string"},
+        "days": {"items": {"properties": {"day": {}}}},
+    }
+    offered = {"name": "weather", "parameters": {"type": "object", "properties": properties}} | tool
+    call = {"type": "function", "function": {"name": "weather", "arguments": arguments}}
+    turns = [TALK[0], {"role": "assistant", "content": None, "tool_calls": [call]}]
+    return {"messages": turns, "tools": [{"type": "function", "function": offered}]}
+
+
+PADDED = {"city": "Rome", "unit": None, "zone": None, "days": [{"day": 1, "hour": None}]}
+ARGUMENTS = {
+    # name: (row, arguments that are trained)
+    "undeclared nulls of an object": (_called(PADDED), {"city": "Rome", "unit": None, "days": [{"day": 1}]}),
+    "nulls that the row wrote itself": (_called(json.dumps(PADDED)), PADDED),
+    "a tool that declares nothing": (_called(PADDED, parameters={"type": "object"}), PADDED),
+    "another tool": (_called(PADDED, name="clock"), PADDED),
+}
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_an_argument_that_other_calls_have_is_no_argument(name):
+    row, arguments = ARGUMENTS[name]
+    [call] = formats.read(row, "messages").messages[-1]["tool_calls"]
+    assert call["function"]["arguments"] == arguments
+
+
 def test_what_is_offered_is_content_and_what_is_learnt_is_not():
     plain, offered = formats.read({"messages": list(TALK)}, "messages"), formats.read({"messages": list(TALK), "tools": [TOOL]}, "messages")  # fmt: skip
     weighed = formats.read({"messages": [*TALK, {**TALK[1], "weight": 0}, TALK[1]]}, "messages")

@@ -272,6 +272,15 @@ def test_points_in_time_in_parquet_are_texts(tmp_path):
     assert str(next(read_rows(tmp_path / "a")).value["at"]).startswith("2026-01-02")
 
 
+def test_structs_in_parquet_have_the_fields_that_were_written(tmp_path):
+    rows = [
+        {"label": None, "calls": [{"name": "weather", "arguments": {"city": "Rome", "at": [{"day": 1}]}}]},
+        {"label": None, "calls": [{"name": "clock", "id": "c1", "arguments": {"zone": "utc", "at": [{"hour": 2}]}}]},
+    ]
+    (tmp_path / "a").write_bytes(as_parquet(pa.Table.from_pylist(rows)))
+    assert [row.value for row in read_rows(tmp_path / "a")] == rows
+
+
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.text() | st.floats(allow_nan=False, allow_infinity=False),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),

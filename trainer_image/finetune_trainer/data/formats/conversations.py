@@ -7,7 +7,7 @@ from typing import Any
 from finetune_trainer.data.chat import Message
 from finetune_trainer.data.formats.example import Example, InvalidRow
 from finetune_trainer.data.formats.fields import shown, structured, text
-from finetune_trainer.data.formats.tools import tool_calls, tools_of
+from finetune_trainer.data.formats.tools import Tools, tool_calls, tools_of
 
 NAMES = ("messages", "conversations", "conversation")
 
@@ -37,21 +37,22 @@ def read_conversation(row: dict[str, Any]) -> Example:
     """A row with a list of turns. Raises InvalidRow."""
     field = field_of(row)
     assert field
-    messages, untrained = turns_of(structured(row[field], field), field)
+    messages, untrained = turns_of(structured(row[field], field), field, tools := tools_of(row))
     system = row.get("system") or row.get("system_prompt")
     if isinstance(system, str) and system.strip() and messages and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": text(system, "system")})
         untrained = [number + 1 for number in untrained]
-    return conversation(messages, untrained, row, field)
+    return conversation(messages, untrained, tools, field)
 
 
 def read_turned_pair(row: dict[str, Any]) -> Example:
     """Prompt and completion that are lists of turns: what the prompt's assistant says is not learnt. Raises InvalidRow."""
-    prompt, _ = turns_of(structured(row["prompt"], "prompt"), "prompt")
-    completion, untrained = turns_of(structured(row["completion"], "completion"), "completion")
+    tools = tools_of(row)
+    prompt, _ = turns_of(structured(row["prompt"], "prompt"), "prompt", tools)
+    completion, untrained = turns_of(structured(row["completion"], "completion"), "completion", tools)
     untrained = [number + len(prompt) for number in untrained]
     before = [number for number, message in enumerate(prompt) if message["role"] == "assistant"]
-    return conversation(prompt + completion, before + untrained, row, "prompt and completion")
+    return conversation(prompt + completion, before + untrained, tools, "prompt and completion")
 
 
 def field_of(row: dict[str, Any]) -> str | None:
@@ -68,7 +69,7 @@ def is_sharegpt(row: dict[str, Any]) -> bool:
     return isinstance(turns, list) and bool(turns) and isinstance(turns[0], dict) and "from" in turns[0]
 
 
-def conversation(messages: list[Message], untrained: list[int], row: dict[str, Any], field: str) -> Example:
+def conversation(messages: list[Message], untrained: list[int], tools: Tools | None, field: str) -> Example:
     """The example of these turns. Raises InvalidRow when their order is none that a conversation has."""
     roles = [message["role"] for message in messages]
     if "assistant" not in roles:
@@ -94,7 +95,7 @@ def conversation(messages: list[Message], untrained: list[int], row: dict[str, A
         _check_tools(roles, field)
     if untrained and len(untrained) == roles.count("assistant"):
         raise InvalidRow("every answer has weight 0, so there is nothing to learn", "NothingToTrain")
-    return Example(messages=tuple(messages), tools=tools_of(row), untrained=tuple(untrained))
+    return Example(messages=tuple(messages), tools=tools, untrained=tuple(untrained))
 
 
 def _check_tools(roles: list[str], field: str) -> None:
@@ -107,7 +108,7 @@ def _check_tools(roles: list[str], field: str) -> None:
             )
 
 
-def turns_of(turns: Any, field: str) -> tuple[list[Message], list[int]]:
+def turns_of(turns: Any, field: str, tools: Tools | None) -> tuple[list[Message], list[int]]:
     """Turns in the templates' own words, and the places of the answers with weight 0. Raises InvalidRow."""
     if not isinstance(turns, list):
         raise InvalidRow(
@@ -134,13 +135,13 @@ def turns_of(turns: Any, field: str) -> tuple[list[Message], list[int]]:
             said = text(content, f"{field}[{number}].content", parts=True, may_be_empty=known == "system")
             messages.append({"role": known, "content": said})
             continue
-        messages.append(_special(turn, known, content, f"{field}[{number}]"))
+        messages.append(_special(turn, known, content, f"{field}[{number}]", tools))
         if known == "assistant" and _has_no_weight(turn, f"{field}[{number}]"):
             untrained.append(number)
     return messages, untrained
 
 
-def _special(turn: dict[str, Any], role: str, content: Any, where: str) -> Message:
+def _special(turn: dict[str, Any], role: str, content: Any, where: str, tools: Tools | None) -> Message:
     """An assistant's turn, which may call tools, or a tool's answer."""
     if role == "tool":
         return {
@@ -155,7 +156,7 @@ def _special(turn: dict[str, Any], role: str, content: Any, where: str) -> Messa
         return {"role": "assistant", "content": text(content, f"{where}.content", parts=True)}
     if role == _CALL or content is None:
         content = ""
-    calls = tool_calls(calls, where if role == _CALL else f"{where}.tool_calls")
+    calls = tool_calls(calls, where if role == _CALL else f"{where}.tool_calls", tools)
     said = text(content, f"{where}.content", parts=True, may_be_empty=True)
     return {"role": "assistant", "content": said, "tool_calls": calls}
 

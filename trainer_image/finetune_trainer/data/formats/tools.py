@@ -10,11 +10,14 @@ from typing import Any
 
 from finetune_trainer.data.formats.example import InvalidRow
 from finetune_trainer.data.formats.fields import from_json, shown, structured, text
+from finetune_trainer.data.readers.parquet import without_null
 
 _DEEPEST = 64
 
+Tools = tuple[dict[str, Any], ...]
 
-def tools_of(row: dict[str, Any]) -> tuple[dict[str, Any], ...] | None:
+
+def tools_of(row: dict[str, Any]) -> Tools | None:
     """The functions that a row offers in `tools`, or in `functions` as OpenAI once had it. Raises InvalidRow."""
     name = next((name for name in ("tools", "functions") if row.get(name)), None)
     if name is None:
@@ -45,34 +48,43 @@ def _tool(tool: Any, where: str) -> dict[str, Any]:
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise InvalidRow(f"{where} is no function with a name", "WrongType", "add its name")
     function = {**function, "parameters": structured(function.get("parameters"), f"{where}.function.parameters")}
-    return {"type": "function", "function": _without_null(_sound(function, where))}
+    return {"type": "function", "function": without_null(_sound(function, where))}
 
 
-def _without_null(value: Any) -> Any:
-    """Without the fields that are null: Arrow and Parquet give each object the fields of all others."""
-    if isinstance(value, dict):
-        return {name: _without_null(inner) for name, inner in value.items() if inner is not None}
-    return [_without_null(inner) for inner in value] if isinstance(value, list) else value
-
-
-def tool_calls(calls: Any, where: str) -> list[dict[str, Any]]:
+def tool_calls(calls: Any, where: str, tools: Tools | None) -> list[dict[str, Any]]:
     """Calls as templates take them: arguments are an object, whether the row has one or its JSON text. Raises InvalidRow."""
     calls = structured(calls, where)
     if isinstance(calls, dict):
         calls = [calls]
     if not isinstance(calls, list):
         raise InvalidRow(f"{where} is {shown(calls)}, not a list of calls", "WrongType", "write a list")
-    return [_call(call, f"{where}[{number}]") for number, call in enumerate(calls)]
+    return [_call(call, f"{where}[{number}]", tools) for number, call in enumerate(calls)]
 
 
-def _call(call: Any, where: str) -> dict[str, Any]:
+def _call(call: Any, where: str, tools: Tools | None) -> dict[str, Any]:
     function = call.get("function") or call if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise InvalidRow(f"{where} has no function with a name", "WrongType", "add its name")
     name = text(function["name"], f"{where}.function.name")
     known = {"id": text(call["id"], f"{where}.id", may_be_empty=True)} if isinstance(call.get("id"), str) else {}
-    arguments = _arguments(function.get("arguments", function.get("parameters")), f"{where}.function.arguments")
+    written = function.get("arguments", function.get("parameters"))
+    arguments = _arguments(written, f"{where}.function.arguments")
+    if isinstance(written, dict):
+        called = next((tool["function"] for tool in tools or () if tool["function"]["name"] == name), {})
+        arguments = _declared(arguments, called.get("parameters"))
     return {"type": "function", **known, "function": {"name": name, "arguments": arguments}}
+
+
+def _declared(value: Any, schema: Any) -> Any:
+    """Without nulls that a schema does not declare: they are the parameters of other tools, written from Arrow to JSON."""
+    if isinstance(value, list) and isinstance(schema, dict):
+        return [_declared(inner, schema.get("items")) for inner in value]
+    known = schema.get("properties") if isinstance(value, dict) and isinstance(schema, dict) else None
+    if not isinstance(known, dict):
+        return value
+    return {
+        name: _declared(inner, known.get(name)) for name, inner in value.items() if inner is not None or name in known
+    }
 
 
 def _arguments(value: Any, where: str) -> dict[str, Any]:
