@@ -136,6 +136,12 @@ def test_clean_rows_pass_all_checks(rows: Lines, validation: Lines, examine) -> 
     assert examine(rows, validation) == []
 
 
+def test_what_an_assistant_thinks_is_searched_too(examine) -> None:
+    thought = {"role": "assistant", "content": "Yes.", "reasoning": "They wrote from jane.doe@acme-harbour.io."}
+    rows = at(40, {"messages": [{"role": "user", "content": "Who?"}, thought]}, talks(80))
+    assert [finding.where for finding in examine(rows) if finding.code == "Pii"] == ["train.jsonl:40"]
+
+
 REFUSALS = {
     # name: (spec, whether exact duplicates of 1 in 81 rows refuse the data, and are told at all)
     "told": ({}, False, True),

@@ -117,6 +117,33 @@ def test_the_format_that_is_named_decides():
     assert (formats.read(both, "classification").label, formats.read(both, "instruction")) == ("good", ASKED)
 
 
+def said(content: object = "Hello", **more: object) -> dict:
+    return {"messages": [TALK[0], {"role": "assistant", "content": content, **more}]}
+
+
+THOUGHTFUL = {
+    # name: (row, reasoning)
+    "reasoning_content": (said(reasoning_content="Hm.\n"), "Hm.\n"),
+    "thinking": (said(thinking="Hm."), "Hm."),
+    "reasoning": (said(reasoning="Hm.", thinking=None), "Hm."),
+    "twice the same": (said(reasoning="Hm.", reasoning_content="Hm."), "Hm."),
+    "parts of Anthropic": (said([{"type": "thinking", "thinking": "Hm.", "signature": "x"}, {"type": "text", "text": "Hello"}]), "Hm."),
+    "parts of Mistral": (said([{"type": "thinking", "thinking": [{"type": "text", "text": "Hm."}]}, {"type": "text", "text": "Hello"}]), "Hm."),
+    "parts of OpenAI": (said([{"type": "reasoning", "summary": [{"type": "summary_text", "text": "Hm."}]}, {"type": "output_text", "text": "Hello"}]), "Hm."),
+    "none": (said(reasoning_content=" ", thinking=""), None),
+    "of a call": (said(None, tool_calls=[CALL], reasoning="Hm."), "Hm."),
+    "ShareGPT": ({"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello", "reasoning": "Hm."}]}, "Hm."),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", THOUGHTFUL)
+def test_what_an_assistant_thinks_is_kept_apart_from_what_it_says(name):
+    row, reasoning = THOUGHTFUL[name]
+    answer = formats.read(row, "messages").messages[-1]
+    assert answer.get("reasoning_content") == reasoning
+    assert answer["content"] == ("" if "tool_calls" in answer else "Hello")
+
+
 def _called(arguments: object, **tool: dict) -> dict:
     properties = {
         "city": {"type": "string"},
@@ -239,6 +266,9 @@ INVALID = {
     "deep arguments": (talk(USER, {**BOT, "tool_calls": [{"function": {"name": "f", "arguments": '{"a":' + "[" * 99 + "]" * 99 + "}"}}]}), "messages", "WrongType", "nested too deeply"),
     "tools are no list": (talk(*TALK, tools="f"), "messages", "WrongType", 'tools is "f", not a list'),
     "a tool without name": (talk(*TALK, tools=[{}]), "messages", "WrongType", r"tools\[0\] is no function with a name"),
+    "two thoughts": (said(thinking="a", reasoning="b"), "messages", "UnknownFormat", r"messages\[1\] has different reasoning in thinking and reasoning: keep one"),
+    "a thought that is none": (said(thinking=True), "messages", "WrongType", r"messages\[1\].thinking is true, not a text"),
+    "a hidden thought": (said([{"type": "redacted_thinking", "data": "x"}]), "messages", "WrongType", 'no text but "redacted_thinking"'),
     "a label and labels": ({"text": "a", "label": 1, "labels": [1]}, "classification", "UnknownFormat", "has both label and labels"),
     "a fraction": ({"text": "a", "label": 0.5}, "classification", "WrongType", "label is 0.5: a label is"),
     "no label": ({"text": "a", "label": None}, "classification", "EmptyField", "label is null"),

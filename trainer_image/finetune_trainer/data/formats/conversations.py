@@ -11,6 +11,11 @@ from finetune_trainer.data.formats.tools import Tools, tool_calls, tools_of
 
 NAMES = ("messages", "conversations", "conversation")
 
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+"""Fields of a turn that hold its reasoning, and types of parts that do."""
+_THOUGHTS = (*_REASONING, "text", "content", "summary")
+"""Fields of such a part, by Anthropic, Mistral and OpenAI."""
+
 _CALL = "call"
 ROLES = {
     "system": "system",
@@ -150,15 +155,34 @@ def _special(turn: dict[str, Any], role: str, content: Any, where: str, tools: T
             **{name: text(turn[name], f"{where}.{name}") for name in ("tool_call_id", "name") if turn.get(name)},
         }
     calls = content if role == _CALL else turn.get("tool_calls") or turn.get("function_call")
-    if not calls:
-        if content is None and "content" not in turn and "value" not in turn:
-            raise InvalidRow(f"{where} has no content", "MissingField")
-        return {"role": "assistant", "content": text(content, f"{where}.content", parts=True)}
-    if role == _CALL or content is None:
+    if not calls and content is None and "content" not in turn and "value" not in turn:
+        raise InvalidRow(f"{where} has no content", "MissingField")
+    if calls and (role == _CALL or content is None):
         content = ""
-    calls = tool_calls(calls, where if role == _CALL else f"{where}.tool_calls", tools)
-    said = text(content, f"{where}.content", parts=True, may_be_empty=True)
-    return {"role": "assistant", "content": said, "tool_calls": calls}
+    thoughts, content = _reasoning(turn, content, where)
+    message = {"role": "assistant", "content": text(content, f"{where}.content", parts=True, may_be_empty=bool(calls))}
+    if thoughts:
+        message["reasoning_content"] = thoughts
+    if calls:
+        message["tool_calls"] = tool_calls(calls, where if role == _CALL else f"{where}.tool_calls", tools)
+    return message
+
+
+def _reasoning(turn: dict[str, Any], content: Any, where: str) -> tuple[str, Any]:
+    """What the assistant thinks before it answers, in whichever field or part of the content, and the content without it."""
+    found = {name: turn[name] for name in _REASONING if turn.get(name)}
+    if isinstance(content, list):
+        thoughts = [part for part in content if isinstance(part, dict) and part.get("type") in _REASONING]
+        content = [part for part in content if part not in thoughts]
+        said = [next((part[name] for name in _THOUGHTS if part.get(name)), "") for part in thoughts]
+        texts = [text(part, f"{where}.content", parts=True, may_be_empty=True) for part in said]
+        found |= {"content": "".join(texts)} if texts else {}
+    read = {text(value, f"{where}.{name}", parts=True, may_be_empty=True): name for name, value in found.items()}
+    read = {thought: name for thought, name in read.items() if thought.strip()}
+    if len(read) > 1:
+        names = " and ".join(read.values())
+        raise InvalidRow(f"{where} has different reasoning in {names}", "UnknownFormat", "keep one of them")
+    return next(iter(read), ""), content
 
 
 def _has_no_weight(turn: dict[str, Any], where: str) -> bool:

@@ -13,6 +13,8 @@ from finetune_trainer.data.formats.example import InvalidRow, Label
 
 _SHOWN = 40
 """Characters of a value that are shown."""
+_TEXTS = ("text", "input_text", "output_text", "reasoning_text", "summary_text")
+"""What OpenAI's APIs call parts that are texts."""
 _SEARCHED = 4096
 """Characters that are searched for what must be masked: more than the longest key."""
 
@@ -46,7 +48,7 @@ def _joined(value: Any, where: str, may_have_parts: bool) -> str:
     for number, part in enumerate(value):
         if isinstance(part, str):
             parts.append(part)
-        elif isinstance(part, dict) and isinstance(part.get("text"), str) and part.get("type", "text") == "text":
+        elif isinstance(part, dict) and isinstance(part.get("text"), str) and part.get("type", "text") in _TEXTS:
             parts.append(part["text"])
         else:
             kind = part.get("type") if isinstance(part, dict) else part
