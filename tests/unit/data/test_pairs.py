@@ -111,3 +111,11 @@ def test_what_an_encoder_decoder_cannot_learn_is_refused(t5_job, row, groups, wo
         t5_job.prepare(t5_job.write("rows.jsonl", [row]), **groups)
     assert caught.value.cause.code == "InvalidSpec"
     assert "model.task is not set: for this model and data it is seq2seq-lm" in caught.value.cause.remedy
+
+
+def test_a_row_of_which_an_encoder_reads_a_part_is_refused(t5_job):
+    row = {"instruction": "hello", "output": "world"}
+    for more in ({"system": "fox"}, {"history": [["a", "b"]]}, {"tools": [{"name": "f"}]}):
+        uri = t5_job.write("rows.jsonl", [row, {**row, **more}])
+        with pytest.raises(BadInput, match=r"rows\.jsonl:2: has a system prompt, a history or tools, and an encoder"):
+            t5_job.prepare(uri)

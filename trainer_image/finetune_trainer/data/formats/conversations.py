@@ -43,11 +43,7 @@ def read_conversation(row: dict[str, Any]) -> Example:
     field = field_of(row)
     assert field
     messages, untrained = turns_of(structured(row[field], field), field, tools := tools_of(row))
-    system = row.get("system") or row.get("system_prompt")
-    if isinstance(system, str) and system.strip() and messages and messages[0]["role"] != "system":
-        messages.insert(0, {"role": "system", "content": text(system, "system")})
-        untrained = [number + 1 for number in untrained]
-    return conversation(messages, untrained, tools, field)
+    return conversation(messages, untrained, row, tools, field)
 
 
 def read_turned_pair(row: dict[str, Any]) -> Example:
@@ -57,7 +53,7 @@ def read_turned_pair(row: dict[str, Any]) -> Example:
     completion, untrained = turns_of(structured(row["completion"], "completion"), "completion", tools)
     untrained = [number + len(prompt) for number in untrained]
     before = [number for number, message in enumerate(prompt) if message["role"] == "assistant"]
-    return conversation(prompt + completion, before + untrained, tools, "prompt and completion")
+    return conversation(prompt + completion, before + untrained, row, tools, "prompt")
 
 
 def field_of(row: dict[str, Any]) -> str | None:
@@ -74,8 +70,49 @@ def is_sharegpt(row: dict[str, Any]) -> bool:
     return isinstance(turns, list) and bool(turns) and isinstance(turns[0], dict) and "from" in turns[0]
 
 
-def conversation(messages: list[Message], untrained: list[int], tools: Tools | None, field: str) -> Example:
-    """The example of these turns. Raises InvalidRow when their order is none that a conversation has."""
+def read_instruction(row: dict[str, Any]) -> Example:
+    """Alpaca's rows, which may have earlier rounds in `history`. Raises InvalidRow."""
+    question = text(row["instruction"], "instruction")
+    given = row.get("input")
+    if given is not None and (given := text(given, "input", may_be_empty=True)).strip():
+        question = f"{question}\n\n{given}"
+    turns = [*_history(row), ("user", question), ("assistant", text(row["output"], "output"))]
+    return conversation([{"role": role, "content": said} for role, said in turns], [], row, tools_of(row), "history")
+
+
+def _history(row: dict[str, Any]) -> list[tuple[str, str]]:
+    rounds = structured(row.get("history") or [], "history")
+    if not isinstance(rounds, list) or any(not isinstance(one, list) or len(one) != 2 for one in rounds):
+        raise InvalidRow(
+            f"history is {shown(rounds)}, not a list of rounds", "WrongType", "write each as [instruction, output]"
+        )
+    return [
+        (role, text(said, f"history[{number}]"))
+        for number, one in enumerate(rounds)
+        for role, said in zip(("user", "assistant"), one, strict=True)
+    ]
+
+
+def system_of(row: dict[str, Any]) -> str:
+    """The system prompt that a row has in a field of its own; empty where it has none. Raises InvalidRow."""
+    name = next((name for name in ("system", "system_prompt") if row.get(name)), None)
+    said = text(row[name], name, may_be_empty=True) if name else ""
+    return said if said.strip() else ""
+
+
+def conversation(
+    messages: list[Message], untrained: list[int], row: dict[str, Any], tools: Tools | None, field: str
+) -> Example:
+    """The example of these turns, after the system prompt that the row may have apart from them.
+
+    Raises InvalidRow when their order is none that a conversation has.
+    """
+    if system := system_of(row):
+        if messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": system}, *messages]
+            untrained = [number + 1 for number in untrained]
+        elif messages[0]["content"] != system:
+            raise InvalidRow(f"has a system prompt next to that of {field}[0]", "UnknownFormat", "keep one of them")
     roles = [message["role"] for message in messages]
     if "assistant" not in roles:
         raise InvalidRow(f"{field} has no assistant turn, so there is nothing to learn", "NothingToTrain")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from finetune_trainer.data.formats.conversations import system_of
 from finetune_trainer.data.formats.example import Example, InvalidRow
 from finetune_trainer.data.formats.fields import label, shown, structured, text
 
@@ -13,16 +14,12 @@ def read_pair(row: dict[str, Any]) -> Example:
     for name in ("prompt", "completion"):
         if isinstance(row[name], list):
             raise InvalidRow(f"{name} is a list of turns", "WrongType", "set spec.data.format to messages")
-    return Example(prompt=text(row["prompt"], "prompt"), completion=text(row["completion"], "completion"))
-
-
-def read_instruction(row: dict[str, Any]) -> Example:
-    """Alpaca's rows. Raises InvalidRow."""
-    question = text(row["instruction"], "instruction")
-    given = row.get("input")
-    if given is not None and (given := text(given, "input", may_be_empty=True)).strip():
-        question = f"{question}\n\n{given}"
-    return answered(question, text(row["output"], "output"))
+    if row.get("history"):
+        raise InvalidRow("has a history, and a pair is one prompt", "UnknownFormat", "write the row as messages")
+    prompt = text(row["prompt"], "prompt")
+    if system := system_of(row):
+        prompt = f"{system}\n\n{prompt}"
+    return Example(prompt=prompt, completion=text(row["completion"], "completion"))
 
 
 def answered(question: str, answer: str) -> Example:
