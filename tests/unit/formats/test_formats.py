@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -60,6 +61,11 @@ READ = {
     "parts": ({"messages": [{"role": "user", "content": [{"type": "text", "text": "H"}, {"type": "text", "text": "i"}]}, TALK[1]]}, "messages", "messages", ASKED),
     "developer": ({"messages": [{"role": "developer", "content": "Be kind."}, *TALK]}, "messages", "messages", Example(messages=turns(("system", "Be kind.")) + TALK)),
     "weights": ({"messages": [*TALK, {**TALK[1], "weight": 0}, {**TALK[1], "weight": 1}]}, "messages", "messages", Example(messages=TALK + TALK[1:] * 2, untrained=(2,))),
+    "axolotl's mask": ({"messages": [*TALK, {**TALK[1], "train": False}, {**TALK[1], "train": True}]}, "messages", "messages", Example(messages=TALK + TALK[1:] * 2, untrained=(2,))),
+    "ms-swift's masks": ({"messages": [TALK[0], {**TALK[1], "loss": False}, {**TALK[1], "loss_scale": 0.0}, TALK[1]]}, "messages", "messages", Example(messages=TALK + TALK[1:] * 2, untrained=(1, 2))),
+    "a row's mask": ({"messages": list(TALK * 2), "loss_mask": [1, 0, 0, 1], "system": "S"}, "messages", "messages", Example(messages=turns(("system", "S")) + TALK * 2, untrained=(2,))),
+    "a row's mask in a table": ({"messages": json.dumps(TALK * 2), "loss_mask": "[0, 0, 0, 1]"}, "messages", "messages", Example(messages=TALK * 2, untrained=(1,))),
+    "a mask of a call": ({"conversations": [{"from": "human", "value": "Hi"}, {"from": "function_call", "value": '{"name": "f", "arguments": {"x": 1}, "id": "c1"}', "weight": 0}, {"from": "observation", "value": "2", "tool_call_id": "c1"}, {"from": "gpt", "value": "Hello"}], "tools": [TOOL]}, "messages", "conversations (ShareGPT)", replace(ROUND, untrained=(1,))),
     "tools": ({"messages": [TALK[0], {"role": "assistant", "content": None, "tool_calls": [{**CALL, "function": {"name": "f", "arguments": '{"x": 1}'}}]}, {"role": "tool", "tool_call_id": "c1", "content": "2"}, TALK[1]], "tools": [TOOL]}, "messages", "messages", ROUND),
     "tools of Arrow": ({"messages": [{**TALK[0], "tool_calls": None, "tool_call_id": None}, {"role": "assistant", "content": None, "tool_calls": [CALL], "tool_call_id": None}, {"role": "tool", "content": "2", "tool_calls": None, "tool_call_id": "c1", "name": None}, {**TALK[1], "tool_calls": []}], "tools": [{"type": "function", "function": {**TOOL["function"], "strict": None}}]}, "messages", "messages", ROUND),
     "tools as text": ({"messages": json.dumps(ROUND.messages), "tools": json.dumps([TOOL["function"]])}, "messages", "messages", ROUND),
@@ -264,8 +270,11 @@ INVALID = {
     "first is the assistant": (talk(BOT), "messages", "InvalidTurnOrder", "begins with the assistant"),
     "late system": (talk(USER, {"role": "system", "content": "a"}, BOT), "messages", "InvalidTurnOrder", r"messages\[1\] is a system turn"),
     "tool without call": (talk(USER, {"role": "tool", "content": "a"}, BOT), "messages", "InvalidTurnOrder", r"messages\[1\] is a tool's turn, but no call"),
-    "no weight left": (talk(USER, {**BOT, "weight": 0}), "messages", "NothingToTrain", "every answer has weight 0"),
+    "no weight left": (talk(USER, {**BOT, "weight": 0}), "messages", "NothingToTrain", "every answer is marked as not trained"),
     "half a weight": (talk(USER, {**BOT, "weight": 0.5}), "messages", "WrongType", r"messages\[1\].weight is 0.5: write 0"),
+    "half a loss": (talk(USER, {**BOT, "loss": "no"}), "messages", "WrongType", r'messages\[1\].loss is "no": write 0'),
+    "half a row's mask": (talk(USER, BOT, loss_mask=[1]), "messages", "WrongType", r"loss_mask is \[1\]: write a list with 0 or 1 for each of messages"),
+    "half a turn's mask": (talk(USER, {**BOT, "train_detail": [{"begin_offset": 0}]}), "messages", "WrongType", r"messages\[1\] has train_detail: a turn is trained as a whole"),
     "call without name": (talk(USER, {**BOT, "tool_calls": [{"function": {}}]}), "messages", "WrongType", r"tool_calls\[0\] has no function with a name"),
     "calls are no list": (talk(USER, {**BOT, "tool_calls": 5}), "messages", "WrongType", r"tool_calls is 5, not a list"),
     "arguments": (talk(USER, {**BOT, "tool_calls": [{"function": {"name": "f", "arguments": "{x"}}]}), "messages", "WrongType", "arguments is a text that is not JSON"),

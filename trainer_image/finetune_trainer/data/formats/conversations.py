@@ -16,6 +16,9 @@ _REASONING = ("reasoning_content", "thinking", "reasoning")
 _THOUGHTS = (*_REASONING, "text", "content", "summary")
 """Fields of such a part, by Anthropic, Mistral and OpenAI."""
 
+_MASKS = ("weight", "train", "loss", "loss_scale", "loss_mask")
+"""Fields that keep a turn from being trained: OpenAI's, axolotl's, ms-swift's two; the last is LLaMA-Factory's, of a row."""
+
 _CALL = "call"
 ROLES = {
     "system": "system",
@@ -42,7 +45,16 @@ def read_conversation(row: dict[str, Any]) -> Example:
     """A row with a list of turns. Raises InvalidRow."""
     field = field_of(row)
     assert field
-    messages, untrained = turns_of(structured(row[field], field), field, tools := tools_of(row))
+    turns = structured(row[field], field)
+    if (mask := structured(row.get("loss_mask"), "loss_mask")) is not None:
+        if not (isinstance(mask, list) and isinstance(turns, list) and len(mask) == len(turns)):
+            raise InvalidRow(
+                f"loss_mask is {shown(mask)}", "WrongType", f"write a list with 0 or 1 for each of {field}"
+            )
+        turns = [
+            {**turn, "loss_mask": one} if type(turn) is dict else turn for turn, one in zip(turns, mask, strict=True)
+        ]
+    messages, untrained = turns_of(turns, field, tools := tools_of(row))
     return conversation(messages, untrained, row, tools, field)
 
 
@@ -136,7 +148,7 @@ def conversation(
     if "tool" in roles:
         _check_tools(roles, field)
     if untrained and len(untrained) == roles.count("assistant"):
-        raise InvalidRow("every answer has weight 0, so there is nothing to learn", "NothingToTrain")
+        raise InvalidRow("every answer is marked as not trained", "NothingToTrain", "leave the row out")
     return Example(messages=tuple(messages), tools=tools, untrained=tuple(untrained))
 
 
@@ -151,7 +163,7 @@ def _check_tools(roles: list[str], field: str) -> None:
 
 
 def turns_of(turns: Any, field: str, tools: Tools | None) -> tuple[list[Message], list[int]]:
-    """Turns in the templates' own words, and the places of the answers with weight 0. Raises InvalidRow."""
+    """Turns in the templates' own words, and the places of the answers that are not trained. Raises InvalidRow."""
     if not isinstance(turns, list):
         raise InvalidRow(
             f"{field} is not a list of turns", "WrongType", "write a list of objects with role and content"
@@ -178,7 +190,7 @@ def turns_of(turns: Any, field: str, tools: Tools | None) -> tuple[list[Message]
             messages.append({"role": known, "content": said})
             continue
         messages.append(_special(turn, known, content, f"{field}[{number}]", tools))
-        if known == "assistant" and _has_no_weight(turn, f"{field}[{number}]"):
+        if known != "tool" and _is_masked(turn, f"{field}[{number}]"):
             untrained.append(number)
     return messages, untrained
 
@@ -222,14 +234,15 @@ def _reasoning(turn: dict[str, Any], content: Any, where: str) -> tuple[str, Any
     return next(iter(read), ""), content
 
 
-def _has_no_weight(turn: dict[str, Any], where: str) -> bool:
-    """Whether OpenAI's `weight` keeps an answer from being learnt."""
-    weight = turn.get("weight")
-    if weight is None or weight == 1:
-        return False
-    if weight == 0:
-        return True
-    raise InvalidRow(f"{where}.weight is {shown(weight)}", "WrongType", "write 0 (not trained) or 1 (trained)")
+def _is_masked(turn: dict[str, Any], where: str) -> bool:
+    """Whether a mask keeps an answer from being trained."""
+    if turn.get("train_detail"):
+        raise InvalidRow(f"{where} has train_detail", "WrongType", "a turn is trained as a whole: set train")
+    given = {name: turn[name] for name in _MASKS if turn.get(name) is not None}
+    for name, value in given.items():
+        if value not in (0, 1):
+            raise InvalidRow(f"{where}.{name} is {shown(value)}", "WrongType", "write 0 (not trained) or 1 (trained)")
+    return 0 in given.values()
 
 
 def _no_role(role: Any, where: str) -> InvalidRow:
