@@ -49,6 +49,7 @@ CheckCode = Literal[
     "DemographicImbalance",
     "StereotypeAssociation",
     "SpecialTokens",
+    "ConsecutiveAnswers",
 ]
 
 Fix = Literal[
@@ -110,6 +111,7 @@ CHECKS: dict[CheckCode, Check] = {
         Check("ToxicTerms", "Warning", "insults and slurs", "leave the rows out, unless the model should know them"),
         Check("DemographicImbalance", "Info", "terms of one group far more often than those of others", "check whether the data represents its users"),
         Check("StereotypeAssociation", "Info", "groups that appear with some words far more often than others", "read the rows that are named"),
+        Check("ConsecutiveAnswers", "Warning", "an assistant turn right after another one", "join them: the model is trained to stop after the first"),
         Check("SpecialTokens", "Info", "text that the tokenizer reads as one of its special tokens", "check that this is intended"),
     )
 }  # fmt: skip

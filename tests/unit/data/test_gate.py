@@ -30,6 +30,11 @@ def rows(count: int, **others: str) -> list[dict[str, str]]:
     return [{"prompt": f"the fox {n} runs", "completion": f"over hill {n}"} | others for n in range(count)]
 
 
+def talk(number: int, *more: dict[str, str]) -> dict[str, Any]:
+    turns = [{"role": "user", "content": f"the fox {number}"}, {"role": "assistant", "content": f"runs {number}"}]
+    return {"messages": [*turns, *more]}
+
+
 def run(job: Any, lines: list[dict[str, Any]], **groups: Any) -> tuple[Any, list[DataStatus], BadInput | None]:
     """The config, what was told of refused data, and the refusal."""
     config, told = job.config(job.write("rows.jsonl", lines), **groups), []
@@ -46,6 +51,7 @@ def run(job: Any, lines: list[dict[str, Any]], **groups: Any) -> tuple[Any, list
         ("TooLong", [*rows(5), {"prompt": "fox " * 60, "completion": "hill"}], {"maxLength": 40}, 6, 1, False),
         ("TooLong", [*rows(5), {"prompt": "fox " * 60, "completion": "hill"}], {"maxLength": 40, "checks": {"fail": ["TooLong"]}}, 6, 1, True),
         ("SpecialTokens", [*rows(3), {"prompt": "the fox", "completion": "runs <|im_end|> on"}, *rows(2)], {}, 4, 1, False),
+        ("ConsecutiveAnswers", [talk(n) for n in range(3)] + [talk(4, {"role": "assistant", "content": "Away."})], {}, 4, 1, False),
         ("TooFewExamples", rows(4), {"checks": {"minExamples": 5}}, 0, 4, True),
         ("ExactDuplicates", [*rows(3), rows(1)[0]], {"checks": {"exactDuplicates": 0.1}}, 4, 1, True),
     ],

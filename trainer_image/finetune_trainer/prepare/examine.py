@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 
 from finetune_api.checks import CheckCode
 from finetune_api.data import DataFormat, DataSpec
@@ -33,6 +34,9 @@ class Examination:
             self._suite = Suite(self._data.checks, form=form)
         self._rows[file] += 1
         self._suite.see(self._files[file].part, file, line, example)
+        roles = [message["role"] for message in example.messages or ()]
+        if ("assistant", "assistant") in pairwise(roles):
+            self.note("ConsecutiveAnswers", file, line)
 
     def invalid(self, file: int, line: int, error: InvalidRow, *, was_read: bool = False) -> None:
         """`was_read`: `row` has seen it."""

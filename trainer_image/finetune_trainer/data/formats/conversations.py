@@ -189,10 +189,22 @@ def turns_of(turns: Any, field: str, tools: Tools | None) -> tuple[list[Message]
             said = text(content, f"{field}[{number}].content", parts=True, may_be_empty=known == "system")
             messages.append({"role": known, "content": said})
             continue
-        messages.append(_special(turn, known, content, f"{field}[{number}]", tools))
-        if known != "tool" and _is_masked(turn, f"{field}[{number}]"):
-            untrained.append(number)
+        message = _special(turn, known, content, f"{field}[{number}]", tools)
+        masked = known != "tool" and _is_masked(turn, f"{field}[{number}]")
+        if _continues(message, messages) and masked == (len(messages) - 1 in untrained):
+            messages[-1]["tool_calls"] = messages[-1].get("tool_calls", []) + message["tool_calls"]
+            continue
+        if masked:
+            untrained.append(len(messages))
+        messages.append(message)
     return messages, untrained
+
+
+def _continues(message: Message, before: list[Message]) -> bool:
+    """Whether a turn is nothing but calls that the assistant makes in its turn before: what it says and calls is one turn, or
+    it would be trained to stop in between."""
+    calls_alone = "tool_calls" in message and not message["content"] and "reasoning_content" not in message
+    return calls_alone and bool(before) and before[-1]["role"] == "assistant"
 
 
 def _special(turn: dict[str, Any], role: str, content: Any, where: str, tools: Tools | None) -> Message:
