@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import orjson
+
 from finetune_trainer.data.chat import Message
 from finetune_trainer.data.formats.example import Example, InvalidRow
 from finetune_trainer.data.formats.fields import shown, structured, text
@@ -66,6 +68,19 @@ def read_turned_pair(row: dict[str, Any]) -> Example:
     untrained = [number + len(prompt) for number in untrained]
     before = [number for number, message in enumerate(prompt) if message["role"] == "assistant"]
     return conversation(prompt + completion, before + untrained, row, tools, "prompt")
+
+
+def has_turns(value: Any) -> bool:
+    """Whether a field of a pair is a list, or the JSON text of turns, as a table has to write them. Other lists may be texts."""
+    if type(value) is not str:
+        return isinstance(value, list)
+    if not value.lstrip().startswith("[") or '"role"' not in value:
+        return False
+    try:
+        turns = orjson.loads(value)
+    except ValueError:
+        return False
+    return bool(turns) and all(isinstance(turn, dict) and isinstance(turn.get("role"), str) for turn in turns)
 
 
 def field_of(row: dict[str, Any]) -> str | None:

@@ -32,7 +32,7 @@ def _says(evidence: str) -> Callable[[Row], str]:
 
 
 def _turned_pair(row: Row) -> bool:
-    return isinstance(row.get("prompt"), list) and isinstance(row.get("completion"), list)
+    return conversations.has_turns(row.get("prompt")) and conversations.has_turns(row.get("completion"))
 
 
 def _pair(row: Row) -> bool:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from finetune_trainer.data.formats.conversations import system_of
+from finetune_trainer.data.formats.conversations import has_turns, system_of
 from finetune_trainer.data.formats.example import Example, InvalidRow
 from finetune_trainer.data.formats.fields import label, shown, structured, text
 
 
 def read_pair(row: dict[str, Any]) -> Example:
     """Raises InvalidRow."""
-    for name in ("prompt", "completion"):
-        if isinstance(row[name], list):
-            raise InvalidRow(f"{name} is a list of turns", "WrongType", "set spec.data.format to messages")
+    for name, other in (("prompt", "completion"), ("completion", "prompt")):
+        if has_turns(row[name]):
+            raise InvalidRow(f"{name} is a list of turns", "WrongType", f"write {other} as one too")
     if row.get("history"):
         raise InvalidRow("has a history, and a pair is one prompt", "UnknownFormat", "write the row as messages")
     prompt = text(row["prompt"], "prompt")
