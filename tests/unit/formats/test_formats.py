@@ -80,6 +80,7 @@ READ = {
     "turned pair in a table": ({"prompt": " " + json.dumps([*TALK, TALK[0]]), "completion": json.dumps(TALK[1:]), "tools": ""}, "messages", "prompt and completion as lists of turns", Example(messages=TALK * 2, untrained=(1,))),
     "pair of JSON texts": ({"prompt": '["role"]', "completion": '[{"role": []}]'}, "prompt-completion", "prompt and completion", Example(prompt='["role"]', completion='[{"role": []}]')),
     "messages in a padded cell": ({"messages": " " + json.dumps(TALK)}, "messages", "messages", ASKED),
+    "no preference": ({"messages": list(TALK), "chosen": None, "rejected": None}, "messages", "messages", ASKED),
     "prompt and completion": ({"prompt": "Hi", "completion": " Hello", "meta": {}}, "prompt-completion", "prompt and completion", Example(prompt="Hi", completion=" Hello")),
     "instruction": ({"instruction": "Say", "input": "Hi", "output": "Hello", "text": "### Say"}, "instruction", "instruction and output", Example(messages=turns(("user", "Say\n\nHi"), ("assistant", "Hello")))),
     "rounds of Alpaca": ({"instruction": "Hi", "output": "Hello", "system": "S", "history": [["Who?", "I."]]}, "instruction", "instruction and output", Example(messages=turns(("system", "S"), ("user", "Who?"), ("assistant", "I.")) + TALK)),
