@@ -42,10 +42,26 @@ def detect(row: dict[str, Any]) -> DataFormat:
 
 def read(row: dict[str, Any], form: DataFormat) -> Example:
     """Raises InvalidRow with one clause that says what is wrong."""
+    if form in ("messages", "prompt-completion", "instruction"):
+        _refuse_media(row)
     for dialect in _OF_FORM[form]:
         if dialect.fits(row):
             return dialect.read(row)
     raise _misfit(row, form)
+
+
+def _refuse_media(row: dict[str, Any]) -> None:
+    """Raises InvalidRow for a row whose words are about an image, a video or a sound that the model would not be given.
+
+    A single image may as well be the picture of a recipe: it counts where the text has its place."""
+    for kind in ("image", "video", "audio"):
+        for name in (kind, f"{kind}s"):
+            if row.get(name) and (name != kind or f"<{kind}>" in str(row)):
+                raise InvalidRow(
+                    f"{name} is not empty, and only text can be trained on",
+                    "WrongType",
+                    "leave the row out, or remove the field where the answer does not need it",
+                )
 
 
 def evidence(row: dict[str, Any], form: DataFormat) -> str:
