@@ -82,7 +82,7 @@ REFUSED = {
     "both fields": ([{"text": "a", "label": "x", "labels": ["x"]}], 1, "has both label and labels"),
     "mixed types": ([{"text": "a", "label": 1}, {"text": "b", "label": "1"}], 2, 'has the label "1", but those before it are numbers'),
     "true is no number": ([{"text": "a", "label": 1}, {"text": "b", "label": True}], 2, "has the label true, but those before it are numbers"),
-    "a fraction": ([{"text": "a", "label": 0.5}], 1, "label is 0.5: a label is a text, a whole number, or true or false"),
+    "a fraction": ([{"text": "a", "label": 0.5}], 1, "label is 0.5, not the name or number of a class: leave scores out"),
     "null": ([{"text": "a", "label": None}], 1, "label is null"),
     "negative": ([{"text": "a", "label": -1}], 1, "label is -1, and numbers of labels begin at 0"),
     "empty": ([{"text": "a", "label": " "}], 1, "label is empty"),

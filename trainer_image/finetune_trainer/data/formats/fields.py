@@ -76,7 +76,11 @@ def label(value: Any, where: str) -> Label:
         return text(value, where)
     if value is None:
         raise InvalidRow(f"{where} is null", "EmptyField")
-    raise InvalidRow(f"{where} is {shown(value)}: a label is a text, a whole number, or true or false", "WrongType")
+    remedy = "write a text, a whole number, or true or false"
+    if isinstance(value, float):
+        scores = "leave scores out, which a classifier cannot learn, or divide them into classes"
+        remedy = f"write {int(value)}" if value.is_integer() else scores
+    raise InvalidRow(f"{where} is {shown(value)}, not the name or number of a class", "WrongType", remedy)
 
 
 def structured(value: Any, where: str) -> Any:
