@@ -49,6 +49,7 @@ CheckCode = Literal[
     "DemographicImbalance",
     "StereotypeAssociation",
     "SpecialTokens",
+    "ConsecutiveAnswers",
 ]
 
 Fix = Literal[
@@ -85,7 +86,7 @@ CHECKS: dict[CheckCode, Check] = {
         Check("PreferencePairs", "Error", "pairs of a chosen and a rejected answer", "keep the chosen answers: write them as messages, or as prompt and completion", "DropInvalid"),
         Check("MissingField", "Error", "a field that the format needs is absent", "add the field", "DropInvalid"),
         Check("EmptyField", "Error", "a field without text", "fill it, or leave the row out", "DropInvalid"),
-        Check("WrongType", "Error", "a number, list or object where text belongs", "write it as a string", "DropInvalid"),
+        Check("WrongType", "Error", "a value that its field cannot have, such as a number where text belongs", "write a value that the field can have", "DropInvalid"),
         Check("InvalidRole", "Error", "a turn with an unknown role", "use system, user, assistant or tool", "DropInvalid"),
         Check("InvalidTurnOrder", "Error", "turns in an order that no conversation has", "begin with system or user, end with assistant", "DropInvalid"),
         Check("NothingToTrain", "Error", "a row without a token to train on", "add an answer, or leave the row out", "DropInvalid"),
@@ -110,6 +111,7 @@ CHECKS: dict[CheckCode, Check] = {
         Check("ToxicTerms", "Warning", "insults and slurs", "leave the rows out, unless the model should know them"),
         Check("DemographicImbalance", "Info", "terms of one group far more often than those of others", "check whether the data represents its users"),
         Check("StereotypeAssociation", "Info", "groups that appear with some words far more often than others", "read the rows that are named"),
+        Check("ConsecutiveAnswers", "Warning", "an assistant turn right after another one", "join them: the model is trained to stop after the first"),
         Check("SpecialTokens", "Info", "text that the tokenizer reads as one of its special tokens", "check that this is intended"),
     )
 }  # fmt: skip

@@ -11,7 +11,7 @@ from finetune_api.findings import ROWS_SHOWN
 
 from tests.unit.checks.conftest import Lines, pairs, prose, talks
 
-BY_PREPARE = {"TooFewExamples", "TooLong", "SpecialTokens"}
+BY_PREPARE = {"TooFewExamples", "TooLong", "SpecialTokens", "ConsecutiveAnswers"}
 """Told by prepare itself, which splits and encodes the rows: see tests/unit/data."""
 
 
@@ -134,6 +134,12 @@ def test_a_check_names_the_line(code: CheckCode, examine) -> None:
 )
 def test_clean_rows_pass_all_checks(rows: Lines, validation: Lines, examine) -> None:
     assert examine(rows, validation) == []
+
+
+def test_what_an_assistant_thinks_is_searched_too(examine) -> None:
+    thought = {"role": "assistant", "content": "Yes.", "reasoning": "They wrote from jane.doe@acme-harbour.io."}
+    rows = at(40, {"messages": [{"role": "user", "content": "Who?"}, thought]}, talks(80))
+    assert [finding.where for finding in examine(rows) if finding.code == "Pii"] == ["train.jsonl:40"]
 
 
 REFUSALS = {

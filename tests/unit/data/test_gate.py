@@ -30,6 +30,11 @@ def rows(count: int, **others: str) -> list[dict[str, str]]:
     return [{"prompt": f"the fox {n} runs", "completion": f"over hill {n}"} | others for n in range(count)]
 
 
+def talk(number: int, *more: dict[str, str]) -> dict[str, Any]:
+    turns = [{"role": "user", "content": f"the fox {number}"}, {"role": "assistant", "content": f"runs {number}"}]
+    return {"messages": [*turns, *more]}
+
+
 def run(job: Any, lines: list[dict[str, Any]], **groups: Any) -> tuple[Any, list[DataStatus], BadInput | None]:
     """The config, what was told of refused data, and the refusal."""
     config, told = job.config(job.write("rows.jsonl", lines), **groups), []
@@ -46,6 +51,7 @@ def run(job: Any, lines: list[dict[str, Any]], **groups: Any) -> tuple[Any, list
         ("TooLong", [*rows(5), {"prompt": "fox " * 60, "completion": "hill"}], {"maxLength": 40}, 6, 1, False),
         ("TooLong", [*rows(5), {"prompt": "fox " * 60, "completion": "hill"}], {"maxLength": 40, "checks": {"fail": ["TooLong"]}}, 6, 1, True),
         ("SpecialTokens", [*rows(3), {"prompt": "the fox", "completion": "runs <|im_end|> on"}, *rows(2)], {}, 4, 1, False),
+        ("ConsecutiveAnswers", [talk(n) for n in range(3)] + [talk(4, {"role": "assistant", "content": "Away."})], {}, 4, 1, False),
         ("TooFewExamples", rows(4), {"checks": {"minExamples": 5}}, 0, 4, True),
         ("ExactDuplicates", [*rows(3), rows(1)[0]], {"checks": {"exactDuplicates": 0.1}}, 4, 1, True),
     ],
@@ -64,6 +70,46 @@ def test_what_only_prepare_sees_is_found_on_its_line(
     clean, _, none = run(job, rows(6), data=ALL_TRAIN)
     assert none is None
     assert code not in {finding.code for finding in report_of(clean).findings}
+
+
+HALF, WORDS = {"role": "user", "content": "the fox"}, {"role": "assistant", "content": "runs"}
+ADVISED = {
+    # name: (rows that cannot be used, what the finding advises)
+    "a weight": ([{"messages": [HALF, {**WORDS, "weight": "0"}]}], "write 0 (not trained) or 1 (trained)"),
+    "arguments": ([{"messages": [HALF, {**WORDS, "tool_calls": [{"name": "f", "arguments": "{x"}]}]}], "write it with json.dumps"),
+    "an image": ([{"messages": [{**HALF, "content": [{"type": "image_url"}]}, WORDS]}], "only text can be trained on, so leave the row out"),
+    "two kinds": ([{"messages": [HALF, {**WORDS, "weight": 2}]}, {"messages": [HALF, {**WORDS, "content": 5}]}] * 2, "write 0 (not trained) or 1 (trained); write it as a string"),
+    "a key twice": (['{"messages": [], "messages": []}'], "keep the one that counts"),
+    "cells": (["prompt,completion", "a,b,c"], "put cells that hold the delimiter, quotes or line ends into quotes"),
+    "a template that refuses": ([{"messages": [{"role": "system", "content": "a"}, HALF, WORDS]}], "change its turns, or set spec.data.template"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ADVISED)
+def test_a_finding_advises_what_its_rows_need(job: Any, name: str) -> None:
+    data, remedy = ADVISED[name]
+    refuses_system = "{{ raise_exception('System role not supported') if messages[0].role == 'system' }}"
+    refuses_system += "{% for m in messages %}{{ m.role + m.content + eos_token }}{% endfor %}"
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in data]
+    config = job.config(job.write("rows.csv" if name == "cells" else "rows.jsonl", "\n".join(lines)))
+    config.spec.data.template = refuses_system
+    with pytest.raises(BadInput):
+        prepare(config, lambda rows, percent: None)
+    assert [finding.remedy for finding in report_of(config).findings if finding.code != "TooFewExamples"] == [remedy]
+
+
+@pytest.mark.parametrize(
+    ("groups", "remedy"),
+    [
+        ({"maxLength": 40}, "raise spec.data.maxLength, or set spec.data.overlong: drop"),
+        ({"maxLength": 40, "overlong": "drop"}, "raise spec.data.maxLength"),
+        ({}, "split them, since the model can read no longer ones, or set spec.data.overlong: drop"),
+    ],
+)
+def test_of_long_rows_only_what_helps_is_advised(job: Any, groups: dict[str, Any], remedy: str) -> None:
+    config, _, _ = run(job, [*rows(5), {"prompt": "fox " * 300, "completion": "hill"}], data={**ALL_TRAIN, **groups})
+    [finding] = [finding for finding in report_of(config).findings if finding.code == "TooLong"]
+    assert (finding.remedy, finding.message[:13]) == (remedy, "1 row is long")
 
 
 def test_a_refusal_is_one_sentence_everywhere(job: Any) -> None:

@@ -82,9 +82,9 @@ REFUSED = {
     "both fields": ([{"text": "a", "label": "x", "labels": ["x"]}], 1, "has both label and labels"),
     "mixed types": ([{"text": "a", "label": 1}, {"text": "b", "label": "1"}], 2, 'has the label "1", but those before it are numbers'),
     "true is no number": ([{"text": "a", "label": 1}, {"text": "b", "label": True}], 2, "has the label true, but those before it are numbers"),
-    "a fraction": ([{"text": "a", "label": 0.5}], 1, "label is 0.5: a label is a text, a whole number, or true or false"),
+    "a fraction": ([{"text": "a", "label": 0.5}], 1, "label is 0.5, not the name or number of a class: leave scores out"),
     "null": ([{"text": "a", "label": None}], 1, "label is null"),
-    "negative": ([{"text": "a", "label": -1}], 1, "label is -1: numbers of labels begin at 0"),
+    "negative": ([{"text": "a", "label": -1}], 1, "label is -1, and numbers of labels begin at 0"),
     "empty": ([{"text": "a", "label": " "}], 1, "label is empty"),
     "a list as label": ([{"text": "a", "label": ["x"]}], 1, "label is a list: name the field labels"),
     "no list as labels": ([{"text": "a", "labels": "x"}], 1, 'labels is "x", not a list'),
@@ -113,7 +113,7 @@ def test_a_label_that_training_lacks_is_named(job, part):
     train = job.write("train.jsonl", rows_of(["x", "y"] * 5))
     other = job.write("other.jsonl", rows_of(["x", "z"]))
     with pytest.raises(
-        BadInput, match=r'other\.jsonl:2: has the label "z", which no training row has: those are "x", "y"'
+        BadInput, match=r'other\.jsonl:2: has the label "z", but those of the training rows are "x", "y": add'
     ):
         job.prepare(train, data={part: [{"uri": other}]})
     _, _, shards = job.prepare(train, data={part: [{"uri": other}], "checks": {"maxInvalidFraction": 0.5}, **ALL_TRAIN})

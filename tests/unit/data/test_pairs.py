@@ -88,7 +88,7 @@ def test_pairs_are_prepared_for_the_model(t5_job):
     assert max(prompts) == 40
     assert max(lengths - prompts) == 40
     assert data.trained_tokens == int(sum(lengths - prompts)), "the whole target is learnt"
-    assert any("have a source or a target longer than 40 tokens" in note for note in shards.manifest["notes"])
+    assert any("has a source or a target longer than 40 tokens" in note for note in shards.manifest["notes"])
     whole, _, _ = t5_job.prepare(uri, data=ALL_TRAIN)
     assert whole.truncated_rows == 0, "n_positions bounds nothing"
 
@@ -111,3 +111,11 @@ def test_what_an_encoder_decoder_cannot_learn_is_refused(t5_job, row, groups, wo
         t5_job.prepare(t5_job.write("rows.jsonl", [row]), **groups)
     assert caught.value.cause.code == "InvalidSpec"
     assert "model.task is not set: for this model and data it is seq2seq-lm" in caught.value.cause.remedy
+
+
+def test_a_row_of_which_an_encoder_reads_a_part_is_refused(t5_job):
+    row = {"instruction": "hello", "output": "world"}
+    for more in ({"system": "fox"}, {"history": [["a", "b"]]}, {"tools": [{"name": "f"}]}):
+        uri = t5_job.write("rows.jsonl", [row, {**row, **more}])
+        with pytest.raises(BadInput, match=r"rows\.jsonl:2: has a system prompt, a history or tools, and an encoder"):
+            t5_job.prepare(uri)

@@ -279,7 +279,7 @@ def test_too_few_examples(job):
         BadInput, match=r"spec\.data\.checks\.minExamples asks for 1000 training examples, but there are 32"
     ):
         job.prepare(uri, data={"checks": {"minExamples": 1000}})
-    with pytest.raises(BadInput, match="no row is left to train on: of 40 rows 0 are invalid, 40 are too long"):
+    with pytest.raises(BadInput, match="no row is left to train on: 40 rows were read, 0 invalid, 40 too long"):
         job.prepare(uri, data={"maxLength": 8, "overlong": "drop"})
 
 

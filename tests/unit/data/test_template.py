@@ -29,6 +29,14 @@ def test_it_takes_the_place_of_the_models_own(job):
     assert not any("chat template" in note for note in given.manifest["notes"])
 
 
+def test_reasoning_reaches_a_template_that_writes_it(job):
+    template = TEMPLATE.replace("m['content']", "('<think>' + m.reasoning_content + '</think>' if m.reasoning_content else '') + m['content']")  # fmt: skip
+    rows = [{"messages": [row["messages"][0], {**row["messages"][1], "reasoning": "brown?"}]} for row in ROWS]
+    _, _, shards = job.prepare(job.write("rows.jsonl", rows), data={"template": template})
+    trained = shards.train.tokens(0)[shards.train.mask(0)]
+    assert load_tokenizer(job.model).decode(trained) == "<think>brown?</think>dog<|im_end|>"
+
+
 def test_it_is_saved_with_the_result(job, tmp_path):
     tokenizer = load_tokenizer(job.model, template=TEMPLATE)
     tokenizer.save_pretrained(tmp_path / "result")

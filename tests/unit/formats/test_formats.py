@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -60,7 +61,15 @@ READ = {
     "parts": ({"messages": [{"role": "user", "content": [{"type": "text", "text": "H"}, {"type": "text", "text": "i"}]}, TALK[1]]}, "messages", "messages", ASKED),
     "developer": ({"messages": [{"role": "developer", "content": "Be kind."}, *TALK]}, "messages", "messages", Example(messages=turns(("system", "Be kind.")) + TALK)),
     "weights": ({"messages": [*TALK, {**TALK[1], "weight": 0}, {**TALK[1], "weight": 1}]}, "messages", "messages", Example(messages=TALK + TALK[1:] * 2, untrained=(2,))),
+    "axolotl's mask": ({"messages": [*TALK, {**TALK[1], "train": False}, {**TALK[1], "train": True}]}, "messages", "messages", Example(messages=TALK + TALK[1:] * 2, untrained=(2,))),
+    "ms-swift's masks": ({"messages": [TALK[0], {**TALK[1], "loss": False}, {**TALK[1], "loss_scale": 0.0}, TALK[1]]}, "messages", "messages", Example(messages=TALK + TALK[1:] * 2, untrained=(1, 2))),
+    "a row's mask": ({"messages": list(TALK * 2), "loss_mask": [1, 0, 0, 1], "system": "S"}, "messages", "messages", Example(messages=turns(("system", "S")) + TALK * 2, untrained=(2,))),
+    "a row's mask in a table": ({"messages": json.dumps(TALK * 2), "loss_mask": "[0, 0, 0, 1]"}, "messages", "messages", Example(messages=TALK * 2, untrained=(1,))),
+    "a mask of a call": ({"conversations": [{"from": "human", "value": "Hi"}, {"from": "function_call", "value": '{"name": "f", "arguments": {"x": 1}, "id": "c1"}', "weight": 0}, {"from": "observation", "value": "2", "tool_call_id": "c1"}, {"from": "gpt", "value": "Hello"}], "tools": [TOOL]}, "messages", "conversations (ShareGPT)", replace(ROUND, untrained=(1,))),
     "tools": ({"messages": [TALK[0], {"role": "assistant", "content": None, "tool_calls": [{**CALL, "function": {"name": "f", "arguments": '{"x": 1}'}}]}, {"role": "tool", "tool_call_id": "c1", "content": "2"}, TALK[1]], "tools": [TOOL]}, "messages", "messages", ROUND),
+    "words and a call": ({"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Well."}, {"from": "function_call", "value": '{"name": "f", "arguments": {"x": 1}, "id": "c1"}'}, {"from": "observation", "value": "2", "tool_call_id": "c1"}, {"from": "gpt", "value": "Hello", "weight": 0}, {"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}], "tools": [TOOL]}, "messages", "conversations (ShareGPT)", Example(messages=(ROUND.messages[0], {**ROUND.messages[1], "content": "Well."}, *ROUND.messages[2:], *TALK), tools=(TOOL,), untrained=(3,))),
+    "two calls": ({"messages": [TALK[0], {"role": "assistant", "tool_calls": [CALL]}, {"role": "assistant", "tool_calls": [CALL]}]}, "messages", "messages", Example(messages=(TALK[0], {"role": "assistant", "content": "", "tool_calls": [CALL, CALL]}))),
+    "a call of another mask": ({"messages": [*TALK, {"role": "assistant", "tool_calls": [CALL], "weight": 0}]}, "messages", "messages", Example(messages=(*TALK, {"role": "assistant", "content": "", "tool_calls": [CALL]}), untrained=(2,))),
     "tools of Arrow": ({"messages": [{**TALK[0], "tool_calls": None, "tool_call_id": None}, {"role": "assistant", "content": None, "tool_calls": [CALL], "tool_call_id": None}, {"role": "tool", "content": "2", "tool_calls": None, "tool_call_id": "c1", "name": None}, {**TALK[1], "tool_calls": []}], "tools": [{"type": "function", "function": {**TOOL["function"], "strict": None}}]}, "messages", "messages", ROUND),
     "tools as text": ({"messages": json.dumps(ROUND.messages), "tools": json.dumps([TOOL["function"]])}, "messages", "messages", ROUND),
     "functions": ({"messages": [TALK[0], {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": ""}}, {"role": "function", "name": "f", "content": "2"}, TALK[1]], "functions": [{"name": "f"}]}, "messages", "messages", Example(messages=(TALK[0], {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {}}}]}, {"role": "tool", "content": "2", "name": "f"}, TALK[1]), tools=({"type": "function", "function": {"name": "f"}},))),
@@ -68,8 +77,20 @@ READ = {
     "ShareGPT's tools": ({"conversations": [{"from": "human", "value": "Hi"}, {"from": "function_call", "value": '{"name": "f", "arguments": {"x": 1}}'}, {"from": "observation", "value": "2"}, {"from": "gpt", "value": "Hello"}], "system": "S", "tools": "[]"}, "messages", "conversations (ShareGPT)", Example(messages=(*turns(("system", "S")), TALK[0], {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}]}, {"role": "tool", "content": "2"}, TALK[1]))),
     "ShareGPT as messages": ({"messages": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]}, "messages", "messages (ShareGPT)", ASKED),
     "turned pair": ({"prompt": [*TALK, TALK[0]], "completion": [TALK[1]]}, "messages", "prompt and completion as lists of turns", Example(messages=TALK * 2, untrained=(1,))),
+    "turned pair in a table": ({"prompt": " " + json.dumps([*TALK, TALK[0]]), "completion": json.dumps(TALK[1:]), "tools": ""}, "messages", "prompt and completion as lists of turns", Example(messages=TALK * 2, untrained=(1,))),
+    "pair of JSON texts": ({"prompt": '["role"]', "completion": '[{"role": []}]'}, "prompt-completion", "prompt and completion", Example(prompt='["role"]', completion='[{"role": []}]')),
+    "messages in a padded cell": ({"messages": " " + json.dumps(TALK)}, "messages", "messages", ASKED),
+    "no images": ({"messages": list(TALK), "images": [], "image": "https://a.example/of-the-recipe.png"}, "messages", "messages", ASKED),
+    "no preference": ({"messages": list(TALK), "chosen": None, "rejected": None}, "messages", "messages", ASKED),
     "prompt and completion": ({"prompt": "Hi", "completion": " Hello", "meta": {}}, "prompt-completion", "prompt and completion", Example(prompt="Hi", completion=" Hello")),
     "instruction": ({"instruction": "Say", "input": "Hi", "output": "Hello", "text": "### Say"}, "instruction", "instruction and output", Example(messages=turns(("user", "Say\n\nHi"), ("assistant", "Hello")))),
+    "rounds of Alpaca": ({"instruction": "Hi", "output": "Hello", "system": "S", "history": [["Who?", "I."]]}, "instruction", "instruction and output", Example(messages=turns(("system", "S"), ("user", "Who?"), ("assistant", "I.")) + TALK)),
+    "rounds in a table": ({"instruction": "Hi", "output": "Hello", "system_prompt": "S", "history": '[["Who?", "I."]]', "tools": "[]"}, "instruction", "instruction and output", Example(messages=turns(("system", "S"), ("user", "Who?"), ("assistant", "I.")) + TALK)),
+    "no rounds": ({"instruction": "Hi", "output": "Hello", "system": "", "history": []}, "instruction", "instruction and output", ASKED),
+    "tools of Alpaca": ({"instruction": "Hi", "output": "Hello", "tools": [TOOL]}, "instruction", "instruction and output", Example(messages=TALK, tools=(TOOL,))),
+    "a pair's system": ({"prompt": "Hi", "completion": "Hello", "system": "S"}, "prompt-completion", "prompt and completion", Example(prompt="S\n\nHi", completion="Hello")),
+    "a turned pair's system": ({"prompt": [*TALK, TALK[0]], "completion": [TALK[1]], "system": "S"}, "messages", "prompt and completion as lists of turns", Example(messages=turns(("system", "S")) + TALK * 2, untrained=(2,))),
+    "the same system twice": ({"messages": [*turns(("system", "S")), *TALK], "system": "S"}, "messages", "messages", Example(messages=turns(("system", "S")) + TALK)),
     "no input": ({"instruction": "Hi", "input": "", "output": "Hello"}, "instruction", "instruction and output", ASKED),
     "text": ({"text": "Hi", "label": None, "meta": 1} | {"label": 0}, "classification", "text and label", Example(text="Hi", label=0)),
     "plain": ({"text": "Hi"}, "text", "text", Example(completion="Hi")),
@@ -115,6 +136,62 @@ def test_the_format_that_is_named_decides():
     assert formats.read(record("verdict", "good"), "instruction").messages[-1]["content"] == "good"
     both = task(choice("good"), written("Hello"))
     assert (formats.read(both, "classification").label, formats.read(both, "instruction")) == ("good", ASKED)
+
+
+def said(content: object = "Hello", **more: object) -> dict:
+    return {"messages": [TALK[0], {"role": "assistant", "content": content, **more}]}
+
+
+THOUGHTFUL = {
+    # name: (row, reasoning)
+    "reasoning_content": (said(reasoning_content="Hm.\n"), "Hm.\n"),
+    "thinking": (said(thinking="Hm."), "Hm."),
+    "reasoning": (said(reasoning="Hm.", thinking=None), "Hm."),
+    "twice the same": (said(reasoning="Hm.", reasoning_content="Hm."), "Hm."),
+    "parts of Anthropic": (said([{"type": "thinking", "thinking": "Hm.", "signature": "x"}, {"type": "text", "text": "Hello"}]), "Hm."),
+    "parts of Mistral": (said([{"type": "thinking", "thinking": [{"type": "text", "text": "Hm."}]}, {"type": "text", "text": "Hello"}]), "Hm."),
+    "parts of OpenAI": (said([{"type": "reasoning", "summary": [{"type": "summary_text", "text": "Hm."}]}, {"type": "output_text", "text": "Hello"}]), "Hm."),
+    "none": (said(reasoning_content=" ", thinking=""), None),
+    "of a call": (said(None, tool_calls=[CALL], reasoning="Hm."), "Hm."),
+    "ShareGPT": ({"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello", "reasoning": "Hm."}]}, "Hm."),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", THOUGHTFUL)
+def test_what_an_assistant_thinks_is_kept_apart_from_what_it_says(name):
+    row, reasoning = THOUGHTFUL[name]
+    answer = formats.read(row, "messages").messages[-1]
+    assert answer.get("reasoning_content") == reasoning
+    assert answer["content"] == ("" if "tool_calls" in answer else "Hello")
+
+
+def _called(arguments: object, **tool: dict) -> dict:
+    properties = {
+        "city": {"type": "string"},
+        "unit": {"type": "string"},
+        "days": {"items": {"properties": {"day": {}}}},
+    }
+    offered = {"name": "weather", "parameters": {"type": "object", "properties": properties}} | tool
+    call = {"type": "function", "function": {"name": "weather", "arguments": arguments}}
+    turns = [TALK[0], {"role": "assistant", "content": None, "tool_calls": [call]}]
+    return {"messages": turns, "tools": [{"type": "function", "function": offered}]}
+
+
+PADDED = {"city": "Rome", "unit": None, "zone": None, "days": [{"day": 1, "hour": None}]}
+ARGUMENTS = {
+    # name: (row, arguments that are trained)
+    "undeclared nulls of an object": (_called(PADDED), {"city": "Rome", "unit": None, "days": [{"day": 1}]}),
+    "nulls that the row wrote itself": (_called(json.dumps(PADDED)), PADDED),
+    "a tool that declares nothing": (_called(PADDED, parameters={"type": "object"}), PADDED),
+    "another tool": (_called(PADDED, name="clock"), PADDED),
+}
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_an_argument_that_other_calls_have_is_no_argument(name):
+    row, arguments = ARGUMENTS[name]
+    [call] = formats.read(row, "messages").messages[-1]["tool_calls"]
+    assert call["function"]["arguments"] == arguments
 
 
 def test_what_is_offered_is_content_and_what_is_learnt_is_not():
@@ -182,7 +259,8 @@ INVALID = {
     "a role that is an address": (talk({"role": MAIL, "content": "a"}), "messages", "InvalidRole", r'role is "j\*\*\*@f\*\*\*.de": use'),
     "a field that is an address": ({MAIL: "a"}, "text", "UnknownFormat", r'it has "j\*\*\*@f\*\*\*.de"'),
     "bytes": ({"text": b"a"}, "text", "WrongType", 'text is "a bytes", not a text'),
-    "half a list": ({"prompt": [USER], "completion": "b"}, "prompt-completion", "WrongType", "prompt is a list of turns: set spec.data.format to messages"),
+    "half a list": ({"prompt": [USER], "completion": "b"}, "prompt-completion", "WrongType", "prompt is a list of turns: write completion as one too"),
+    "half a list in a table": ({"prompt": json.dumps([USER]), "completion": "b"}, "prompt-completion", "WrongType", "prompt is a list of turns: write completion as one too"),
     "a list of words": ({"text": ["a", "b"]}, "text", "WrongType", r'text is \["a", "b"\], not a text'),
     "NUL": ({"text": "a\0"}, "text", "InvalidEncoding", "text holds a NUL character"),
     "surrogate": ({"text": "a\ud800"}, "text", "InvalidEncoding", "half of a surrogate pair at character 2"),
@@ -190,19 +268,24 @@ INVALID = {
     "no list": (talk() | {"messages": "Hi"}, "messages", "WrongType", "messages is not a list of turns"),
     "no JSON": ({"messages": "[{"}, "messages", "WrongType", "messages is a text that is not JSON"),
     "no turn": (talk(), "messages", "EmptyField", "messages is empty"),
-    "no object": (talk("Hi"), "messages", "WrongType", r"messages\[0\] is not an object"),
+    "no object": (talk("Hi"), "messages", "WrongType", r'messages\[0\] is "Hi", not a turn: write an object with role and content'),
     "no role": (talk({"content": "a"}), "messages", "InvalidRole", r"messages\[0\] has no role"),
     "nobody": (talk({"role": ["user"], "content": "a"}), "messages", "InvalidRole", r'messages\[0\].role is \["user"\]: use'),
     "no content": (talk({"role": "user"}), "messages", "MissingField", r"messages\[0\] has no content"),
     "null content": (talk(USER, {"role": "assistant", "content": None}), "messages", "EmptyField", r"messages\[1\].content is null"),
     "an image": (talk({"role": "user", "content": [{"type": "image_url"}]}), "messages", "WrongType", r'content\[0\] is no text but "image_url"'),
+    "images": (talk(*TALK, images=["a.png"]), "messages", "WrongType", "images is not empty, and only text can be trained on: leave the row out"),
+    "a video": ({"prompt": "<video>What?", "completion": "A cat.", "video": "a.mp4"}, "prompt-completion", "WrongType", "video is not empty"),
     "no assistant": (talk(USER), "messages", "NothingToTrain", "messages has no assistant turn"),
     "last is a tool": (talk(USER, BOT, {"role": "tool", "content": "a"}), "messages", "InvalidTurnOrder", "the last turn is the tool's"),
     "first is the assistant": (talk(BOT), "messages", "InvalidTurnOrder", "begins with the assistant"),
     "late system": (talk(USER, {"role": "system", "content": "a"}, BOT), "messages", "InvalidTurnOrder", r"messages\[1\] is a system turn"),
     "tool without call": (talk(USER, {"role": "tool", "content": "a"}, BOT), "messages", "InvalidTurnOrder", r"messages\[1\] is a tool's turn, but no call"),
-    "no weight left": (talk(USER, {**BOT, "weight": 0}), "messages", "NothingToTrain", "every answer has weight 0"),
-    "half a weight": (talk(USER, {**BOT, "weight": 0.5}), "messages", "WrongType", r"messages\[1\].weight is 0.5: it can be 0"),
+    "no weight left": (talk(USER, {**BOT, "weight": 0}), "messages", "NothingToTrain", "every answer is marked as not trained"),
+    "half a weight": (talk(USER, {**BOT, "weight": 0.5}), "messages", "WrongType", r"messages\[1\].weight is 0.5: write 0"),
+    "half a loss": (talk(USER, {**BOT, "loss": "no"}), "messages", "WrongType", r'messages\[1\].loss is "no": write 0'),
+    "half a row's mask": (talk(USER, BOT, loss_mask=[1]), "messages", "WrongType", r"loss_mask is \[1\]: write a list with 0 or 1 for each of messages"),
+    "half a turn's mask": (talk(USER, {**BOT, "train_detail": [{"begin_offset": 0}]}), "messages", "WrongType", r"messages\[1\] has train_detail: a turn is trained as a whole"),
     "call without name": (talk(USER, {**BOT, "tool_calls": [{"function": {}}]}), "messages", "WrongType", r"tool_calls\[0\] has no function with a name"),
     "calls are no list": (talk(USER, {**BOT, "tool_calls": 5}), "messages", "WrongType", r"tool_calls is 5, not a list"),
     "arguments": (talk(USER, {**BOT, "tool_calls": [{"function": {"name": "f", "arguments": "{x"}}]}), "messages", "WrongType", "arguments is a text that is not JSON"),
@@ -210,8 +293,17 @@ INVALID = {
     "deep arguments": (talk(USER, {**BOT, "tool_calls": [{"function": {"name": "f", "arguments": '{"a":' + "[" * 99 + "]" * 99 + "}"}}]}), "messages", "WrongType", "nested too deeply"),
     "tools are no list": (talk(*TALK, tools="f"), "messages", "WrongType", 'tools is "f", not a list'),
     "a tool without name": (talk(*TALK, tools=[{}]), "messages", "WrongType", r"tools\[0\] is no function with a name"),
+    "two systems": (talk({"role": "system", "content": "a"}, *TALK, system="b"), "messages", "UnknownFormat", r"has a system prompt next to that of messages\[0\]: keep one"),
+    "a system that is no text": (talk(*TALK, system=["a"]), "messages", "WrongType", r'system is \["a"\], not a text'),
+    "a pair's history": ({"prompt": "a", "completion": "b", "history": [["c", "d"]]}, "prompt-completion", "UnknownFormat", "has a history, and a pair is one prompt: write the row as messages"),
+    "half a round": ({"instruction": "a", "output": "b", "history": [["c"]]}, "instruction", "WrongType", r'history is \[\["c"\]\], not a list of rounds: write each as \[instruction, output\]'),
+    "two thoughts": (said(thinking="a", reasoning="b"), "messages", "UnknownFormat", r"messages\[1\] has different reasoning in thinking and reasoning: keep one"),
+    "a thought that is none": (said(thinking=True), "messages", "WrongType", r"messages\[1\].thinking is true, not a text"),
+    "a hidden thought": (said([{"type": "redacted_thinking", "data": "x"}]), "messages", "WrongType", 'no text but "redacted_thinking"'),
     "a label and labels": ({"text": "a", "label": 1, "labels": [1]}, "classification", "UnknownFormat", "has both label and labels"),
-    "a fraction": ({"text": "a", "label": 0.5}, "classification", "WrongType", "label is 0.5: a label is"),
+    "a fraction": ({"text": "a", "label": 0.5}, "classification", "WrongType", "label is 0.5, not the name or number of a class: leave scores out, which a classifier cannot learn, or divide"),
+    "a whole number of a table with gaps": ({"text": "a", "label": 1.0}, "classification", "WrongType", "label is 1.0, not the name or number of a class: write 1$"),
+    "a label that is an object": ({"text": "a", "label": {"a": 1}}, "classification", "WrongType", "a class: write a text, a whole number"),
     "no label": ({"text": "a", "label": None}, "classification", "EmptyField", "label is null"),
     "annotators": (task(annotations=[{"result": [choice("good")]}, {"result": [choice("bad")]}]), "classification", "NothingToTrain", r'do not agree \(\["good"\] and \["bad"\]\)'),
     "annotators of Argilla": (record("label", "good", "bad"), "classification", "NothingToTrain", 'do not agree \\("good" and "bad"\\)'),

@@ -126,7 +126,7 @@ def test_a_folder_gives_its_data_files_and_nothing_else(tmp_path):
 
 FAULTY_ROWS = {
     # name: (file name, bytes, line, code, words)
-    "cut last line": ("a.jsonl", b'{"a": "b"}\n{"a": "b', 2, "InvalidJson", "unterminated string starting at at character 7, where the file ends: was it cut"),
+    "cut last line": ("a.jsonl", b'{"a": "b"}\n{"a": "b', 2, "InvalidJson", "unterminated string starting at character 7, where the file ends: was it cut"),
     "not JSON": ("a.jsonl", b"{}\n{a: 1}\n{}", 2, "InvalidJson", "is not JSON: expecting property name"),
     "Python's own": ("a.jsonl", b"{}\n{'a': 1}\n", 2, "InvalidJson", "single quotes are Python's"),
     "a key twice": ("a.jsonl", b'{"a": {"b": 1, "b": 2}}\n', 1, "InvalidJson", 'has the key "b" twice'),
@@ -270,6 +270,15 @@ def test_points_in_time_in_parquet_are_texts(tmp_path):
     (tmp_path / "a").write_bytes(as_parquet(pa.table({"text": ["a", "b"], "at": moment})))
     assert [row.value["text"] for row in read_rows(tmp_path / "a")] == ["a", "b"]
     assert str(next(read_rows(tmp_path / "a")).value["at"]).startswith("2026-01-02")
+
+
+def test_structs_in_parquet_have_the_fields_that_were_written(tmp_path):
+    rows = [
+        {"label": None, "calls": [{"name": "weather", "arguments": {"city": "Rome", "at": [{"day": 1}]}}]},
+        {"label": None, "calls": [{"name": "clock", "id": "c1", "arguments": {"zone": "utc", "at": [{"hour": 2}]}}]},
+    ]
+    (tmp_path / "a").write_bytes(as_parquet(pa.Table.from_pylist(rows)))
+    assert [row.value for row in read_rows(tmp_path / "a")] == rows
 
 
 VALUES = st.recursive(

@@ -18,8 +18,12 @@ def finding(
     count: int,
     of: int,
     too_many: bool = False,
+    remedy: str | None = None,
 ) -> Finding:
-    """Of `count` among `of`, of which `rows` are the first. `too_many`: more than data.checks allows, whatever it fails on."""
+    """Of `count` among `of`, of which `rows` are the first. `too_many`: more than data.checks allows, whatever it fails on.
+
+    `remedy`: what to do about these rows, in place of what the check always advises.
+    """
     fail = tuple(spec.fail or ())
     return Finding(
         code=code,
@@ -27,7 +31,7 @@ def finding(
         count=count,
         fraction=count / of if of else None,
         message=message,
-        remedy=CHECKS[code].remedy,
+        remedy=remedy or CHECKS[code].remedy,
         refuses=too_many or code in fail,
         rows=list(rows[:ROWS_SHOWN]),
     )

@@ -54,7 +54,8 @@ class Row:
         self.question = next((text for role, text in said if role == "user"), "")
         self.answers = tuple(text for role, text in said if role == "assistant")
         self.prompt = encoded("\x1e".join(f"{role}\x1f{text}" for role, text in said[:-1]))
-        self.text = "\n".join(text for _, text in said)
+        thoughts = [turn["reasoning_content"] for turn in messages if "reasoning_content" in turn]
+        self.text = "\n".join([text for _, text in said] + thoughts)
 
 
 def turn_text(turn: Any) -> str:

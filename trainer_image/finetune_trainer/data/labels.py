@@ -32,7 +32,7 @@ class LabelSet:
         elif several != self.multi_label:
             have, had = ("labels", "label") if several else ("label", "labels")
             raise InvalidRow(
-                f"has a field {have!r}, but the rows before it have {had!r}: write all rows alike", "WrongType"
+                f"has a field {have!r}, but the rows before it have {had!r}", "WrongType", "write all rows alike"
             )
         labels = label if isinstance(label, tuple) else (label,)
         for one in labels:
@@ -42,11 +42,13 @@ class LabelSet:
     def _check(self, label: Label, learn: bool) -> None:
         if self._numbers and type(label) is not (kind := type(next(iter(self._numbers)))):
             raise InvalidRow(
-                f"has the label {_shown(label)}, but those before it are {_KINDS[kind]}: write all alike", "WrongType"
+                f"has the label {_shown(label)}, but those before it are {_KINDS[kind]}", "WrongType", "write all alike"
             )
         if not learn and label not in self._numbers:
             raise InvalidRow(
-                f"has the label {_shown(label)}, which no training row has: those are {self._known()}", "WrongType"
+                f"has the label {_shown(label)}, but those of the training rows are {self._known()}",
+                "WrongType",
+                "add training rows with it, or correct it",
             )
 
     def _known(self) -> str:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from finetune_api.checks import CheckCode
 from finetune_api.data import DataSpec
 
 from finetune_trainer.data import split as splitting
 from finetune_trainer.data.encode import Encoded, RowEncoder
+from finetune_trainer.data.encode_pairs import PairEncoder
 from finetune_trainer.data.formats import InvalidRow
 from finetune_trainer.data.labels import LabelSet
 from finetune_trainer.data.lengths import bin_start
@@ -75,11 +75,17 @@ class Part:
     def add(self, batch: Sequence[Row], invalid: Invalid) -> None:
         """Raises BadInput for a row of which the wrong tokens would be learnt."""
         seen = []
+        if isinstance(self._encoder, PairEncoder):
+            batch = [row for row in batch if not self._has_rounds(row, invalid)]
         for row, result in zip(batch, self._encoder.encode([row.example for row in batch]), strict=True):
             file, line, *_ = row.source
             if isinstance(result, str):
-                code: CheckCode = "InvalidTurnOrder" if row.example.messages else "NothingToTrain"
-                invalid.add(file, line, result, code, was_read=True)
+                error = (
+                    InvalidRow(result, "InvalidTurnOrder", "change its turns, or set spec.data.template")
+                    if row.example.messages
+                    else InvalidRow(result, "NothingToTrain")
+                )
+                invalid.add(file, line, error, was_read=True)
                 continue
             fitting = self._fitted(row, result, invalid)
             if fitting is None:
@@ -88,7 +94,7 @@ class Part:
                 try:
                     self.labels.append(self._label_set.add(row.example.label, learn=self.name == "train"))
                 except InvalidRow as error:
-                    invalid.add(file, line, str(error), error.code, was_read=True)
+                    invalid.add(file, line, error, was_read=True)
                     continue
             if result.special_text:
                 self._found.special_text += 1
@@ -100,6 +106,15 @@ class Part:
             self._writer.append(fitting.ids, fitting.mask, prompt_length=fitting.prompt_length, source=row.source)
             self._keys.append(splitting.content_key(self._seed, row.example.canonical()))
         self._prover.see(seen)
+
+    def _has_rounds(self, row: Row, invalid: Invalid) -> bool:
+        """Of a row for an encoder-decoder model, which reads one question: whether it is left out, since it has more."""
+        more = len(row.example.messages or ()) > 2 or bool(row.example.tools)
+        if more:
+            file, line, *_ = row.source
+            reason = "has a system prompt, a history or tools, and an encoder-decoder model reads one prompt"
+            invalid.add(file, line, InvalidRow(reason, "UnknownFormat", "write them in instruction"), was_read=True)
+        return more
 
     def _fitted(self, row: Row, encoded: Encoded, invalid: Invalid) -> Encoded | None:
         """None: the row is left out, because it is too long or nothing of it would be learnt."""
@@ -116,7 +131,7 @@ class Part:
             encoded = self._encoder.shortened(row.example, encoded, self._max_length)
         if self._encoder.learns_tokens and not encoded.mask[1:].any():
             if not too_long:
-                invalid.add(file, line, "has no token to train on", "NothingToTrain", was_read=True)
+                invalid.add(file, line, InvalidRow("has no token to train on", "NothingToTrain"), was_read=True)
             else:
                 found.dropped += 1
             return None

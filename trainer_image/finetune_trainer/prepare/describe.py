@@ -18,6 +18,7 @@ from finetune_trainer.data.chat import pad_id
 from finetune_trainer.data.encode import default_loss_on
 from finetune_trainer.data.shards import Split, SplitCounts
 from finetune_trainer.data.stepplan import StepPlan
+from finetune_trainer.fixes.steps import rows_say
 from finetune_trainer.prepare.build import Found
 from finetune_trainer.prepare.inputs import Inputs
 from finetune_trainer.prepare.planned import Planned
@@ -174,21 +175,22 @@ def _notes(inputs: Inputs, made: Made, reader: RowReader, found: Found) -> list[
             "prompts must be written the same way later."
         )
     if found.truncated:
-        what = "have a source or a target longer" if made.task == "seq2seq-lm" else "were longer"
+        what = ("has", "have") if made.task == "seq2seq-lm" else ("is", "are")
+        longer = "a source or a target longer" if made.task == "seq2seq-lm" else "longer"
         notes.append(
-            f"{found.truncated} rows {what} than {inputs.longest_allowed()} tokens and lost their end; the longest had {found.longest_seen}."
+            f"{rows_say(found.truncated, *what)} {longer} than {inputs.longest_allowed()} tokens and cut at the end; the longest has {found.longest_seen}."
         )
     if found.dropped:
         notes.append(
-            f"{found.dropped} rows were left out because they are too long (the longest has {found.longest_seen} tokens) or hold nothing to learn."
+            f"{rows_say(found.dropped, 'was', 'were')} left out: too long (the longest has {found.longest_seen} tokens), or nothing to train on."
         )
     if found.lost_answers:
         notes.append(
-            f"{found.lost_answers} earlier answers are not trained on, because they cannot be found in what the model's chat template writes."
+            f"Earlier answers that are not found in what the model's chat template writes are not trained: {found.lost_answers:,}."
         )
     if found.special_text:
         notes.append(
-            f"{found.special_text} rows contain text that the tokenizer reads as special tokens, such as an end-of-turn mark."
+            f"{rows_say(found.special_text, 'contains', 'contain')} text that the tokenizer reads as special tokens, such as an end-of-turn mark."
         )
     return notes
 

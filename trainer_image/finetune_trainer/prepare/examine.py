@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 
 from finetune_api.checks import CheckCode
 from finetune_api.data import DataFormat, DataSpec
 from finetune_api.findings import DataReport, Finding, FixedFile, FixRecord, SourceFile
 
 from finetune_trainer.checks.suite import Suite
-from finetune_trainer.data.formats import Example
+from finetune_trainer.data.formats import Example, InvalidRow
 from finetune_trainer.prepare.files import DataFile
 from finetune_trainer.prepare.noted import Noted, ordered
 
@@ -33,12 +34,15 @@ class Examination:
             self._suite = Suite(self._data.checks, form=form)
         self._rows[file] += 1
         self._suite.see(self._files[file].part, file, line, example)
+        roles = [message["role"] for message in example.messages or ()]
+        if ("assistant", "assistant") in pairwise(roles):
+            self.note("ConsecutiveAnswers", file, line)
 
-    def invalid(self, file: int, line: int, code: CheckCode, reason: str, *, was_read: bool = False) -> None:
+    def invalid(self, file: int, line: int, error: InvalidRow, *, was_read: bool = False) -> None:
         """`was_read`: `row` has seen it."""
         self._rows[file] += not was_read
         self._invalid[file] += 1
-        self.noted.add(code, self._files[file].name, line, reason)
+        self.noted.add(error.code, self._files[file].name, line, str(error), error.remedy)
 
     def valid(self, part: str) -> int:
         """Rows of a part's files that can be used."""

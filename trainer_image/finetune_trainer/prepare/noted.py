@@ -19,12 +19,16 @@ class Noted:
 
     counts: dict[CheckCode, int] = field(default_factory=dict)
     first: dict[CheckCode, list[RowRef]] = field(default_factory=dict)
+    remedies: dict[CheckCode, list[str]] = field(default_factory=dict)
+    """The different ones of the first rows."""
 
-    def add(self, code: CheckCode, file: str, line: int, text: str | None = None) -> None:
+    def add(self, code: CheckCode, file: str, line: int, text: str | None = None, remedy: str | None = None) -> None:
         self.counts[code] = self.counts.get(code, 0) + 1
         rows = self.first.setdefault(code, [])
         if len(rows) < ROWS_SHOWN:
             rows.append(RowRef(file=file, line=line, text=text and excerpt(text)))
+            if (remedy := remedy or CHECKS[code].remedy) not in (remedies := self.remedies.setdefault(code, [])):
+                remedies.append(remedy)
 
     def findings(self, checks: ChecksSpec, rows: int, *, messages: dict[CheckCode, str] | None = None) -> list[Finding]:
         """`rows` were looked at. `messages`: sentences that know more than the count."""
@@ -37,6 +41,7 @@ class Noted:
                 self.first[code],
                 count=count,
                 of=rows,
+                remedy="; ".join(self.remedies[code]),
             )
             for code, count in self.counts.items()
             if code not in ignored or CHECKS[code].of_rows  # a row that cannot be used is no matter of taste

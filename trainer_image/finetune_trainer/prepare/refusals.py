@@ -11,6 +11,7 @@ from finetune_api.findings import Finding
 
 from finetune_trainer.data.shards import SplitCounts
 from finetune_trainer.errors import BadInput
+from finetune_trainer.fixes.steps import rows_say
 from finetune_trainer.prepare.noted import sentence
 from finetune_trainer.prepare.read import Reading
 from finetune_trainer.prepare.rows import Invalid
@@ -44,7 +45,8 @@ def nothing_usable(invalid: Invalid, rows: int) -> Refusal:
     if invalid.count < rows:
         return None
     name, line, reason = invalid.first[0]
-    return BadInput(f"{name}:{line}: {reason} (none of {rows} rows can be used)", code="InvalidData")
+    others = f" (none of {rows} rows can be used)" if rows > 1 else ""
+    return BadInput(f"{name}:{line}: {reason}{others}", code="InvalidData")
 
 
 def _invalid(reading: Reading) -> Refusal:
@@ -58,7 +60,7 @@ def _nothing_left(reading: Reading) -> Refusal:
         return None
     invalid, rows, found = reading.invalid, reading.reader.rows, reading.found
     return nothing_usable(invalid, rows) or BadInput(
-        f"no row is left to train on: of {rows} rows {invalid.count} are invalid, {found.dropped} are too long or hold nothing to learn within {reading.inputs.longest_allowed()} tokens",
+        f"no row is left to train on: {rows_say(rows, 'was', 'were')} read, {invalid.count} invalid, {found.dropped} too long or without an answer within {reading.inputs.longest_allowed()} tokens",
         code="InvalidData",
         remedy="raise spec.data.maxLength, or set spec.data.overlong to truncate",
     )

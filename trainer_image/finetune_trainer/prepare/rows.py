@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TextIO
 
-from finetune_api.checks import CheckCode
 from finetune_api.data import DataFormat
 
 from finetune_trainer import fixes
@@ -39,15 +38,15 @@ class Invalid:
     count: int = 0
     first: list[tuple[str, int, str]] = field(default_factory=list)
 
-    def add(self, file: int, line: int, reason: str, code: CheckCode, *, was_read: bool = False) -> None:
+    def add(self, file: int, line: int, error: InvalidRow, *, was_read: bool = False) -> None:
         """`was_read`: it had been taken for a usable row before."""
-        name = self.files[file].name
+        name, reason = self.files[file].name, str(error)
         self.count += 1
-        self.examination.invalid(file, line, code, reason, was_read=was_read)
+        self.examination.invalid(file, line, error, was_read=was_read)
         if len(self.first) < SHOWN:
             self.first.append((name, line, reason))
         if self.file is not None:
-            json.dump({"file": name, "line": line, "code": code, "reason": reason}, self.file, ensure_ascii=False)
+            json.dump({"file": name, "line": line, "code": error.code, "reason": reason}, self.file, ensure_ascii=False)
             self.file.write("\n")
 
 
@@ -100,7 +99,7 @@ class RowReader:
                 self.evidence = formats.evidence(value, self.form)
             example = formats.read(value, self.form)
         except InvalidRow as error:
-            self._invalid.add(file, raw.line, str(error), error.code)
+            self._invalid.add(file, raw.line, error)
             return None
         self._examination.row(file, raw.line, example, self.form)
         return example

@@ -17,6 +17,7 @@ from finetune_trainer import fixes, sealed
 from finetune_trainer.checks.masking import covered
 from finetune_trainer.data.shards import FORMAT, KIND, SplitCounts
 from finetune_trainer.errors import BadInput
+from finetune_trainer.fixes.steps import rows_say
 from finetune_trainer.prepare import record, refusals
 from finetune_trainer.prepare.build import divide
 from finetune_trainer.prepare.describe import describe
@@ -98,10 +99,18 @@ def _findings(reading: Reading) -> list[Finding]:
     found, longest = reading.found, reading.inputs.longest_allowed()
     long = reading.examination.noted.counts.get("TooLong", 0)
     what = f"{found.dropped:,} of them are left out" if found.dropped else "they lose their end"
+    if long:
+        reading.examination.noted.remedies["TooLong"] = [_for_too_long(reading.inputs)]
     messages: dict[CheckCode, str] = {
-        "TooLong": f"{long:,} rows are longer than {longest:,} tokens, the longest has {found.longest_seen:,}; {what}, {found.lost_tokens:,} tokens in all"
+        "TooLong": f"{rows_say(long, 'is', 'are')} longer than {longest:,} tokens, the longest has {found.longest_seen:,}; {what}, {found.lost_tokens:,} tokens in all"
     }
     return reading.examination.findings(messages)
+
+
+def _for_too_long(inputs: Inputs) -> str:
+    raised = inputs.context() != inputs.longest_allowed()
+    remedy = "raise spec.data.maxLength" if raised else "split them, since the model can read no longer ones"
+    return remedy if inputs.config.spec.data.overlong == "drop" else f"{remedy}, or set spec.data.overlong: drop"
 
 
 def _too_few(reading: Reading) -> list[Finding]:

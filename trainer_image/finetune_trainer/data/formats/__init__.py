@@ -22,7 +22,7 @@ for _dialect in DIALECTS:
 def value_of(row: RawRow) -> dict[str, Any]:
     """What was read. Raises InvalidRow where it could not be."""
     if row.value is None:
-        raise InvalidRow(row.fault or "cannot be read", row.code or "InvalidJson")
+        raise InvalidRow(row.fault or "cannot be read", row.code or "InvalidJson", row.remedy)
     return row.value
 
 
@@ -31,21 +31,37 @@ def detect(row: dict[str, Any]) -> DataFormat:
     found = _fitting(row)
     if reason := preference(row):
         unless = f"; or set spec.data.format to {next(iter(found))} to learn the rest" if found else ""
-        raise InvalidRow(f"{reason}: {ADVICE}{unless}", "PreferencePairs")
+        raise InvalidRow(reason, "PreferencePairs", f"{ADVICE}{unless}")
     if not found:
         raise half(row) or stranger(row)
     if len(found) > 1:
         which = " or ".join(f"{form} (by {by})" for form, by in found.items())
-        raise InvalidRow(f"may be {which}: set spec.data.format to the one that is meant", "UnknownFormat")
+        raise InvalidRow(f"may be {which}", "UnknownFormat", "set spec.data.format to the one that is meant")
     return next(iter(found))
 
 
 def read(row: dict[str, Any], form: DataFormat) -> Example:
     """Raises InvalidRow with one clause that says what is wrong."""
+    if form in ("messages", "prompt-completion", "instruction"):
+        _refuse_media(row)
     for dialect in _OF_FORM[form]:
         if dialect.fits(row):
             return dialect.read(row)
     raise _misfit(row, form)
+
+
+def _refuse_media(row: dict[str, Any]) -> None:
+    """Raises InvalidRow for a row whose words are about an image, a video or a sound that the model would not be given.
+
+    A single image may as well be the picture of a recipe: it counts where the text has its place."""
+    for kind in ("image", "video", "audio"):
+        for name in (kind, f"{kind}s"):
+            if row.get(name) and (name != kind or f"<{kind}>" in str(row)):
+                raise InvalidRow(
+                    f"{name} is not empty, and only text can be trained on",
+                    "WrongType",
+                    "leave the row out, or remove the field where the answer does not need it",
+                )
 
 
 def evidence(row: dict[str, Any], form: DataFormat) -> str:
@@ -69,12 +85,13 @@ def _misfit(row: dict[str, Any], form: DataFormat) -> InvalidRow:
     if own := half(row, form):
         return own
     if reason := preference(row):
-        return InvalidRow(f"{reason}: {ADVICE}", "PreferencePairs")
+        return InvalidRow(reason, "PreferencePairs", ADVICE)
     if found := _fitting(row):
         other, by = next(iter(found.items()))
         return InvalidRow(
-            f"looks like {other} (by {by}), but {form} is read here: keep each format in its own job, convert these rows, or set spec.data.format",
+            f"looks like {other} (by {by}), but {form} is read here",
             "MixedFormats",
+            "keep each format in its own job, convert these rows, or set spec.data.format",
         )
     unknown = half(row) or stranger(row)
-    return InvalidRow(f"is not in format {form}: it {unknown}", unknown.code)
+    return InvalidRow(f"is not in format {form}: it {unknown.reason}", unknown.code, unknown.remedy)

@@ -19,8 +19,7 @@ def the_text(fields: dict[str, Any], where: str) -> str:
     name = texts[0] if len(texts) == 1 else next((name for name in _FIRST if name in texts), None)
     if name is None:
         raise InvalidRow(
-            f"{where} has several texts ({listed(texts)}): name the one that counts text",
-            "UnknownFormat",
+            f"{where} has several texts ({listed(texts)})", "UnknownFormat", "name the one that counts text"
         )
     return text(fields[name], f"{where}.{called(name)}")
 
@@ -31,5 +30,5 @@ def agreed(values: list[Any]) -> Any:
         raise InvalidRow("its annotation is empty", "EmptyField")
     if any(value != values[0] for value in values):
         said = " and ".join(shown(value) for value in values[:2])
-        raise InvalidRow(f"its annotators do not agree ({said}): keep one answer", "NothingToTrain")
+        raise InvalidRow(f"its annotators do not agree ({said})", "NothingToTrain", "keep one answer")
     return values[0]

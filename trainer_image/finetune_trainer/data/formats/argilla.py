@@ -54,13 +54,17 @@ def why_not(row: dict[str, Any]) -> InvalidRow:
         return InvalidRow("has no response and no suggestion, so there is nothing to learn", "NothingToTrain")
     if any(_is_ranking(value) for values in given.values() for value in values):
         return InvalidRow("is annotated by a ranking, which are preferences", "PreferencePairs")
-    return InvalidRow(f"has answers to {listed(given)}, which are neither labels nor texts", "UnknownFormat")
+    return InvalidRow(
+        f"has answers to {listed(given)}, which are neither labels nor texts",
+        "UnknownFormat",
+        "export questions of labels or texts",
+    )
 
 
 def _the_answer(row: dict[str, Any], kind: str) -> Any:
     questions = _questions(row, kind)
     if len(questions) > 1:
-        raise InvalidRow(f"answers several questions ({listed(questions)}): export one of them", "UnknownFormat")
+        raise InvalidRow(f"answers several questions ({listed(questions)})", "UnknownFormat", "export one of them")
     [values] = questions.values()
     return agreed(values)
 

@@ -32,7 +32,7 @@ def _says(evidence: str) -> Callable[[Row], str]:
 
 
 def _turned_pair(row: Row) -> bool:
-    return isinstance(row.get("prompt"), list) and isinstance(row.get("completion"), list)
+    return conversations.has_turns(row.get("prompt")) and conversations.has_turns(row.get("completion"))
 
 
 def _pair(row: Row) -> bool:
@@ -56,7 +56,7 @@ DIALECTS = (
     Dialect("messages", lambda row: conversations.field_of(row) is not None, conversations.read_conversation, _conversation),
     Dialect("messages", _turned_pair, conversations.read_turned_pair, _says("prompt and completion as lists of turns")),
     Dialect("prompt-completion", _pair, pairs.read_pair, _says("prompt and completion")),
-    Dialect("instruction", _has("instruction", "output"), pairs.read_instruction, _says("instruction and output")),
+    Dialect("instruction", _has("instruction", "output"), conversations.read_instruction, _says("instruction and output")),
     Dialect("instruction", lambda row: labelstudio.holds(row, labelstudio.TEXTAREA), labelstudio.read_textarea, _says("data and annotations (Label Studio, textarea)")),
     Dialect("instruction", lambda row: argilla.holds(row, argilla.ANSWER), argilla.read_answer, _says("fields and responses (Argilla, answers)")),
     Dialect("classification", _classified, pairs.read_classified, _label),

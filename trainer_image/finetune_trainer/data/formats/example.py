@@ -14,11 +14,16 @@ Label = str | int | bool
 
 
 class InvalidRow(ValueError):
-    """Why a row cannot be used, as the end of a sentence that begins with its file and line; and the check that it fails."""
+    """Why a row cannot be used, as the end of a sentence that begins with its file and line; and the check that it fails.
 
-    def __init__(self, message: str, code: CheckCode) -> None:
-        super().__init__(message)
+    `remedy` is what to do about this very row, where the check's own remedy is too general to be right.
+    """
+
+    def __init__(self, reason: str, code: CheckCode, remedy: str | None = None) -> None:
+        super().__init__(f"{reason}: {remedy}" if remedy else reason)
+        self.reason = reason
         self.code = code
+        self.remedy = remedy
 
 
 @dataclass(frozen=True, slots=True)

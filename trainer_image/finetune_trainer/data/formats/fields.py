@@ -13,6 +13,8 @@ from finetune_trainer.data.formats.example import InvalidRow, Label
 
 _SHOWN = 40
 """Characters of a value that are shown."""
+_TEXTS = ("text", "input_text", "output_text", "reasoning_text", "summary_text")
+"""What OpenAI's APIs call parts that are texts."""
 _SEARCHED = 4096
 """Characters that are searched for what must be masked: more than the longest key."""
 
@@ -24,13 +26,15 @@ def text(value: Any, where: str, *, may_be_empty: bool = False, parts: bool = Fa
     if not may_be_empty and not value.strip():
         raise InvalidRow(f"{where} is empty", "EmptyField")
     if "\0" in value:
-        raise InvalidRow(f"{where} holds a NUL character", "InvalidEncoding")
+        raise InvalidRow(f"{where} holds a NUL character", "InvalidEncoding", "remove it")
     if not value.isascii():
         try:
             value.encode()
         except UnicodeEncodeError as error:
             raise InvalidRow(
-                f"{where} holds half of a surrogate pair at character {error.start + 1}", "InvalidEncoding"
+                f"{where} holds half of a surrogate pair at character {error.start + 1}",
+                "InvalidEncoding",
+                "write the whole character, or remove it",
             ) from None
     return value
 
@@ -39,17 +43,19 @@ def _joined(value: Any, where: str, may_have_parts: bool) -> str:
     if value is None:
         raise InvalidRow(f"{where} is null", "EmptyField")
     if not (may_have_parts and isinstance(value, list)):
-        raise InvalidRow(f"{where} is {shown(value)}, not a text", "WrongType")
+        raise InvalidRow(f"{where} is {shown(value)}, not a text", "WrongType", "write it as a string")
     parts = []
     for number, part in enumerate(value):
         if isinstance(part, str):
             parts.append(part)
-        elif isinstance(part, dict) and isinstance(part.get("text"), str) and part.get("type", "text") == "text":
+        elif isinstance(part, dict) and isinstance(part.get("text"), str) and part.get("type", "text") in _TEXTS:
             parts.append(part["text"])
         else:
             kind = part.get("type") if isinstance(part, dict) else part
             raise InvalidRow(
-                f"{where}[{number}] is no text but {shown(kind)}: only text can be trained on", "WrongType"
+                f"{where}[{number}] is no text but {shown(kind)}",
+                "WrongType",
+                "only text can be trained on, so leave the row out",
             )
     return "".join(parts)
 
@@ -61,24 +67,33 @@ def label(value: Any, where: str) -> Label:
     if isinstance(value, int):
         if value < 0:
             raise InvalidRow(
-                f"{where} is {value}: numbers of labels begin at 0, and less often marks rows without one", "WrongType"
+                f"{where} is {value}, and numbers of labels begin at 0",
+                "WrongType",
+                "leave the row out if the number marks rows without a label",
             )
         return value
     if isinstance(value, str):
         return text(value, where)
     if value is None:
         raise InvalidRow(f"{where} is null", "EmptyField")
-    raise InvalidRow(f"{where} is {shown(value)}: a label is a text, a whole number, or true or false", "WrongType")
+    remedy = "write a text, a whole number, or true or false"
+    if isinstance(value, float):
+        scores = "leave scores out, which a classifier cannot learn, or divide them into classes"
+        remedy = f"write {int(value)}" if value.is_integer() else scores
+    raise InvalidRow(f"{where} is {shown(value)}, not the name or number of a class", "WrongType", remedy)
 
 
 def structured(value: Any, where: str) -> Any:
     """A list or object, also where it is written as JSON text, as tables have to. Raises InvalidRow when that is no JSON."""
-    if type(value) is not str or value[:1] not in ("[", "{"):
-        return value
+    return from_json(value, where) if type(value) is str and value.lstrip()[:1] in ("[", "{") else value
+
+
+def from_json(value: str, where: str) -> Any:
+    """Raises InvalidRow."""
     try:
         return orjson.loads(value)
     except (orjson.JSONDecodeError, ValueError):
-        raise InvalidRow(f"{where} is a text that is not JSON", "WrongType") from None
+        raise InvalidRow(f"{where} is a text that is not JSON", "WrongType", "write it with json.dumps") from None
 
 
 def shown(value: Any) -> str:

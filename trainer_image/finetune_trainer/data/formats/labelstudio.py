@@ -33,7 +33,7 @@ def read_textarea(row: dict[str, Any]) -> Example:
     """Raises InvalidRow."""
     written = _the_answer(row, TEXTAREA)
     if len(written) != 1:
-        raise InvalidRow(f"its annotation has {len(written)} texts: one is the answer", "WrongType")
+        raise InvalidRow(f"its annotation has {len(written)} texts", "WrongType", "keep the one that is the answer")
     return answered(the_text(row["data"], "data"), text(written[0], "the annotation's text"))
 
 
@@ -45,8 +45,9 @@ def why_not(row: dict[str, Any]) -> InvalidRow:
     if "pairwise" in kinds or "ranker" in kinds:
         return InvalidRow(f"is annotated by {called(kinds[0])}, which are preferences", "PreferencePairs")
     return InvalidRow(
-        f"is annotated by {listed(kinds)}: of Label Studio's kinds only choices and textarea are supported",
+        f"is annotated by {listed(kinds)}",
         "UnknownFormat",
+        "of Label Studio's kinds only choices and textarea are supported",
     )
 
 
@@ -54,7 +55,7 @@ def _the_answer(row: dict[str, Any], kind: str) -> list[Any]:
     """What the annotators agree on. An annotation that is marked as ground truth needs no others."""
     questions = {result["from"] for results in _submitted(row) for result in results if result["type"] == kind}
     if len(questions) > 1:
-        raise InvalidRow(f"answers several questions ({listed(questions)}): export one of them", "UnknownFormat")
+        raise InvalidRow(f"answers several questions ({listed(questions)})", "UnknownFormat", "export one of them")
     given = [
         [value for result in results if result["type"] == kind for value in result["values"]]
         for results in _submitted(row)

@@ -12,7 +12,7 @@ _PAIRS = (("chosen", "rejected"), ("preferred_output", "non_preferred_output"))
 def preference(row: dict[str, Any]) -> str | None:
     """What makes a row one of preferences: the fields of a pair, or KTO's verdict on a completion. None: it is none."""
     for better, worse in _PAIRS:
-        if better in row and worse in row:
+        if row.get(better) is not None and row.get(worse) is not None:
             return f"pairs {better} with {worse}"
     if isinstance(row.get("label"), bool) and row.get("completion") is not None:
         return "judges its completion by a label of true or false"

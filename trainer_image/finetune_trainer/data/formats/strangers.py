@@ -52,7 +52,7 @@ def stranger(row: dict[str, Any]) -> InvalidRow:
     if argilla.is_export(row):
         return argilla.why_not(row)
     fields = listed(row) or "no fields at all"
-    return InvalidRow(f"is in no known format (it has {fields}): {_advice(row)}", "UnknownFormat")
+    return InvalidRow(f"is in no known format (it has {fields})", "UnknownFormat", _advice(row))
 
 
 def _advice(row: dict[str, Any]) -> str:

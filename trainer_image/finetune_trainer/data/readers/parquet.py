@@ -81,7 +81,7 @@ def _rows(batch: Any, before: int) -> Iterator[RawRow]:
     """Rows of a batch, which follow `before` others. What Python cannot hold is the fault of the very row."""
     if batch.nbytes <= MAX_ROW_BYTES:
         try:
-            values = _as_text(batch).to_pylist()
+            values = _values(batch)
         except _UNREADABLE:
             pass
         else:
@@ -96,11 +96,28 @@ def _row(one: Any, number: int) -> RawRow:
     if one.nbytes > MAX_ROW_BYTES:
         return too_large(number, -1, 0)
     try:
-        return RawRow(number, -1, 0, _as_text(one).to_pylist()[0])
+        return RawRow(number, -1, 0, _values(one)[0])
     except UnicodeDecodeError:
         return RawRow(number, -1, 0, None, "holds text that is not UTF-8", "InvalidEncoding")
     except _UNREADABLE as error:
         return RawRow(number, -1, 0, None, f"holds a value that cannot be read: {printable(error, 100)}", "WrongType")
+
+
+def _values(batch: Any) -> list[dict[str, Any]]:
+    """Rows with all their columns, and with structs less the fields that only others of their kind have."""
+    import pyarrow as pa
+
+    rows: list[dict[str, Any]] = _as_text(batch).to_pylist()
+    if any(pa.types.is_nested(kind) for kind in batch.schema.types):
+        rows = [{name: without_null(value) for name, value in row.items()} for row in rows]
+    return rows
+
+
+def without_null(value: Any) -> Any:
+    """Without the fields that are null: Arrow gives each object the fields of all others, as do the files written from it."""
+    if isinstance(value, dict):
+        return {name: without_null(inner) for name, inner in value.items() if inner is not None}
+    return [without_null(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _as_text(batch: Any) -> Any:

@@ -47,6 +47,7 @@ class RawRow(NamedTuple):
     value: dict[str, Any] | None
     fault: str | None = None
     code: CheckCode | None = None
+    remedy: str | None = None
 
 
 def too_large(line: int, offset: int, length: int) -> RawRow:

@@ -6,11 +6,14 @@ import csv
 import io
 from collections.abc import Iterator
 
+from finetune_api.checks import CheckCode
+
 from finetune_trainer.data.readers.content import Content
 from finetune_trainer.data.readers.parse import shown
 from finetune_trainer.data.readers.row import FIELDS, MAX_ROW_BYTES, RawRow, Unreadable, too_large
 
 _DELIMITERS = (",", "\t", ";", "|")
+_QUOTE = "put cells that hold the delimiter, quotes or line ends into quotes"
 
 
 def names_fields(head: bytes) -> bool:
@@ -49,7 +52,7 @@ def read_table(content: Content) -> Iterator[RawRow]:
                 raise Unreadable(
                     "a cell in quotes is not closed: the file was probably cut, or a quote is missing", line=begin
                 ) from None
-            yield RawRow(begin, -1, 0, None, f"is no row of a table: {error}", "InvalidJson")
+            yield RawRow(begin, -1, 0, None, f"is no row of a table: {error}", "InvalidJson", _QUOTE)
             continue
         if record is None:
             return
@@ -126,9 +129,9 @@ def _header(cells: Iterator[list[str]], lines: _Lines) -> list[str]:
     return names
 
 
-def _uneven(count: int, width: int) -> tuple[str, str]:
+def _uneven(count: int, width: int) -> tuple[str, CheckCode, str]:
     has = f"has {count} cell{'s' * (count != 1)} where the first line names {width} column{'s' * (width != 1)}"
-    return f"{has}: put cells that hold the delimiter or line ends into quotes", "InvalidJson"
+    return has, "InvalidJson", _QUOTE
 
 
 def _first_line(head: bytes) -> str:
