@@ -21,6 +21,7 @@ from finetune_trainer.train.micro_batches import pack
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .conftest import gradients, same_gradients
 
@@ -140,6 +141,29 @@ def test_rows_that_are_not_packed_go_to_transformers_own_attention(make_model: C
     before = model(input_ids=ids, attention_mask=mask).logits
     attention.install()
     assert torch.equal(model(input_ids=ids, attention_mask=mask).logits, before)
+
+
+def test_the_variable_length_kernel_gets_one_dtype_under_autocast(
+    make_model: Callable[..., nn.Module], rows: Any, trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a fake GPU: with fp32 weights, rotary embeddings leave queries and keys in fp32 where values are in bf16."""
+    taken: list[tuple[torch.dtype, ...]] = []
+
+    def kernel(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> torch.Tensor:
+        taken.append((q.dtype, k.dtype, v.dtype))
+        return torch.empty_like(q)
+
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", kernel)
+    monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: True)
+    attention.install()
+    with FakeTensorMode(), torch.device("cuda"):
+        model = make_model("llama")
+        inputs = packed(rows, trained, pad=0).inputs
+        on_gpu = {name: each.to("cuda") if isinstance(each, torch.Tensor) else each for name, each in inputs.items()}
+        with torch.autocast("cuda", torch.bfloat16):
+            model(**on_gpu, use_cache=False)
+    assert taken == [(torch.bfloat16,) * 3] * 2
 
 
 @given(
