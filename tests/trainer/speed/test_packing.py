@@ -30,10 +30,12 @@ from .conftest import gradients, same_gradients
 PACKABLE = ("llama", "qwen3", "mistral", "gemma", "cohere", "granite", "phi", "gpt2", "opt", "mixtral")
 
 
-def settled(model: nn.Module, packing: bool | None, *, precision: str | None = None) -> tuple[CausalTask, list[str]]:
+def settled(
+    model: nn.Module, packing: bool | None, *, precision: str | None = None, longest: int = 100
+) -> tuple[CausalTask, list[str]]:
     task = CausalTask(pad=0)
     gang: Any = SimpleNamespace(device=torch.device("cpu"), gather=lambda value: [value])
-    return task, probes.settle(task, model, spec(packing, precision), gang)
+    return task, probes.settle(task, model, spec(packing, precision), gang, longest=longest)
 
 
 def spec(packing: bool | None = None, precision: str | None = None, **method: Any) -> FineTuneJobSpec:
@@ -154,6 +156,42 @@ def test_what_counts_as_rounding_in_bf16(apart: float, moved: float, mixture: bo
     assert (found is None) == fine
 
 
+@pytest.mark.parametrize(
+    ("family", "changes", "packs"),
+    [
+        ("llama4", {"attention_chunk_size": 64}, False),
+        ("qwen2-moe", {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 2}, False),
+        ("mistral", {"sliding_window": 64}, True),
+        ("gemma3", {"sliding_window": 64}, True),
+    ],
+)
+def test_rows_longer_than_the_attention_window(
+    make_model: Callable[..., nn.Module], family: str, changes: dict[str, Any], packs: bool
+) -> None:
+    """Windows far longer than the probe's rows; some models have theirs in the mask alone, which packed rows do without."""
+    model = make_model(family, **changes)
+    assert settled(model, None, longest=64)[0].packs
+    task, said = settled(model, None, longest=65)
+    assert task.packs == packs
+    assert packs or said[0].endswith(
+        "packed rows do not keep its attention window of 64 tokens, and rows have up to 65"
+    )
+    inner = {vars(each).get(name) for each in (model.config, *model.modules()) for name in changes}
+    assert inner <= {None, *changes.values()}
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma3"])
+def test_windows_hold_in_long_packed_rows(make_model: Callable[..., nn.Module], family: str) -> None:
+    model = make_model(family, sliding_window=64)
+    task, _ = settled(model, None)
+    draw = np.random.default_rng(2)
+    rows = [draw.integers(2, 97, size=100), draw.integers(2, 97, size=90)]
+    trained = [np.arange(1, len(row)) for row in rows]
+    with torch.no_grad():
+        losses = [task.loss(model, lay(rows, trained, pad=0)) for lay in (padded, packed)]
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=0)
+
+
 def test_positions_that_run_on_are_found_out(
     make_model: Callable[..., nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,10 +210,10 @@ def test_packing_is_left_out_where_it_was_not_wanted_or_cannot_be(make_model: Ca
     assert not settled(model, False)[0].packs
     gang: Any = SimpleNamespace(device=torch.device("cpu"), gather=lambda value: [value, "another rank's model mixes"])
     task = CausalTask(pad=0)
-    said = probes.settle(task, model, spec(None), gang)
+    said = probes.settle(task, model, spec(None), gang, longest=100)
     assert not task.packs
     assert "another rank's model mixes" in said[0]
-    assert probes.settle(Seq2SeqTask(pad=0), model, spec(None), gang) == []
+    assert probes.settle(Seq2SeqTask(pad=0), model, spec(None), gang, longest=100) == []
 
 
 def test_probing_leaves_no_trace(make_model: Callable[..., nn.Module]) -> None:

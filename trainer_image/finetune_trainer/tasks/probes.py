@@ -38,12 +38,16 @@ single difference does not tell the two apart."""
 _UNTOUCHED = {"fp32": 1e-5, "bf16": 1e-2}
 """The same when only the other row's tokens change: kernels of one shape round alike, but for a mixture's, whose experts then get
 other numbers of tokens."""
+_WINDOWS = ("sliding_window", "attention_chunk_size")
+_NARROW = 5
+"""Tokens: shorter than the probe's rows."""
 _NO_PACKING = ("prefix", "prompt")
 
 
-def settle(task: Task, module: nn.Module, spec: FineTuneJobSpec, gang: Gang) -> list[str]:
+def settle(task: Task, module: nn.Module, spec: FineTuneJobSpec, gang: Gang, *, longest: int) -> list[str]:
     """Choose the fastest way that is right for this model; what was decided, in sentences. Collective, and needs `module` where it will train.
 
+    No row has more than `longest` tokens.
     Raises BadInput (InvalidSpec) when data.packing is asked for and the rows of a pack would see each other.
     """
     if not isinstance(task, CausalTask):
@@ -56,6 +60,14 @@ def settle(task: Task, module: nn.Module, spec: FineTuneJobSpec, gang: Gang) -> 
         if spec.data.packing is not False and spec.method.type not in _NO_PACKING:
             attention.install()
             refusal = _agreed(gang, _mixes(module, rows, precision))
+            if refusal is None and (windows := _windows(module, longest)):
+                with _narrowed(module, windows):
+                    lost = _agreed(gang, _mixes(module, rows, precision)) is not None
+                if lost:
+                    width = min(windows.values())
+                    refusal = (
+                        f"packed rows do not keep its attention window of {width} tokens, and rows have up to {longest}"
+                    )
             task.packs = refusal is None
     if refusal is not None and spec.data.packing:
         raise BadInput(
@@ -137,6 +149,31 @@ def _differs(
 def _agreed(gang: Gang, refusal: str | None) -> str | None:
     """Some rank's refusal, or None. Collective."""
     return next((one for one in gang.gather(refusal) if one is not None), None)
+
+
+def _windows(module: nn.Module, longest: int) -> dict[str, int]:
+    """Fields of the config with the widths of attention that the probe's rows are too short for, and the job's are not."""
+    config = module.config.get_text_config()
+    return {name: width for name in _WINDOWS if _NARROW < (width := getattr(config, name, None) or 0) < longest}
+
+
+@contextlib.contextmanager
+def _narrowed(module: nn.Module, windows: dict[str, int]) -> Iterator[None]:
+    """With attention so narrow that short rows show what becomes of long ones. Layers know the width from the config, or keep it."""
+    changed = [
+        (vars(owner), name)
+        for name, width in windows.items()
+        for owner in (module.config.get_text_config(), *module.modules())
+        if vars(owner).get(name) == width
+    ]
+    for fields, name in changed:
+        fields[name] = _NARROW
+    try:
+        with torch.compiler.set_stance("force_eager"):  # compiled layers would be compiled again for it
+            yield
+    finally:
+        for fields, name in changed:
+            fields[name] = windows[name]
 
 
 def _logits(module: nn.Module, lay: object, rows: list[np.ndarray]) -> torch.Tensor:
