@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from finetune_api.spec import FineTuneJobSpec
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from finetune_trainer.errors import BadInput, first_line
-from finetune_trainer.model import earlier, load
+from finetune_trainer.model import earlier, load, reached
 from finetune_trainer.model.methods import full, lora, prompt
 
 
@@ -27,8 +28,9 @@ def adapt(
     Raises BadInput (InvalidSpec) when the spec names what the model does not have, (InvalidModel) when the adapter is for another one.
     """
     if spec.method.type == "full":
-        return full.thaw(model, spec.method.freeze)
+        return full.thaw(model, spec.method.freeze, unreached=reached.unreached(model, spec))
     torch.manual_seed(spec.training.seed)
+    without_gradient = reached.outermost(model, reached.unreached(model, spec)) if adapter is not None else []
     net = _wrap(model, spec, adapter)
     if spec.method.type == "dora" and adapter is None:
         lora.measure_magnitudes(net)
@@ -37,10 +39,17 @@ def adapt(
             parameter.data = parameter.data.float()
     if adapter is not None:
         earlier.take_weights(net, adapter, spec)
+        _expect_no_gradients(net, without_gradient)
     asked = spec.method.prompt_tuning
     if asked is not None and asked.init_text and tokenizer is not None:
         prompt.begin_with(net, asked.init_text, tokenizer)
     return net
+
+
+def _expect_no_gradients(net: nn.Module, modules: list[str]) -> None:
+    """An adapter made elsewhere may be on them: it stays as it is, and DistributedDataParallel must not wait for it."""
+    ignored = [name for name, _ in net.named_parameters() if any(f".{module}." in name for module in modules)]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(net, ignored)
 
 
 def _wrap(model: nn.Module, spec: FineTuneJobSpec, adapter: Path | None) -> Any:
