@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from finetune_trainer.errors import BadInput, first_line
-from finetune_trainer.model import earlier, load, reached
+from finetune_trainer.model import earlier, load, reached, tied
 from finetune_trainer.model.methods import full, lora, prompt
 
 
@@ -31,7 +31,9 @@ def adapt(
         return full.thaw(model, spec.method.freeze, unreached=reached.unreached(model, spec))
     torch.manual_seed(spec.training.seed)
     without_gradient = reached.outermost(model, reached.unreached(model, spec)) if adapter is not None else []
+    shared = tied.sharers(model)
     net = _wrap(model, spec, adapter)
+    tied.check_adapted(net, shared, earlier=adapter is not None)
     if spec.method.type == "dora" and adapter is None:
         lora.measure_magnitudes(net)
     for parameter in net.parameters():
