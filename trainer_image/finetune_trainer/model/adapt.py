@@ -14,9 +14,18 @@ from finetune_trainer.errors import BadInput, first_line
 from finetune_trainer.model import earlier, load, reached, tied
 from finetune_trainer.model.methods import full, lora, prompt
 
+_OUTPUTS = {
+    "output_router_logits": False,
+    "output_hidden_states": False,
+    "output_attentions": False,
+    "return_dict": True,
+}
+"""Fields of a config that ask for more than logits in every forward. Training does not use it, it costs memory, and a mixture's loss
+on its router's logits fails where answers are written. What is saved keeps the fields as they were."""
+
 
 def adapt(
-    model: nn.Module,
+    model: Any,
     spec: FineTuneJobSpec,
     *,
     tokenizer: Any = None,
@@ -27,6 +36,10 @@ def adapt(
     `tokenizer` reads a prompt's first text; without one the text is not looked at.
     Raises BadInput (InvalidSpec) when the spec names what the model does not have, (InvalidModel) when the adapter is for another one.
     """
+    for config in (model.config, model.config.get_text_config()):
+        for name, value in _OUTPUTS.items():
+            if hasattr(config, name):
+                setattr(config, name, value)
     if spec.method.type == "full":
         return full.thaw(model, spec.method.freeze, unreached=reached.unreached(model, spec))
     torch.manual_seed(spec.training.seed)
