@@ -55,7 +55,7 @@ def run_training(context: StageContext) -> None:
         tokenizer_digest=tokenizer_digest(tokenizer),
         template_digest=template_digest(template_of(tokenizer)),
     )
-    settle(tokenizer, shards.task)
+    settle(tokenizer, shards.task, shards.tokenizer["vocab_size"])
     context.progress.update(total_steps=shards.plan().steps, force=True)
     with shortage.explaining(context, "loading the model"):
         net = _net(context, folder, shards, tokenizer)
