@@ -58,9 +58,9 @@ def ours(
     speed_up(net, spec, device)
     engine = engine_of(spec, gang, net)
     task = CausalTask(pad=0)
-    for sentence in probes.settle(task, engine.module, spec, gang):
-        print(f"ours: {sentence}", flush=True)
     lengths = split.lengths()
+    for sentence in probes.settle(task, engine.module, spec, gang, longest=int(lengths.max())):
+        print(f"ours: {sentence}", flush=True)
     for rows in steps:
         order = rows[np.lexsort((rows, -lengths[rows]))]
         parts = micro_batches.cut(order, lengths, MICRO_BATCH_TOKENS[device.type], packed=task.packs)

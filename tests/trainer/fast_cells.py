@@ -81,7 +81,7 @@ def cell(method: str, strategy: str) -> dict[str, Any]:
     engine = engine_cells.engine_of(strategy, engine_cells.setting_of(2, ema=None), model)
     task = CausalTask(pad=0)
     gang: Any = SimpleNamespace(device=torch.device("cpu"), gather=lambda value: [value])
-    said = probes.settle(task, engine.module, spec(), gang)
+    said = probes.settle(task, engine.module, spec(), gang, longest=max(_LENGTHS))
     losses = train(engine, task, world=2, rank=dist.get_rank())
     weights, others = engine_cells.exported(engine, share=True), engine_cells.exported(alone, share=False)
     return {

@@ -36,6 +36,14 @@ _COMMON = {
     "eos_token_id": 2,
     "initializer_range": 0.2,  # large, so that a frozen head can say much
 }
+_IMAGES = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "image_size": 28,
+    "patch_size": 14,
+}
 _EXPERTS = {"num_experts_per_tok": 2, "head_dim": 4}
 
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -63,6 +71,7 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "mamba": ("MambaForCausalLM", {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 2, "state_size": 4}),
     "falcon": ("FalconForCausalLM", {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "multi_query": True}),
     "bart": ("BartForConditionalGeneration", {"vocab_size": VOCABULARY, "d_model": 16, "encoder_layers": 2, "decoder_layers": 3, "encoder_attention_heads": 4, "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2, "init_std": 0.2}),
+    "gemma3-images": ("Gemma3ForConditionalGeneration", {"text_config": {**_COMMON, "head_dim": 4, "sliding_window": 8}, "vision_config": {**_IMAGES, "vision_use_head": True}, "initializer_range": 0.2}),
     "wide-t5": ("T5ForConditionalGeneration", {**FAMILIES["t5"][1], "d_model": 64, "d_kv": 16, "d_ff": 64, "num_decoder_layers": 2}),
     "wide-bert": ("BertForMaskedLM", {**FAMILIES["bert"][1], "hidden_size": 64, "intermediate_size": 64}),
 }  # fmt: skip

@@ -18,6 +18,7 @@ LORA = "spec.method.lora"
 REFUSED = {
     "module": ("llama", CAUSAL, {"type": "lora", "lora": {"targetModules": ["q_proj", "query"]}}, rf"{LORA}.targetModules\[1\]: 'query' is no linear layer of this model; it has down_proj, gate_proj, k_proj, lm_head"),
     "embedding as module": ("llama", CAUSAL, {"type": "lora", "lora": {"targetModules": ["embed_tokens"]}}, r"'embed_tokens' is no linear layer"),
+    "tied head as module": ("tied-llama", CAUSAL, {"type": "lora", "lora": {"targetModules": ["q_proj", "lm_head"]}}, rf"{LORA}.targetModules: 'lm_head' shares its weight with model\.embed_tokens, and an adapter on one of them cannot be merged"),
     "experts as modules": ("mixtral", CAUSAL, {"type": "lora", "lora": {"targetModules": ["w1"]}}, r"'w1' is no linear layer .* and experts in experts\.down_proj, experts\.gate_up_proj"),
     "a shared expert": ("glm-moe", CAUSAL, {"type": "lora", "lora": {"targetModules": ["shared_experts.up_proj"]}}, r"'shared_experts\.up_proj' would match a part of this model's experts"),
     "parameter": ("mixtral", CAUSAL, {"type": "lora", "lora": {"targetParameters": ["experts.up"]}}, rf"{LORA}.targetParameters\[0\]: 'experts\.up' is no weight .* experts\.down_proj"),

@@ -52,6 +52,20 @@ def test_training_goes_on_where_it_ended(name, folder_of, tmp_path):
         torch.testing.assert_close(logits(plain(base, result, purpose), batch), expected, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
+def test_an_adapter_on_one_of_two_tied_modules_is_refused(folder_of, tmp_path, target):
+    base = folder_of("tied-llama")
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj", target])
+    adapter = tmp_path / "adapter"
+    foreign(base, adapter, config)
+    spec = spec_of({"type": "lora", "initFrom": LOCATION})
+    for act in (lambda: made(base, spec, adapter=adapter), lambda: probe(base, spec, CAUSAL, adapter)):
+        with pytest.raises(
+            BadInput, match=rf"spec\.method\.initFrom: '{target}' shares its weight with .*, and an adapter"
+        ):
+            act()
+
+
 def foreign(base, folder, config):
     """Made and saved by peft alone."""
     torch.manual_seed(3)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import pytest
 import torch
 
@@ -21,6 +24,24 @@ def test_lora_trains_and_reloads_in_plain_peft(family, folder_of, tmp_path):
     expected = logits(net, batch)
     result = saved(net, spec, tmp_path / "result")
     torch.testing.assert_close(logits(plain(base, result, purpose), batch), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("flag", ["output_router_logits", "output_hidden_states", "return_dict"])
+def test_outputs_that_a_config_asks_for_are_left_out(flag, folder_of, tmp_path):
+    """A mixture that returns its router's logits fails where answers are written, after the whole training."""
+    base = shutil.copytree(folder_of("mixtral"), tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {flag: flag != "return_dict"}))
+    spec = spec_of({"type": "full"})
+    net = made(base, spec)
+    ids = batch_of(CAUSAL)["input_ids"]
+    mask = torch.ones_like(ids)
+    mask[0, :4] = 0
+    out = net.generate(input_ids=ids, attention_mask=mask, max_new_tokens=3, do_sample=False)
+    assert out.shape == (3, 12)
+    assert set(net(input_ids=ids, use_cache=False)) == {"logits"}
+    written = json.loads((saved(net, spec, tmp_path / "result") / "config.json").read_text())
+    assert written.get(flag, flag == "return_dict") == (flag != "return_dict")
 
 
 @pytest.mark.parametrize("family", ["gemma3", "gpt2", "mixtral", "t5", "bert"])

@@ -29,12 +29,18 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("MistralConfig", _GROUPED | {"sliding_window": 6}),
     "gemma": ("GemmaConfig", _GROUPED | {"head_dim": 8}),
     "gemma2": ("Gemma2Config", _GROUPED | {"head_dim": 8, "sliding_window": 6, "final_logit_softcapping": 3.0}),
+    "gemma3": ("Gemma3TextConfig", _GROUPED | {"head_dim": 8, "layer_types": ["sliding_attention", "full_attention"]}),
     "cohere": ("CohereConfig", _GROUPED | {"logit_scale": 0.25}),
     "granite": ("GraniteConfig", _GROUPED | {"logits_scaling": 8.0}),
     "phi": ("PhiConfig", _SIZES),
     "gpt2": ("GPT2Config", {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}),
     "opt": ("OPTConfig", _SIZES | {"ffn_dim": 48, "word_embed_proj_dim": 32}),
     "mixtral": ("MixtralConfig", _GROUPED | {"num_local_experts": 4}),
+    "qwen2-moe": (
+        "Qwen2MoeConfig",
+        _GROUPED | {"num_experts": 4, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16},
+    ),
+    "llama4": ("Llama4TextConfig", _GROUPED | {"num_local_experts": 2, "intermediate_size_mlp": 48, "head_dim": 8}),
     "mamba": ("MambaConfig", {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8}),
 }
 

@@ -190,7 +190,7 @@ def test_a_tokenizer_without_pad_says_what_takes_its_place(job):
     path.write_text(json.dumps({**json.loads(path.read_text()), "pad_token": None}))
     _, _, shards = job.prepare(job.write("rows.jsonl", rows_of(["x", "y"] * 10)))
     assert shards.tokenizer["pad"] == shards.tokenizer["eos"]
-    assert any("has no pad token: its token '<|im_end|>' fills up" in note for note in shards.manifest["notes"])
+    assert any("has no pad token: token '<|im_end|>' fills up" in note for note in shards.manifest["notes"])
 
 
 def test_truncation_keeps_what_the_tokenizer_puts_around_a_text_and_its_pair(make_tokenizer):

@@ -13,8 +13,10 @@ import sys
 import numpy as np
 import pyarrow as pa
 import pytest
+import transformers
 import zstandard
 from finetune_api.contract import Progress
+from finetune_trainer.data.chat import load_tokenizer, settle
 from finetune_trainer.errors import BadInput, StageError
 from finetune_trainer.prepare import run
 from finetune_trainer.progress import ProgressWriter
@@ -354,6 +356,23 @@ def test_a_model_that_cannot_be_tuned_is_refused_in_one_sentence(job, name):
     assert str(caught.value).startswith("spec.model.uri: ")
     assert "\n" not in str(caught.value)
     assert caught.value.cause.code == code
+
+
+@pytest.mark.parametrize("classifies", [False, True])
+def test_a_pad_token_that_the_model_does_not_have_gives_way_to_the_end_token(job, classifies):
+    vocabulary = json.loads((job.model / "config.json").read_text())["vocab_size"]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(job.model)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    assert tokenizer.pad_token_id == vocabulary
+    tokenizer.save_pretrained(job.model)
+    rows = [{"text": f"the fox {number}", "label": "xy"[number % 2]} for number in range(40)] if classifies else ROWS
+    _, _, shards = job.prepare(job.write("rows.jsonl", rows))
+    assert shards.tokenizer["pad"] == shards.tokenizer["eos"] < vocabulary
+    words = f"The pad token is {vocabulary}, and the model has tokens below {vocabulary}: token '<|im_end|>' fills up short rows"
+    assert any(note.startswith(words) for note in shards.manifest["notes"])
+    tokenizer = load_tokenizer(job.model, field="spec.model.uri")
+    settle(tokenizer, shards.task, vocabulary)
+    assert tokenizer.pad_token_id == shards.tokenizer["pad"]
 
 
 def test_an_end_token_that_is_missing_is_named(job):

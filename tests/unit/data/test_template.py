@@ -68,10 +68,10 @@ def test_the_plain_default_belongs_to_conversations_alone(job):
     (job.model / "chat_template.jinja").unlink()
     for task, kept in (("causal-lm", True), ("seq2seq-lm", False), ("sequence-classification", False)):
         tokenizer = load_tokenizer(job.model)
-        settle(tokenizer, task)
+        settle(tokenizer, task, len(tokenizer))
         assert bool(tokenizer.chat_template) == kept
     tokenizer = load_tokenizer(job.model, template=TEMPLATE)
-    settle(tokenizer, "sequence-classification")
+    settle(tokenizer, "sequence-classification", len(tokenizer))
     assert tokenizer.chat_template == TEMPLATE
 
 
@@ -81,5 +81,5 @@ def test_a_classifiers_tokenizer_names_its_pad_token(job, make_tokenizer, tmp_pa
     tokenizer.save_pretrained(tmp_path / "model")
     for task, pad in (("causal-lm", None), ("sequence-classification", "</s>")):
         loaded = load_tokenizer(tmp_path / "model")
-        settle(loaded, task)
+        settle(loaded, task, len(loaded))
         assert loaded.pad_token == pad

@@ -90,20 +90,22 @@ def check_end_token(tokenizer: Any, *, field: str) -> None:
         )
 
 
-def pad_id(tokenizer: Any) -> int:
-    """What fills up short rows: the pad token, or the end token where there is none. Masks say what is learnt, so that neither does harm."""
-    known = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id, 0)
-    return next(token for token in known if token is not None)
+def pad_id(tokenizer: Any, vocabulary: int) -> int:
+    """What fills up short rows: the pad token, or the end token where there is none among the model's `vocabulary`. Masks say what
+    is learnt, so that neither does harm."""
+    known = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id)
+    return next((token for token in known if token is not None and token < vocabulary), 0)
 
 
-def settle(tokenizer: Any, task: Task) -> None:
+def settle(tokenizer: Any, task: Task, vocabulary: int) -> None:
     """Make a tokenizer what is saved with the result of a task. Its digests change: compare them before.
 
     A classifier's names its pad token: a decoder that classifies finds the end of a row by it, and refuses batches
-    without. The plain default template belongs to models that hold conversations.
+    without. One that the model's `vocabulary` does not have gives way to one that it has. The plain default template belongs to models that hold conversations.
     """
-    if task == "sequence-classification" and tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_id(tokenizer))
+    pad = tokenizer.pad_token_id
+    if pad >= vocabulary if pad is not None else task == "sequence-classification":
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_id(tokenizer, vocabulary))
     if task != "causal-lm" and tokenizer.finetune_template_is_default:
         tokenizer.chat_template = None
 

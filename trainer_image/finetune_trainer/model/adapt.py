@@ -8,14 +8,24 @@ from typing import Any
 import torch
 from finetune_api.spec import FineTuneJobSpec
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from finetune_trainer.errors import BadInput, first_line
-from finetune_trainer.model import earlier, load
+from finetune_trainer.model import earlier, load, reached, tied
 from finetune_trainer.model.methods import full, lora, prompt
+
+_OUTPUTS = {
+    "output_router_logits": False,
+    "output_hidden_states": False,
+    "output_attentions": False,
+    "return_dict": True,
+}
+"""Fields of a config that ask for more than logits in every forward. Training does not use it, it costs memory, and a mixture's loss
+on its router's logits fails where answers are written. What is saved keeps the fields as they were."""
 
 
 def adapt(
-    model: nn.Module,
+    model: Any,
     spec: FineTuneJobSpec,
     *,
     tokenizer: Any = None,
@@ -26,10 +36,17 @@ def adapt(
     `tokenizer` reads a prompt's first text; without one the text is not looked at.
     Raises BadInput (InvalidSpec) when the spec names what the model does not have, (InvalidModel) when the adapter is for another one.
     """
+    for config in (model.config, model.config.get_text_config()):
+        for name, value in _OUTPUTS.items():
+            if hasattr(config, name):
+                setattr(config, name, value)
     if spec.method.type == "full":
-        return full.thaw(model, spec.method.freeze)
+        return full.thaw(model, spec.method.freeze, unreached=reached.unreached(model, spec))
     torch.manual_seed(spec.training.seed)
+    without_gradient = reached.outermost(model, reached.unreached(model, spec)) if adapter is not None else []
+    shared = tied.sharers(model)
     net = _wrap(model, spec, adapter)
+    tied.check_adapted(net, shared, earlier=adapter is not None)
     if spec.method.type == "dora" and adapter is None:
         lora.measure_magnitudes(net)
     for parameter in net.parameters():
@@ -37,10 +54,17 @@ def adapt(
             parameter.data = parameter.data.float()
     if adapter is not None:
         earlier.take_weights(net, adapter, spec)
+        _expect_no_gradients(net, without_gradient)
     asked = spec.method.prompt_tuning
     if asked is not None and asked.init_text and tokenizer is not None:
         prompt.begin_with(net, asked.init_text, tokenizer)
     return net
+
+
+def _expect_no_gradients(net: nn.Module, modules: list[str]) -> None:
+    """An adapter made elsewhere may be on them: it stays as it is, and DistributedDataParallel must not wait for it."""
+    ignored = [name for name, _ in net.named_parameters() if any(f".{module}." in name for module in modules)]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(net, ignored)
 
 
 def _wrap(model: nn.Module, spec: FineTuneJobSpec, adapter: Path | None) -> Any:

@@ -71,6 +71,10 @@ def packed_attention(
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     if unknown or not causal or query.shape[0] != 1 or query.shape[2] != key.shape[2]:
         raise NotPackable(f"{type(module).__name__} needs {', '.join(unknown) or 'attention that is not causal'}")
+    # Rotary embeddings leave queries and keys in fp32 where autocast makes values bf16; the kernel takes one dtype.
+    kind = query.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else value.dtype
+    query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     flash = (
         query.is_cuda
         and query.dtype in _FLASH_TYPES

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from finetune_api.method import LoraSpec
 from torch import nn
@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from finetune_trainer.errors import BadInput
+from finetune_trainer.model.reached import outermost
 from finetune_trainer.model.sentences import leaves, named, some
 
 ALL_LINEAR = "all-linear"
@@ -19,16 +20,19 @@ _RECURRENT = ("mamba", "falcon_h1", "nemotron_h")
 _FIELD = "spec.method.lora"
 
 
-def modules(model: PreTrainedModel, lora: LoraSpec, *, head: Iterable[str]) -> list[str]:
+def modules(
+    model: PreTrainedModel, lora: LoraSpec, *, head: Iterable[str], unreached: Collection[str] = ()
+) -> list[str]:
     """Names of the layers that get adapters, as short as they are unmistakable.
 
     Absent: every linear layer but the output head, of a mixture of experts those of attention. [all-linear]: also a
-    mixture's other linear layers, but not its routers, which must be named.
+    mixture's other linear layers, but not its routers, which must be named. Layers with `unreached` parameters get none.
     Raises BadInput (InvalidSpec) for a name that is no linear layer, with the names that are.
     """
-    wanted, everything = lora.target_modules, linear(model)
+    wanted = lora.target_modules
+    everything = [name for name in linear(model) if f"{name}.weight" not in unreached]
     if wanted is not None and wanted != [ALL_LINEAR]:
-        return _named(model, wanted, everything)
+        return _named(model, wanted, everything, unreached)
     kept_out = _output(model) | set(head) | set(lora.modules_to_save or ())
     names = [name for name in everything if not any(_inside(name, outer) for outer in kept_out)]
     names = [name for name in names if _is_called(model, name)]
@@ -47,8 +51,8 @@ def modules(model: PreTrainedModel, lora: LoraSpec, *, head: Iterable[str]) -> l
     return _short(names, model)
 
 
-def parameters(model: nn.Module, lora: LoraSpec, *, dora: bool) -> list[str] | None:
-    """`targetParameters`, checked. Raises BadInput (InvalidSpec)."""
+def parameters(model: nn.Module, lora: LoraSpec, *, dora: bool, unreached: Collection[str] = ()) -> list[str] | None:
+    """`targetParameters`, checked. Raises BadInput (InvalidSpec), also for what is `unreached`."""
     wanted = lora.target_parameters
     if wanted is None:
         return None
@@ -59,11 +63,15 @@ def parameters(model: nn.Module, lora: LoraSpec, *, dora: bool) -> list[str] | N
                 code="InvalidSpec",
                 remedy="remove targetParameters, or set dropout: 0 and method.type lora",
             )
-    there = [name for name, p in model.named_parameters() if p.ndim in (2, 3) and not _is_layers_own(model, name)]
+    there = [
+        name
+        for name, p in model.named_parameters()
+        if p.ndim in (2, 3) and name not in unreached and not _is_layers_own(model, name)
+    ]
     for index, name in enumerate(wanted):
         if not named(name, there):
             raise BadInput(
-                f"{_FIELD}.targetParameters[{index}]: {name!r} is no weight of this model outside a linear layer; "
+                f"{_FIELD}.targetParameters[{index}]: {name!r} is no weight of this model outside a linear layer{_that(unreached)}; "
                 + (f"it has {some(_two_parts(there))}" if there else "it has none such"),
                 code="InvalidSpec",
                 remedy="name some of these, or use targetModules" if there else "use targetModules",
@@ -71,19 +79,22 @@ def parameters(model: nn.Module, lora: LoraSpec, *, dora: bool) -> list[str] | N
     return list(wanted)
 
 
-def saved(model: nn.Module, wanted: Iterable[str], field: str = f"{_FIELD}.modulesToSave") -> list[str]:
-    """Names of modules to train whole, checked. Raises BadInput (InvalidSpec)."""
-    there = [name for name, module in model.named_modules() if name and _has_weights(module)]
+def saved(model: nn.Module, wanted: Iterable[str], *, unreached: Collection[str] = ()) -> list[str]:
+    """Names of modules to train whole, checked. Raises BadInput (InvalidSpec), also for what is `unreached`."""
+    dead = outermost(model, unreached) if unreached else []
+    there = [
+        name
+        for name, module in model.named_modules()
+        if name and _has_weights(module) and not any(_inside(name, outer) for outer in dead)
+    ]
     wanted = list(wanted)
     for index, name in enumerate(wanted):
         if not named(name, there):
             own = [
-                full
-                for full, module in model.named_modules()
-                if full and next(module.parameters(recurse=False), None) is not None
+                full for full in there if next(model.get_submodule(full).parameters(recurse=False), None) is not None
             ]
             raise BadInput(
-                f"{field}[{index}]: {name!r} is no module of this model; it has {some(leaves(own))}",
+                f"{_FIELD}.modulesToSave[{index}]: {name!r} is no module of this model{_that(unreached)}; it has {some(leaves(own))}",
                 code="InvalidSpec",
                 remedy="use names of this list",
             )
@@ -119,13 +130,13 @@ def routers(model: nn.Module, blocks: Iterable[str]) -> list[str]:
     ]
 
 
-def _named(model: nn.Module, wanted: list[str], everything: list[str]) -> list[str]:
+def _named(model: nn.Module, wanted: list[str], everything: list[str], unreached: Collection[str]) -> list[str]:
     for index, target in enumerate(wanted):
         field = f"{_FIELD}.targetModules[{index}]"
         if not named(target, everything):
             fused = [name for name, p in model.named_parameters() if p.ndim == 3]
             raise BadInput(
-                f"{field}: {target!r} is no linear layer of this model; it has {some(leaves(everything))}"
+                f"{field}: {target!r} is no linear layer of this model{_that(unreached)}; it has {some(leaves(everything))}"
                 + (f", and experts in {some(_two_parts(fused))}" if fused else ""),
                 code="InvalidSpec",
                 remedy="name some of these, or leave targetModules out"
@@ -137,7 +148,13 @@ def _named(model: nn.Module, wanted: list[str], everything: list[str]) -> list[s
                 code="InvalidSpec",
                 remedy="leave it out; experts are adapted through targetParameters",
             )
-    return wanted
+    # A name may also mean layers that are left out: then it stands for the others alone.
+    strays = {each for target in wanted for each in named(target, linear(model))} - set(everything)
+    return _short([each for target in wanted for each in named(target, everything)], model) if strays else wanted
+
+
+def _that(unreached: Collection[str]) -> str:
+    return " that text reaches" if unreached else ""
 
 
 def _taken_for_experts(model: nn.Module, name: str) -> bool:
@@ -188,7 +205,7 @@ def _is_layers_own(model: nn.Module, parameter: str) -> bool:
 def _is_fused(module: nn.Module) -> bool:
     """Whether one weight holds the matrices of all experts."""
     own = module.parameters(recurse=False)
-    return not isinstance(module, nn.modules.conv._ConvNd) and any(p.ndim == 3 for p in own)
+    return not isinstance(module, nn.modules.conv._ConvNd) and any(p.ndim == 3 and len(p) > 1 for p in own)
 
 
 def _has_weights(module: nn.Module) -> bool:

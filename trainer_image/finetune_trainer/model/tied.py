@@ -6,6 +6,8 @@ trained as the one weight that they are: peft's `ensure_weight_tying`, which the
 
 from __future__ import annotations
 
+from typing import Any
+
 from transformers import PreTrainedModel
 
 from finetune_trainer.errors import BadInput
@@ -33,6 +35,23 @@ def together(model: PreTrainedModel, wanted: list[str]) -> tuple[list[str], bool
             remedy="leave it out, or take method.type full",
         )
     return [name for name in wanted if name not in hit] + [known[0].rsplit(".", 1)[-1]], True
+
+
+def check_adapted(net: Any, shared: list[str], *, earlier: bool) -> None:
+    """Raises BadInput when an adapter is on one of the modules that `shared` a weight before `net` was wrapped, without the other.
+
+    Merged, it would change both. An adapter to go on from may hold them together, by peft's `ensure_weight_tying`.
+    """
+    if any(config.is_prompt_learning or config.ensure_weight_tying for config in net.peft_config.values()):
+        return
+    for name in shared:
+        if name in net.base_model.targeted_module_names:
+            leaf, others = name.rsplit(".", 1)[-1], some(each for each in shared if each != name)
+            raise BadInput(
+                f"{'spec.method.initFrom' if earlier else 'spec.method.lora.targetModules'}: {leaf!r} shares its weight with {others}, and an adapter on one of them cannot be merged",
+                code="InvalidModel" if earlier else "InvalidSpec",
+                remedy="name an adapter without it" if earlier else "leave it out, or name it in modulesToSave",
+            )
 
 
 def sharers(model: PreTrainedModel) -> list[str]:

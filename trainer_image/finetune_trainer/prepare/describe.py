@@ -107,7 +107,7 @@ def describe(
         "digests": inputs.digests(),
         "sources": [file.name for file in inputs.files],
         "tokenizer": {
-            "pad": pad_id(inputs.tokenizer),
+            "pad": pad_id(inputs.tokenizer, inputs.model.vocab_size),
             "eos": inputs.tokenizer.eos_token_id,
             "bos": inputs.tokenizer.bos_token_id,
             "stop": made.encoder.stop_ids(),
@@ -165,9 +165,13 @@ def _notes(inputs: Inputs, made: Made, reader: RowReader, found: Found) -> list[
         notes.append(f"The task {made.task} was decided from the model and the data.")
     if spec.data.template is not None and not chat:
         notes.append("spec.data.template is not used: these rows are not written as conversations.")
-    if made.labels and tokenizer.pad_token_id is None:
+    vocabulary, pad = inputs.model.vocab_size, tokenizer.pad_token_id
+    if pad >= vocabulary if pad is not None else made.labels:
+        what = (
+            f"pad token is {pad}, and the model has tokens below {vocabulary}" if pad else "tokenizer has no pad token"
+        )
         notes.append(
-            f"The tokenizer has no pad token: its token {tokenizer.convert_ids_to_tokens(pad_id(tokenizer))!r} fills up short rows, and is published with the result as the pad token."
+            f"The {what}: token {tokenizer.convert_ids_to_tokens(pad_id(tokenizer, vocabulary))!r} fills up short rows, and is published with the result as the pad token."
         )
     if chat and tokenizer.finetune_template_is_default:
         notes.append(

@@ -55,7 +55,7 @@ def run_training(context: StageContext) -> None:
         tokenizer_digest=tokenizer_digest(tokenizer),
         template_digest=template_digest(template_of(tokenizer)),
     )
-    settle(tokenizer, shards.task)
+    settle(tokenizer, shards.task, shards.tokenizer["vocab_size"])
     context.progress.update(total_steps=shards.plan().steps, force=True)
     with shortage.explaining(context, "loading the model"):
         net = _net(context, folder, shards, tokenizer)
@@ -72,7 +72,7 @@ def run_training(context: StageContext) -> None:
     with Watchdog(termination.stacks_path(attempt, gang.rank), lambda seconds: _hung(context, seconds)) as watchdog:
         history = History(attempt if gang.is_first else None)
         task = task_of(shards)
-        ways = probes.settle(task, engine.module, spec, gang)
+        ways = probes.settle(task, engine.module, spec, gang, longest=shards.resolved["max_length"])
         loop = TrainLoop(context, gang, engine, shards, task, store, history, watchdog, best=best, tokenizer=tokenizer)
         evaluation = Evaluation(context, gang, shards, task, watchdog)
         _greet(context, gang, engine, shards, loop, resumed, run_hash, loaded)

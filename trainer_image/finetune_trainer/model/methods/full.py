@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from finetune_api.method import FreezeSpec
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -9,12 +11,16 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from finetune_trainer.errors import BadInput
 
 
-def thaw(model: nn.Module, freeze: FreezeSpec | None) -> nn.Module:
-    """Make everything trainable but what `freeze` names. Raises BadInput (InvalidSpec) for a layer that does not exist."""
-    model.requires_grad_(True)
+def thaw(model: nn.Module, freeze: FreezeSpec | None, *, unreached: Collection[str] = ()) -> nn.Module:
+    """Make everything trainable but what `freeze` names and the parameters `unreached`, whose layers do not count either.
+
+    Raises BadInput (InvalidSpec) for a layer that does not exist.
+    """
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in unreached)
     if freeze is None:
         return model
-    layers = blocks(model)
+    layers = [layer for layer in blocks(model) if any(p.requires_grad for p in layer.parameters())]
     for layer in _frozen(freeze, len(layers)):
         layers[layer].requires_grad_(False)
     if freeze.all_but_last is not None:

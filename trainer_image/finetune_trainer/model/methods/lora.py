@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from finetune_trainer.model import load, targets, tied
+from finetune_trainer.model import load, reached, targets, tied
 from finetune_trainer.model.methods.kinds import task_type
 from finetune_trainer.model.purpose import Purpose
 
@@ -23,7 +23,8 @@ def settings(model: PreTrainedModel, spec: FineTuneJobSpec, purpose: Purpose) ->
     lora = spec.method.lora or LoraSpec()
     dora = spec.method.type == "dora"
     head = load.of(model).head
-    whole, tie = tied.together(model, targets.saved(model, lora.modules_to_save or ()))
+    unreached = reached.unreached(model, spec)
+    whole, tie = tied.together(model, targets.saved(model, lora.modules_to_save or (), unreached=unreached))
     whole += [name for name in head if name not in whole]
     alpha = lora.alpha if lora.alpha is not None else 2 * lora.rank
     return LoraConfig(
@@ -33,8 +34,8 @@ def settings(model: PreTrainedModel, spec: FineTuneJobSpec, purpose: Purpose) ->
         lora_dropout=lora.dropout,
         use_rslora=lora.rslora,
         use_dora=dora,
-        target_modules=targets.modules(model, lora, head=head),
-        target_parameters=targets.parameters(model, lora, dora=dora),
+        target_modules=targets.modules(model, lora, head=head, unreached=unreached),
+        target_parameters=targets.parameters(model, lora, dora=dora, unreached=unreached),
         modules_to_save=whole or None,
         ensure_weight_tying=tie,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
