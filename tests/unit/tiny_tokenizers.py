@@ -45,6 +45,8 @@ ENDLESS = (
     "{% if add_generation_prompt %}{{ 'assistant:\n' }}{% endif %}"
 )
 """Ends no turn with a token at all."""
+ALWAYS_PROMPTING = CHATML.replace("{% if add_generation_prompt %}", "").removesuffix("{% endif %}")
+"""Writes a generation prompt behind every conversation, asked for or not, as Llama 3's first template did."""
 TEMPLATES = {
     "chatml": CHATML,
     "marked": CHATML_MARKED,
@@ -54,6 +56,7 @@ TEMPLATES = {
     "none": None,
     "shouting": SHOUTING,
     "reasoning": REASONING,
+    "always prompting": ALWAYS_PROMPTING,
 }
 
 

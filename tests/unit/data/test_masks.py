@@ -30,6 +30,7 @@ ENDS = {
     "thinking": "<|im_end|>",
     "endless": "</s>",
     "none": "</s>",
+    "always prompting": "<|im_end|>",
 }
 
 

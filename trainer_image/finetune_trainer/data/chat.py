@@ -200,6 +200,19 @@ class ChatRenderer:
 
         return probe(lambda messages, tools: self.text(messages, tools)[0], marked)
 
+    @cached_property
+    def _unasked(self) -> str:
+        """The generation prompt of a template that writes one behind every conversation; empty for all others."""
+        turns = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "\u00a7"})
+        try:
+            prompt, text = self._rendered(turns[:1], generation_prompt=True)[0], self._rendered(turns)[0]
+        except TemplateRefused:
+            return ""
+        behind = text.rpartition("\u00a7")[2]
+        if (end := self._end.search(behind)) is not None:
+            behind = behind.partition(self._eos if self._eos in behind else end.group())[2]
+        return behind if behind.strip() and prompt.endswith(behind) else ""
+
     @staticmethod
     def _prompt_within(text: str, one: _Conversation, marked: Sequence[tuple[int, int]]) -> str:
         """The prompt as the conversation writes it. Some templates write a generation prompt that no conversation has."""
@@ -255,7 +268,21 @@ class ChatRenderer:
         generation_prompt: bool = False,
         marks: bool = False,
     ) -> tuple[str, list[tuple[int, int]]]:
-        """What the template makes of a conversation, and with `marks` the spans that it marks. Raises TemplateRefused."""
+        """What the template makes of a conversation, and with `marks` the spans that it marks. Raises TemplateRefused.
+
+        A generation prompt that was not asked for is removed, or it would be trained as part of the last answer.
+        """
+        text, marked = self._rendered(messages, tools, generation_prompt=generation_prompt, marks=marks)
+        return text if generation_prompt else text.removesuffix(self._unasked), marked
+
+    def _rendered(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]] | None = None,
+        *,
+        generation_prompt: bool = False,
+        marks: bool = False,
+    ) -> tuple[str, list[tuple[int, int]]]:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         try:
