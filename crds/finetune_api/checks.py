@@ -25,6 +25,7 @@ CheckCode = Literal[
     "WrongType",
     "InvalidRole",
     "InvalidTurnOrder",
+    "TemplateMismatch",
     "NothingToTrain",
     "RowTooLarge",
     # the data as a whole
@@ -73,7 +74,7 @@ class Check:
         return self.code in ROW_CODES
 
 
-ROW_CODES: tuple[CheckCode, ...] = get_args(CheckCode)[:12]
+ROW_CODES: tuple[CheckCode, ...] = get_args(CheckCode)[:13]
 
 CHECKS: dict[CheckCode, Check] = {
     check.code: check
@@ -88,6 +89,7 @@ CHECKS: dict[CheckCode, Check] = {
         Check("WrongType", "Error", "a number, list or object where text belongs", "write it as a string", "DropInvalid"),
         Check("InvalidRole", "Error", "a turn with an unknown role", "use system, user, assistant or tool", "DropInvalid"),
         Check("InvalidTurnOrder", "Error", "turns in an order that no conversation has", "begin with system or user, end with assistant", "DropInvalid"),
+        Check("TemplateMismatch", "Error", "a row that the chat template cannot render, or whose last answer it cuts", "set spec.data.template to one that writes the whole row, or correct the row", "DropInvalid"),
         Check("NothingToTrain", "Error", "a row without a token to train on", "add an answer, or leave the row out", "DropInvalid"),
         Check("RowTooLarge", "Error", "a row of more than 64 MiB", "cut it into several rows", "DropInvalid"),
         Check("TooFewExamples", "Error", "fewer rows to train on than spec.data.checks.minExamples", "add examples, or lower minExamples"),

@@ -47,6 +47,20 @@ ENDLESS = (
 """Ends no turn with a token at all."""
 ALWAYS_PROMPTING = CHATML.replace("{% if add_generation_prompt %}", "").removesuffix("{% endif %}")
 """Writes a generation prompt behind every conversation, asked for or not, as Llama 3's first template did."""
+CUTTING = REASONING.replace(
+    "m['content']", "(m['content'].split('</think>')[-1] if m['role'] == 'assistant' else m['content'])"
+)
+"""Writes of each answer only what is behind its thought, as DeepSeek-R1's template does."""
+RECALLING = (
+    "{% for m in messages %}{% set parts = m.content.split('</think>') if m.role == 'assistant' else [m.content] %}"
+    "{% set thought = m.reasoning_content or (parts[0].split('<think>')[-1].strip() if parts | length > 1 else '') %}"
+    "{{ '<|im_start|>' + m.role + '\n' }}"
+    "{% if thought and loop.last %}{{ '<think>\n' + thought + '\n</think>\n\n' }}{% endif %}{{ parts[-1].lstrip() + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+    "{% if enable_thinking is defined and not enable_thinking %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}"
+)
+"""Writes the thought of the last answer, wherever the row has it, and drops those of earlier ones, as Qwen3's template does."""
+DROPPING_SYSTEM = CHATML.replace("{% for m in messages %}", "{% for m in messages if m['role'] != 'system' %}")
 TEMPLATES = {
     "chatml": CHATML,
     "marked": CHATML_MARKED,
@@ -57,6 +71,9 @@ TEMPLATES = {
     "shouting": SHOUTING,
     "reasoning": REASONING,
     "always prompting": ALWAYS_PROMPTING,
+    "cutting": CUTTING,
+    "recalling": RECALLING,
+    "dropping system": DROPPING_SYSTEM,
 }
 
 

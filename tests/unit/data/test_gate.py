@@ -19,6 +19,8 @@ from finetune_trainer.prepare import prepare
 from finetune_trainer.settled import settle
 from finetune_trainer.survey.look import look
 
+from tests.unit.tiny_tokenizers import CUTTING
+
 ALL_TRAIN = {"split": {"train": 1.0, "validation": 0.0, "test": 0.0}}
 
 
@@ -28,6 +30,14 @@ def report_of(config: Any) -> DataReport:
 
 def rows(count: int, **others: str) -> list[dict[str, str]]:
     return [{"prompt": f"the fox {n} runs", "completion": f"over hill {n}"} | others for n in range(count)]
+
+
+def talks(count: int, answer: str = "over hill", **system: str) -> list[dict[str, Any]]:
+    turns = [{"role": role, "content": content} for role, content in system.items()]
+    return [
+        {"messages": [*turns, {"role": "user", "content": f"the fox {n}"}, {"role": "assistant", "content": answer}]}
+        for n in range(count)
+    ]
 
 
 def run(job: Any, lines: list[dict[str, Any]], **groups: Any) -> tuple[Any, list[DataStatus], BadInput | None]:
@@ -64,6 +74,19 @@ def test_what_only_prepare_sees_is_found_on_its_line(
     clean, _, none = run(job, rows(6), data=ALL_TRAIN)
     assert none is None
     assert code not in {finding.code for finding in report_of(clean).findings}
+
+
+def test_a_row_whose_answer_the_template_cuts_is_invalid(job: Any) -> None:
+    data = [*talks(3), *talks(2, "<think>hm</think>fox")]
+    config, _, refusal = run(job, data, data={**ALL_TRAIN, "template": CUTTING})
+    assert refusal is not None
+    assert refusal.cause.message.startswith(
+        "pvc://datasets/rows.jsonl:4: cannot be rendered by the model's chat template: it leaves out part of the content of the last answer: "
+    )
+    (finding,) = (finding for finding in report_of(config).findings if finding.code == "TemplateMismatch")
+    assert (finding.count, finding.severity, finding.where) == (2, "Error", "pvc://datasets/rows.jsonl:4")
+    config, _, none = run(job, data, data={**ALL_TRAIN, "template": CUTTING, "checks": {"maxInvalidFraction": 0.5}})
+    assert none is None
 
 
 def test_a_refusal_is_one_sentence_everywhere(job: Any) -> None:

@@ -162,12 +162,14 @@ class ChatRenderer:
         self._ends = re.compile(rf"(?:{longest_first})\s*\Z")
 
     def render(
-        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None = None, *, each: bool = False
+        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None = None, untrained: Sequence[int] = ()
     ) -> Rendered:
-        """`messages` ends with an assistant's turn and has another turn before it. `each`: say which answer is which turn's.
+        """`messages` ends with an assistant's turn and has another turn before it; `untrained` are the turns with weight 0.
 
-        Raises TemplateRefused with the template's words, or with what it does not do with tools.
+        An earlier answer that the template does not write as it is gets no span. Raises TemplateRefused with the template's
+        words, with what it does not do with tools, or with what it leaves out of the last answer.
         """
+        given, last = messages, len(messages) - 1
         if has_tools(messages, tools):
             if refusal := self._style.refusal(messages, tools):
                 raise TemplateRefused(refusal)
@@ -175,21 +177,33 @@ class ChatRenderer:
         one = _Conversation(self, messages, tools)
         turns = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
         text, marked = self.text(messages, tools, marks=self.marks_answers)
-        if len(marked) != len(turns) and (each or any("tool_calls" in message for message in messages)):
+        if len(marked) != len(turns) and (untrained or any("tool_calls" in message for message in messages)):
             marked = []
         prompt = self._prompt_within(text, one, marked)
         if marked:
-            spans, turns = marked, turns if len(marked) == len(turns) else []
+            found, turns = marked, turns if len(marked) == len(turns) else []
         else:
-            spans, turns = self._found(text, one, prompt)
-        answers = [self._with_end(text, start, end) for start, end in spans]
+            found, turns = self._found(text, one, prompt)
+        answers = [self._with_end(text, start, end) for start, end in found]
         start, end = answers[-1]
         if start >= end:
             raise TemplateRefused("it leaves the last answer out")
+        written = text[min(start, common_prefix(prompt, text)) : end]
+        if last not in untrained and (part := spans.left_out(given[last], written)):
+            raise TemplateRefused(
+                f"it leaves out {part} of the last answer: set data.template to one that writes it, or remove it from the row"
+            )
         text = text[:end]
         if not self._ends.search(text, start):
             text += self._eos
             answers[-1] = (start, len(text))
+        if turns:
+            whole = [
+                (turn, span)
+                for turn, span in zip(turns, answers, strict=True)
+                if turn == last or turn in untrained or not spans.left_out(given[turn], text[slice(*span)])
+            ]
+            turns, answers = [turn for turn, _ in whole], [span for _, span in whole]
         return Rendered(text, tuple(answers), prompt, tuple(turns))
 
     @cached_property
@@ -224,7 +238,7 @@ class ChatRenderer:
             return text[: marked[-1][0]] if marked[-1][0] >= common else prompt
         if "tool_calls" in last:
             return text[: spans.begin_of_call(one, one.messages, text, common)]
-        answer = last["content"].strip()
+        answer = (last.get("reasoning_content") or last["content"]).strip()
         # an answer may begin as that prompt goes on: with a <
         start = text.find(answer, max(0, common - len(answer) + 1))
         return text[:start] if start >= 0 else prompt

@@ -17,7 +17,7 @@ from finetune_api.data import DataFormat, LossOn
 from finetune_trainer.data.chat import ChatRenderer, Message, Rendered, TemplateRefused, common_prefix
 from finetune_trainer.data.formats import Example
 
-RENDERER_VERSION = 2
+RENDERER_VERSION = 3
 """Changes when the same rows would give other tokens or masks."""
 
 
@@ -36,7 +36,7 @@ class Encoded:
     special_text: bool = False
     """The row's own text holds something that the tokenizer reads as a special token."""
     lost_answers: int = 0
-    """Earlier answers that should be learnt, but were not found in the rendered conversation."""
+    """Earlier answers that should be trained, but are not written whole in the rendered conversation."""
     rendered: Rendered | None = None
     """Of a conversation, the text that its ids spell, against which the proof compares them."""
 
@@ -108,8 +108,7 @@ class Encoder:
         rendered: list[Rendered | str] = []
         for example in examples:
             try:
-                each = bool(example.untrained)
-                rendered.append(self._chat.render(example.messages or (), example.tools, each=each))
+                rendered.append(self._chat.render(example.messages or (), example.tools, example.untrained))
             except TemplateRefused as error:
                 rendered.append(f"cannot be rendered by the model's chat template: {error}")
         good = [row for row in rendered if isinstance(row, Rendered)]
@@ -143,7 +142,7 @@ class Encoder:
                     mask |= _within(spans, span)
         special = any(holds_any(self._special, _said(message)) for message in messages)
         lost = 0
-        if self._loss_on == "assistant":
+        if self._loss_on != "completion":
             lost = max(0, sum(message["role"] == "assistant" for message in messages) - len(row.answers))
         return Encoded(np.array(ids, dtype=np.int32), mask, prompt_length, special, lost, row)
 
@@ -202,9 +201,8 @@ def _within(offsets: np.ndarray, span: tuple[int, int]) -> np.ndarray:
 
 def _said(message: Message) -> str:
     """All text of a message that the tokenizer may read as special tokens."""
-    if "tool_calls" not in message:
-        return message["content"]
-    return message["content"] + json.dumps(message["tool_calls"], ensure_ascii=False)
+    said = message["content"] + message.get("reasoning_content", "")
+    return said + json.dumps(message["tool_calls"], ensure_ascii=False) if "tool_calls" in message else said
 
 
 def holds_any(special: Sequence[str], text: str) -> bool:

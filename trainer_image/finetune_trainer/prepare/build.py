@@ -78,7 +78,7 @@ class Part:
         for row, result in zip(batch, self._encoder.encode([row.example for row in batch]), strict=True):
             file, line, *_ = row.source
             if isinstance(result, str):
-                code: CheckCode = "InvalidTurnOrder" if row.example.messages else "NothingToTrain"
+                code: CheckCode = "TemplateMismatch" if row.example.messages else "NothingToTrain"
                 invalid.add(file, line, result, code, was_read=True)
                 continue
             fitting = self._fitted(row, result, invalid)

@@ -172,7 +172,7 @@ def _notes(inputs: Inputs, made: Made, reader: RowReader, found: Found) -> list[
         )
     if found.lost_answers:
         notes.append(
-            f"{found.lost_answers} earlier answers are not trained on, because they cannot be found in what the model's chat template writes."
+            f"{found.lost_answers} earlier answers are not trained on as the rows have them, because the model's chat template rewrites them or leaves out parts, such as thoughts."
         )
     if found.special_text:
         notes.append(
