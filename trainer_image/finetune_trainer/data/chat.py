@@ -150,10 +150,11 @@ class ChatRenderer:
     other; what tools answer is not.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, arguments: dict[str, Any] | None = None) -> None:
+        """`arguments`: spec.data.templateArguments."""
         self.template = template_of(tokenizer)
         self.marks_answers = bool(_GENERATION.search(self.template))
-        self._variables = dict(tokenizer.special_tokens_map)
+        self._variables = {**tokenizer.special_tokens_map, **(arguments or {})}
         self._eos: str = tokenizer.eos_token
         enders = {token for token in tokenizer.all_special_tokens if token != tokenizer.bos_token} | {self._eos}
         longest_first = "|".join(map(re.escape, sorted(enders, key=len, reverse=True)))

@@ -69,7 +69,9 @@ class Encoder:
 
     learns_tokens = True
 
-    def __init__(self, tokenizer: Any, form: DataFormat, loss_on: LossOn) -> None:
+    def __init__(
+        self, tokenizer: Any, form: DataFormat, loss_on: LossOn, template_arguments: dict[str, Any] | None = None
+    ) -> None:
         self._backend = tokenizer.backend_tokenizer
         self._backend.no_padding()
         self._backend.no_truncation()
@@ -77,7 +79,7 @@ class Encoder:
         self._eos: int = tokenizer.eos_token_id
         self._special = tuple(tokenizer.all_special_tokens)
         self._loss_on = loss_on
-        self._chat = ChatRenderer(tokenizer) if form in ("messages", "instruction") else None
+        self._chat = ChatRenderer(tokenizer, template_arguments) if form in ("messages", "instruction") else None
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded | str]:
         return self._conversations(examples) if self._chat else self._texts(examples)
