@@ -50,6 +50,8 @@ CheckCode = Literal[
     "DemographicImbalance",
     "StereotypeAssociation",
     "SpecialTokens",
+    "OmittedTurns",
+    "UntrainedPrompt",
 ]
 
 Fix = Literal[
@@ -113,6 +115,8 @@ CHECKS: dict[CheckCode, Check] = {
         Check("DemographicImbalance", "Info", "terms of one group far more often than those of others", "check whether the data represents its users"),
         Check("StereotypeAssociation", "Info", "groups that appear with some words far more often than others", "read the rows that are named"),
         Check("SpecialTokens", "Info", "text that the tokenizer reads as one of its special tokens", "check that this is intended"),
+        Check("OmittedTurns", "Warning", "system or user turns that the chat template does not write", "set spec.data.template to one that writes them, or move their text to another turn"),
+        Check("UntrainedPrompt", "Warning", "answers that do not begin as the chat template's generation prompt does, for instance with <think>", "set spec.data.templateArguments or spec.data.template so that servers prompt as the rows were trained"),
     )
 }  # fmt: skip
 

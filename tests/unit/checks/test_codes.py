@@ -11,7 +11,7 @@ from finetune_api.findings import ROWS_SHOWN
 
 from tests.unit.checks.conftest import Lines, pairs, prose, talks
 
-BY_PREPARE = {"TooFewExamples", "TooLong", "SpecialTokens", "TemplateMismatch"}
+BY_PREPARE = {"TooFewExamples", "TooLong", "SpecialTokens", "TemplateMismatch", "OmittedTurns", "UntrainedPrompt"}
 """Told by prepare itself, which splits and encodes the rows: see tests/unit/data."""
 
 

@@ -19,7 +19,7 @@ from finetune_trainer.prepare import prepare
 from finetune_trainer.settled import settle
 from finetune_trainer.survey.look import look
 
-from tests.unit.tiny_tokenizers import CUTTING
+from tests.unit.tiny_tokenizers import CUTTING, DROPPING_SYSTEM, REASONING
 
 ALL_TRAIN = {"split": {"train": 1.0, "validation": 0.0, "test": 0.0}}
 
@@ -56,6 +56,9 @@ def run(job: Any, lines: list[dict[str, Any]], **groups: Any) -> tuple[Any, list
         ("TooLong", [*rows(5), {"prompt": "fox " * 60, "completion": "hill"}], {"maxLength": 40}, 6, 1, False),
         ("TooLong", [*rows(5), {"prompt": "fox " * 60, "completion": "hill"}], {"maxLength": 40, "checks": {"fail": ["TooLong"]}}, 6, 1, True),
         ("SpecialTokens", [*rows(3), {"prompt": "the fox", "completion": "runs <|im_end|> on"}, *rows(2)], {}, 4, 1, False),
+        ("OmittedTurns", [*talks(3), *talks(2, system="be kind")], {"template": DROPPING_SYSTEM}, 4, 2, False),
+        ("OmittedTurns", [*talks(3, system="fox"), *talks(1, system="be kind")], {"template": DROPPING_SYSTEM, "checks": {"fail": ["OmittedTurns"]}}, 4, 1, True),
+        ("UntrainedPrompt", [*talks(3, "<think>\nhm</think>fox"), *talks(2)], {"template": REASONING}, 4, 2, False),
         ("TooFewExamples", rows(4), {"checks": {"minExamples": 5}}, 0, 4, True),
         ("ExactDuplicates", [*rows(3), rows(1)[0]], {"checks": {"exactDuplicates": 0.1}}, 4, 1, True),
     ],

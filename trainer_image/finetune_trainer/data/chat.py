@@ -139,6 +139,10 @@ class Rendered:
     prompt: str
     turns: tuple[int, ...] = ()
     """Of each answer its place in the messages; empty where a template marks answers without telling which is which."""
+    omitted: tuple[int, ...] = ()
+    """System and user turns that are not in the text."""
+    unwritten: str = ""
+    """What the generation prompt ends with and the conversation does not have."""
 
 
 class ChatRenderer:
@@ -180,7 +184,8 @@ class ChatRenderer:
         text, marked = self.text(messages, tools, marks=self.marks_answers)
         if len(marked) != len(turns) and (untrained or any("tool_calls" in message for message in messages)):
             marked = []
-        prompt = self._prompt_within(text, one, marked)
+        asked = one(messages[:-1], generation_prompt=True)
+        prompt = self._prompt_within(asked, text, one, marked)
         if marked:
             found, turns = marked, turns if len(marked) == len(turns) else []
         else:
@@ -205,7 +210,13 @@ class ChatRenderer:
                 if turn == last or turn in untrained or not spans.left_out(given[turn], text[slice(*span)])
             ]
             turns, answers = [turn for turn, _ in whole], [span for _, span in whole]
-        return Rendered(text, tuple(answers), prompt, tuple(turns))
+        omitted = tuple(
+            turn
+            for turn, message in enumerate(given)
+            if message["role"] in ("system", "user") and not spans.holds(text, message["content"])
+        )
+        unwritten = asked[common_prefix(asked, text) :]
+        return Rendered(text, tuple(answers), prompt, tuple(turns), omitted, unwritten)
 
     @cached_property
     def _style(self) -> ToolStyle:
@@ -229,10 +240,9 @@ class ChatRenderer:
         return behind if behind.strip() and prompt.endswith(behind) else ""
 
     @staticmethod
-    def _prompt_within(text: str, one: _Conversation, marked: Sequence[tuple[int, int]]) -> str:
+    def _prompt_within(prompt: str, text: str, one: _Conversation, marked: Sequence[tuple[int, int]]) -> str:
         """The prompt as the conversation writes it. Some templates write a generation prompt that no conversation has."""
-        prompt, last = one(one.messages[:-1], generation_prompt=True), one.messages[-1]
-        common = common_prefix(prompt, text)
+        last, common = one.messages[-1], common_prefix(prompt, text)
         if common == len(prompt):
             return prompt
         if marked:

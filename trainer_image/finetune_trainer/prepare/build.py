@@ -94,6 +94,14 @@ class Part:
                 self._found.special_text += 1
                 invalid.examination.note("SpecialTokens", file, line)
             self._found.lost_answers += result.lost_answers
+            if (rendered := result.rendered) is not None and row.example.messages:
+                if rendered.omitted:
+                    turns = (
+                        f"the {row.example.messages[turn]['role']}'s (messages[{turn}])" for turn in rendered.omitted
+                    )
+                    invalid.examination.note("OmittedTurns", file, line, ", ".join(turns))
+                if rendered.unwritten.strip():
+                    invalid.examination.note("UntrainedPrompt", file, line, f"no {rendered.unwritten.strip()}")
             self._found.lengths[bin_start(len(fitting.ids))] += 1
             self.largest_id = max(self.largest_id, int(fitting.ids.max()))
             seen.append(Seen(row.example, result, fitting, row.source))
