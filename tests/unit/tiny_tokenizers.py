@@ -112,12 +112,13 @@ def make(
     return tokenizer
 
 
-def make_llama(template: str | None = CHATML, *, normalised: bool = False) -> Any:
+def make_llama(template: str | None = CHATML, *, normalised: bool = False, fallback: bool = True) -> Any:
     """SentencePiece's way as Llama 2 and Mistral have it: spaces as a sign, one more before each piece of text, unknown
-    characters as bytes. `normalised`: text is also put into Unicode's compatible form, so that it changes its length."""
+    characters as bytes (without `fallback` as <unk>, as T5 has it). `normalised`: text is also put into Unicode's compatible
+    form, so that it changes its length."""
     from transformers import PreTrainedTokenizerFast
 
-    raw = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    raw = Tokenizer(models.BPE(byte_fallback=fallback, unk_token="<unk>"))
     steps = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
     raw.normalizer = normalizers.Sequence([normalizers.NFKC()] * normalised + steps)
     raw.decoder = decoders.Sequence(
@@ -127,7 +128,9 @@ def make_llama(template: str | None = CHATML, *, normalised: bool = False) -> An
     raw.train_from_iterator(
         ["hello hello world, the quick brown fox jumps over the lazy dog"] * 3,
         trainers.BpeTrainer(
-            vocab_size=380, special_tokens=special + [f"<0x{byte:02X}>" for byte in range(256)], show_progress=False
+            vocab_size=380,
+            special_tokens=special + [f"<0x{byte:02X}>" for byte in range(256)] * fallback,
+            show_progress=False,
         ),
     )
     state = json.loads(raw.to_str())  # bytes are ordinary tokens

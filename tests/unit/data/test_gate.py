@@ -19,7 +19,7 @@ from finetune_trainer.prepare import prepare
 from finetune_trainer.settled import settle
 from finetune_trainer.survey.look import look
 
-from tests.unit.tiny_tokenizers import CUTTING, DROPPING_SYSTEM, REASONING
+from tests.unit.tiny_tokenizers import CUTTING, DROPPING_SYSTEM, REASONING, THINKING, make_llama
 
 ALL_TRAIN = {"split": {"train": 1.0, "validation": 0.0, "test": 0.0}}
 
@@ -90,6 +90,53 @@ def test_a_row_whose_answer_the_template_cuts_is_invalid(job: Any) -> None:
     assert (finding.count, finding.severity, finding.where) == (2, "Error", "pvc://datasets/rows.jsonl:4")
     config, _, none = run(job, data, data={**ALL_TRAIN, "template": CUTTING, "checks": {"maxInvalidFraction": 0.5}})
     assert none is None
+
+
+FOX = {"prompt": "the fox", "completion": " lazy dog"}
+
+
+@pytest.mark.parametrize(
+    ("lines", "groups", "says"),
+    [
+        ([{**FOX, "completion": "lazy {é"}], {}, "the tokenizer cannot write '{', which is in the answer"),
+        ([{"text": "lazy {"}], {}, "the tokenizer cannot write '{', which is in the text"),
+        (talks(1, "lazy {"), {}, "the tokenizer cannot write '{', which is in the answer"),
+        (talks(1, "lazy", system="{"), {"lossOn": "all"}, "the tokenizer cannot write '{', which is in the text"),
+        (talks(1, "lazy", system="{"), {}, None),
+        (talks(1, "lazy", system="{"), {"template": THINKING}, None),
+        ([{**FOX, "prompt": "the {"}], {}, None),
+        ([{**FOX, "completion": "lazy <unk> dog"}], {}, None),
+        ([FOX], {}, None),
+    ],
+)
+def test_answers_are_what_the_tokenizer_can_write(job: Any, lines: Any, groups: Any, says: str | None) -> None:
+    make_llama(fallback=False).save_pretrained(job.model)
+    lines = json.loads(json.dumps(lines).replace(" 0", " over"))
+    config, _, refusal = run(job, lines, data={**ALL_TRAIN, **groups})
+    found = {finding.code: finding for finding in report_of(config).findings}
+    if says is None:
+        assert refusal is None
+        unknown = "{" in str([row["prompt"] if "prompt" in row else row["messages"][0]["content"] for row in lines])
+        assert ("UnknownCharacters" in found) == unknown
+        if unknown:
+            (row,) = found["UnknownCharacters"].rows
+            assert (row.line, row.text) == (1, "'{'")
+        return
+    assert refusal is not None
+    assert (
+        refusal.cause.message
+        == f"pvc://datasets/rows.jsonl:1: {says}: replace it, or choose a model whose tokenizer has it"
+    )
+    assert found["UnwritableAnswer"].count == 1
+
+
+def test_an_answer_that_cannot_be_written_is_left_out_as_invalid(job: Any) -> None:
+    make_llama(fallback=False).save_pretrained(job.model)
+    lines = [{"prompt": "the fox", "completion": text} for text in ("lazy", "dog", "brown", "a {", "quick")]
+    data, _, shards = job.prepare(
+        job.write("rows.jsonl", lines), data={**ALL_TRAIN, "checks": {"maxInvalidFraction": 0.2}}
+    )
+    assert (data.invalid_rows, shards.train.rows) == (1, 4)
 
 
 def test_a_refusal_is_one_sentence_everywhere(job: Any) -> None:

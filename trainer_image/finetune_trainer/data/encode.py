@@ -142,7 +142,7 @@ class Encoder:
                     mask &= ~_within(spans, span)
                 elif span != row.answers[-1]:
                     mask |= _within(spans, span)
-        special = any(holds_any(self._special, _said(message)) for message in messages)
+        special = any(holds_any(self._special, words_of(message)) for message in messages)
         lost = 0
         if self._loss_on != "completion":
             lost = max(0, sum(message["role"] == "assistant" for message in messages) - len(row.answers))
@@ -201,10 +201,17 @@ def _within(offsets: np.ndarray, span: tuple[int, int]) -> np.ndarray:
     return (offsets[:, 1] > start) & (offsets[:, 0] < end) & (offsets[:, 0] < offsets[:, 1])
 
 
-def _said(message: Message) -> str:
-    """All text of a message that the tokenizer may read as special tokens."""
+def words_of(message: Message) -> str:
+    """All text of a message: content, thoughts and calls."""
     said = message["content"] + message.get("reasoning_content", "")
     return said + json.dumps(message["tool_calls"], ensure_ascii=False) if "tool_calls" in message else said
+
+
+def first_unknown(tokenizer: Any, text: str) -> str:
+    """The first characters of a text that become the unknown token; empty where there are none."""
+    encoding = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
+    places = zip(encoding.ids, encoding.offsets, strict=True)
+    return next((text[start:end] for token, (start, end) in places if token == tokenizer.unk_token_id), "")
 
 
 def holds_any(special: Sequence[str], text: str) -> bool:

@@ -7,15 +7,15 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from finetune_api.checks import CheckCode
 from finetune_api.data import DataSpec
 
 from finetune_trainer.data import split as splitting
-from finetune_trainer.data.encode import Encoded, RowEncoder
-from finetune_trainer.data.formats import InvalidRow
+from finetune_trainer.data.encode import Encoded, RowEncoder, first_unknown, words_of
+from finetune_trainer.data.formats import Example, InvalidRow
 from finetune_trainer.data.labels import LabelSet
 from finetune_trainer.data.lengths import bin_start
 from finetune_trainer.data.shards import SPLITS, Split, SplitCounts, SplitWriter
@@ -55,6 +55,7 @@ class Part:
         name: str,
         *,
         seed: int,
+        tokenizer: Any,
         encoder: RowEncoder,
         labels: LabelSet | None,
         max_length: int,
@@ -71,6 +72,10 @@ class Part:
         self.labels: list[tuple[int, ...]] = []
         self._seed, self._encoder, self._max_length, self._drop, self._found = seed, encoder, max_length, drop, found
         self.largest_id = -1
+        self._tokenizer = tokenizer
+        unknown = tokenizer.unk_token_id
+        ends = (None, tokenizer.eos_token_id, tokenizer.bos_token_id)  # of a vocabulary that has every byte, as GPT-2's
+        self._unknown = -1 if unknown in ends else unknown
 
     def add(self, batch: Sequence[Row], invalid: Invalid) -> None:
         """Raises BadInput for a row of which the wrong tokens would be learnt."""
@@ -82,7 +87,7 @@ class Part:
                 invalid.add(file, line, result, code, was_read=True)
                 continue
             fitting = self._fitted(row, result, invalid)
-            if fitting is None:
+            if fitting is None or self._is_unwritable(row, fitting, invalid):
                 continue
             if self._label_set is not None and row.example.label is not None:
                 try:
@@ -131,6 +136,27 @@ class Part:
         found.truncated += too_long
         return encoded
 
+    def _is_unwritable(self, row: Row, encoded: Encoded, invalid: Invalid) -> bool:
+        """Whether the row is left out, because it would teach the unknown token. Unknown characters in a prompt are noted."""
+        unknown = encoded.ids == self._unknown
+        if not unknown.any() or encoded.special_text:  # then the row may spell the unknown token itself
+            return False
+        file, line, *_ = row.source
+        whole, answers = _words(row.example)
+        if (unknown & encoded.mask).any():
+            everything = bool(encoded.mask.all())
+            characters = first_unknown(self._tokenizer, answers)
+            if everything or encoded.rendered is None:  # else the rest of the trained text is the template's own
+                characters = characters or first_unknown(self._tokenizer, whole)
+            if characters:
+                where = "text" if everything else "answer"
+                reason = f"the tokenizer cannot write {characters!r}, which is in the {where}: replace it, or choose a model whose tokenizer has it"
+                invalid.add(file, line, reason, "UnwritableAnswer", was_read=True)
+                return True
+        if characters := first_unknown(self._tokenizer, whole):
+            invalid.examination.note("UnknownCharacters", file, line, repr(characters))
+        return False
+
     def close(self) -> Split:
         self._writer.close()
         return Split(self.folder, self.name, [])
@@ -138,6 +164,14 @@ class Part:
     @property
     def keys(self) -> np.ndarray:
         return np.array(self._keys, dtype=np.uint64)
+
+
+def _words(example: Example) -> tuple[str, str]:
+    """All text of a row, and that of its answers alone."""
+    if example.messages is not None:
+        answers = [words_of(message) for message in example.messages if message["role"] == "assistant"]
+        return " ".join(map(words_of, example.messages)), " ".join(answers)
+    return f"{example.prompt or ''}{example.completion}{example.text}{example.pair or ''}", example.completion
 
 
 def divide(
