@@ -25,6 +25,8 @@ CheckCode = Literal[
     "WrongType",
     "InvalidRole",
     "InvalidTurnOrder",
+    "TemplateMismatch",
+    "UnwritableAnswer",
     "NothingToTrain",
     "RowTooLarge",
     # the data as a whole
@@ -50,6 +52,9 @@ CheckCode = Literal[
     "StereotypeAssociation",
     "SpecialTokens",
     "ConsecutiveAnswers",
+    "OmittedTurns",
+    "UntrainedPrompt",
+    "UnknownCharacters",
 ]
 
 Fix = Literal[
@@ -74,7 +79,7 @@ class Check:
         return self.code in ROW_CODES
 
 
-ROW_CODES: tuple[CheckCode, ...] = get_args(CheckCode)[:12]
+ROW_CODES: tuple[CheckCode, ...] = get_args(CheckCode)[:14]
 
 CHECKS: dict[CheckCode, Check] = {
     check.code: check
@@ -89,6 +94,8 @@ CHECKS: dict[CheckCode, Check] = {
         Check("WrongType", "Error", "a value that its field cannot have, such as a number where text belongs", "write a value that the field can have", "DropInvalid"),
         Check("InvalidRole", "Error", "a turn with an unknown role", "use system, user, assistant or tool", "DropInvalid"),
         Check("InvalidTurnOrder", "Error", "turns in an order that no conversation has", "begin with system or user, end with assistant", "DropInvalid"),
+        Check("TemplateMismatch", "Error", "a row that the chat template cannot render, or whose last answer it cuts", "set spec.data.template to one that writes the whole row, or correct the row", "DropInvalid"),
+        Check("UnwritableAnswer", "Error", "text to train on with characters that the tokenizer cannot write", "replace them, or choose a model whose tokenizer has them", "DropInvalid"),
         Check("NothingToTrain", "Error", "a row without a token to train on", "add an answer, or leave the row out", "DropInvalid"),
         Check("RowTooLarge", "Error", "a row of more than 64 MiB", "cut it into several rows", "DropInvalid"),
         Check("TooFewExamples", "Error", "fewer rows to train on than spec.data.checks.minExamples", "add examples, or lower minExamples"),
@@ -113,6 +120,9 @@ CHECKS: dict[CheckCode, Check] = {
         Check("StereotypeAssociation", "Info", "groups that appear with some words far more often than others", "read the rows that are named"),
         Check("ConsecutiveAnswers", "Warning", "an assistant turn right after another one", "join them: the model is trained to stop after the first"),
         Check("SpecialTokens", "Info", "text that the tokenizer reads as one of its special tokens", "check that this is intended"),
+        Check("OmittedTurns", "Warning", "system or user turns that the chat template does not write", "set spec.data.template to one that writes them, or move their text to another turn"),
+        Check("UntrainedPrompt", "Warning", "answers that do not begin as the chat template's generation prompt does, for instance with <think>", "set spec.data.templateArguments or spec.data.template so that servers prompt as the rows were trained"),
+        Check("UnknownCharacters", "Warning", "prompts with characters that the tokenizer does not have", "replace them, or choose a model whose tokenizer has them: this one reads all of them as the same unknown token"),
     )
 }  # fmt: skip
 

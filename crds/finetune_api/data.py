@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from finetune_api.base import ApiModel
+from finetune_api.base import ApiModel, schema
 from finetune_api.checks import CheckCode, Fix
 from finetune_api.location import Location
 from finetune_api.rules import Rule, Ruled
@@ -20,6 +20,37 @@ PACKINGS = {"gz": "gzip", "bz2": "bzip2", "xz": "xz", "zst": "zstd"}
 """Names of compressions by what they add to a file's name."""
 
 
+_SET_BY_TRAINER = frozenset(
+    [
+        "add_generation_prompt",
+        "chat_template",
+        "continue_final_message",
+        "conversations",
+        "documents",
+        "messages",
+        "return_assistant_tokens_mask",
+        "tools",
+    ]
+)
+
+
+def _scalars(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The API server cannot check the values: a structural schema has no type for "any scalar"."""
+    for name, value in arguments.items():
+        if not name.isidentifier() or len(name) > 64:
+            raise ValueError(f"{name} is not the name of a template variable: use letters, digits and _, at most 64")
+        if name in _SET_BY_TRAINER or name.endswith("_token"):
+            raise ValueError(f"{name} is set by the trainer: remove it")
+        if not isinstance(value, str | int | float) or len(str(value)) > 1024:
+            raise ValueError(f"{name} must be true, false, a number, or a string of at most 1024 characters")
+    return arguments
+
+
+TemplateArguments = Annotated[
+    dict[str, Any],
+    Field(max_length=32, json_schema_extra=schema(**{"x-kubernetes-preserve-unknown-fields": True})),
+    AfterValidator(_scalars),
+]
 _SPLIT = {"train": 0.8, "validation": 0.1, "test": 0.1}
 
 
@@ -93,6 +124,10 @@ class DataSpec(ApiModel, Ruled):
     format: DataFormat | None = Field(default=None, description="Absent: recognised from the rows' fields.")
     template: Annotated[str, Field(min_length=1, max_length=32768)] | None = Field(
         default=None, description="A chat template (Jinja) instead of the model's own. It is saved with the result."
+    )
+    template_arguments: TemplateArguments | None = Field(
+        default=None,
+        description="Variables for the chat template, such as enable_thinking: false or reasoning_effort: low; strings, numbers, true or false. Prompts have to be rendered with the same ones later: the model card shows how.",
     )
     loss_on: LossOn | None = Field(
         default=None,

@@ -80,7 +80,18 @@ _SAME_DATA = " && ".join(
             f"has(self.{name}) == has(oldSelf.{name}) && (!has(self.{name}) || ({_same_sources(name)}))"
             for name in ("validation", "test")
         ),
-        _same("split", "checks", "format", "lossOn", "maxLength", "overlong", "template", "packing", "fixes"),
+        _same(
+            "split",
+            "checks",
+            "format",
+            "lossOn",
+            "maxLength",
+            "overlong",
+            "template",
+            "templateArguments",
+            "packing",
+            "fixes",
+        ),
     )
 )
 

@@ -34,7 +34,7 @@ spec:
 def claims(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for each claim: a model of random weights with a tokenizer of its own, and 160 rows."""
     root = tmp_path_factory.mktemp("claims")
-    rows = [{"prompt": f"say {a} {b}", "completion": f"{b} {a}"} for a in WORDS for b in WORDS if a != b]
+    rows = [{"prompt": f"say {a} {b}", "completion": f" {b} {a}"} for a in WORDS for b in WORDS if a != b]
     (root / "datasets").mkdir()
     (root / "datasets" / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (root / "scratch").mkdir()

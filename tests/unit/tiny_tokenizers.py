@@ -45,6 +45,22 @@ ENDLESS = (
     "{% if add_generation_prompt %}{{ 'assistant:\n' }}{% endif %}"
 )
 """Ends no turn with a token at all."""
+ALWAYS_PROMPTING = CHATML.replace("{% if add_generation_prompt %}", "").removesuffix("{% endif %}")
+"""Writes a generation prompt behind every conversation, asked for or not, as Llama 3's first template did."""
+CUTTING = REASONING.replace(
+    "m['content']", "(m['content'].split('</think>')[-1] if m['role'] == 'assistant' else m['content'])"
+)
+"""Writes of each answer only what is behind its thought, as DeepSeek-R1's template does."""
+RECALLING = (
+    "{% for m in messages %}{% set parts = m.content.split('</think>') if m.role == 'assistant' else [m.content] %}"
+    "{% set thought = m.reasoning_content or (parts[0].split('<think>')[-1].strip() if parts | length > 1 else '') %}"
+    "{{ '<|im_start|>' + m.role + '\n' }}"
+    "{% if thought and loop.last %}{{ '<think>\n' + thought + '\n</think>\n\n' }}{% endif %}{{ parts[-1].lstrip() + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+    "{% if enable_thinking is defined and not enable_thinking %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}"
+)
+"""Writes the thought of the last answer, wherever the row has it, and drops those of earlier ones, as Qwen3's template does."""
+DROPPING_SYSTEM = CHATML.replace("{% for m in messages %}", "{% for m in messages if m['role'] != 'system' %}")
 TEMPLATES = {
     "chatml": CHATML,
     "marked": CHATML_MARKED,
@@ -54,6 +70,10 @@ TEMPLATES = {
     "none": None,
     "shouting": SHOUTING,
     "reasoning": REASONING,
+    "always prompting": ALWAYS_PROMPTING,
+    "cutting": CUTTING,
+    "recalling": RECALLING,
+    "dropping system": DROPPING_SYSTEM,
 }
 
 
@@ -92,12 +112,13 @@ def make(
     return tokenizer
 
 
-def make_llama(template: str | None = CHATML, *, normalised: bool = False) -> Any:
+def make_llama(template: str | None = CHATML, *, normalised: bool = False, fallback: bool = True) -> Any:
     """SentencePiece's way as Llama 2 and Mistral have it: spaces as a sign, one more before each piece of text, unknown
-    characters as bytes. `normalised`: text is also put into Unicode's compatible form, so that it changes its length."""
+    characters as bytes (without `fallback` as <unk>, as T5 has it). `normalised`: text is also put into Unicode's compatible
+    form, so that it changes its length."""
     from transformers import PreTrainedTokenizerFast
 
-    raw = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    raw = Tokenizer(models.BPE(byte_fallback=fallback, unk_token="<unk>"))
     steps = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
     raw.normalizer = normalizers.Sequence([normalizers.NFKC()] * normalised + steps)
     raw.decoder = decoders.Sequence(
@@ -107,7 +128,9 @@ def make_llama(template: str | None = CHATML, *, normalised: bool = False) -> An
     raw.train_from_iterator(
         ["hello hello world, the quick brown fox jumps over the lazy dog"] * 3,
         trainers.BpeTrainer(
-            vocab_size=380, special_tokens=special + [f"<0x{byte:02X}>" for byte in range(256)], show_progress=False
+            vocab_size=380,
+            special_tokens=special + [f"<0x{byte:02X}>" for byte in range(256)] * fallback,
+            show_progress=False,
         ),
     )
     state = json.loads(raw.to_str())  # bytes are ordinary tokens

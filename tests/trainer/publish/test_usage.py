@@ -114,6 +114,13 @@ def test_it_runs(bases: Path, tmp_path: Path, task: str, method: str, more: dict
         assert all(word in WORDS for word in answer.split())
 
 
+def test_prompts_take_the_arguments_of_the_training() -> None:
+    given = {"enable_thinking": False, "effort": "low"}
+    code = usage.code(result("causal-lm", "lora", hub_base="a/b", data={"templateArguments": given}, chat=True))
+    compile(code, "card", "exec")
+    assert "add_generation_prompt=True, enable_thinking=False, effort='low', return_tensors" in code
+
+
 def test_quantised_weights_are_loaded_as_they_were_trained() -> None:
     code = usage.code(result("causal-lm", "qlora", hub_base=None))
     compile(code, "card", "exec")
@@ -124,7 +131,7 @@ def result(task: str, method: str, *, hub_base: str | None, **more: Any) -> usag
     spec = {
         "model": {"uri": "pvc://models/base"},
         "method": {"type": method},
-        "data": {"train": [{"uri": "pvc://data/rows.jsonl"}]},
+        "data": {"train": [{"uri": "pvc://data/rows.jsonl"}], **more.pop("data", {})},
         "workspace": {"uri": "pvc://scratch"},
         "output": {"uri": "pvc://out/x"},
     }

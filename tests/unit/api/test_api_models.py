@@ -84,6 +84,16 @@ def changed(path: str, value: Any) -> dict[str, Any]:
             {"epochs": 1, "maxSteps": 2},
             "spec.training.epochs and training.maxSteps exclude each other",
         ),
+        (
+            "spec.data.templateArguments",
+            {"messages": True},
+            "spec.data.templateArguments: messages is set by the trainer: remove it",
+        ),
+        (
+            "spec.data.templateArguments",
+            {"a-b": True},
+            "spec.data.templateArguments: a-b is not the name of a template variable",
+        ),
         ("spec.pods.train.imag", "x", "spec.pods.train.imag: unknown field; did you mean image?"),
     ],
 )
@@ -93,6 +103,20 @@ def test_bad_input_gets_one_sentence_that_names_the_field(path: str, value: Any,
     told = sentences(error.value, FineTuneJob)
     assert len(told) == 1
     assert sentence in told[0]
+
+
+@pytest.mark.parametrize("value", [True, 3, 0.5, "low", "", "1"])
+def test_template_arguments_keep_their_kinds(value: Any) -> None:
+    data = FineTuneJob.parse(changed("spec.data.templateArguments", {"effort": value})).spec.data
+    assert json.dumps(data.wire()["templateArguments"]) == json.dumps({"effort": value})
+
+
+@pytest.mark.parametrize("value", [None, [1], {"a": 1}, "a" * 1025])
+def test_template_arguments_are_scalars(value: Any) -> None:
+    with pytest.raises(ValidationError):
+        FineTuneJob.parse(changed("spec.data.templateArguments", {"effort": value}))
+    with pytest.raises(ValidationError):
+        FineTuneJob.parse(changed("spec.data.templateArguments", {f"a{n}": 1 for n in range(33)}))
 
 
 def test_a_missing_field_is_named() -> None:

@@ -11,7 +11,17 @@ from finetune_api.findings import ROWS_SHOWN
 
 from tests.unit.checks.conftest import Lines, pairs, prose, talks
 
-BY_PREPARE = {"TooFewExamples", "TooLong", "SpecialTokens", "ConsecutiveAnswers"}
+BY_PREPARE = {
+    "TooFewExamples",
+    "TooLong",
+    "SpecialTokens",
+    "ConsecutiveAnswers",
+    "TemplateMismatch",
+    "OmittedTurns",
+    "UntrainedPrompt",
+    "UnwritableAnswer",
+    "UnknownCharacters",
+}
 """Told by prepare itself, which splits and encodes the rows: see tests/unit/data."""
 
 

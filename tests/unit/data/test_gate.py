@@ -19,6 +19,8 @@ from finetune_trainer.prepare import prepare
 from finetune_trainer.settled import settle
 from finetune_trainer.survey.look import look
 
+from tests.unit.tiny_tokenizers import CUTTING, DROPPING_SYSTEM, REASONING, THINKING, make_llama
+
 ALL_TRAIN = {"split": {"train": 1.0, "validation": 0.0, "test": 0.0}}
 
 
@@ -33,6 +35,14 @@ def rows(count: int, **others: str) -> list[dict[str, str]]:
 def talk(number: int, *more: dict[str, str]) -> dict[str, Any]:
     turns = [{"role": "user", "content": f"the fox {number}"}, {"role": "assistant", "content": f"runs {number}"}]
     return {"messages": [*turns, *more]}
+
+
+def talks(count: int, answer: str = "over hill", **system: str) -> list[dict[str, Any]]:
+    turns = [{"role": role, "content": content} for role, content in system.items()]
+    return [
+        {"messages": [*turns, {"role": "user", "content": f"the fox {n}"}, {"role": "assistant", "content": answer}]}
+        for n in range(count)
+    ]
 
 
 def run(job: Any, lines: list[dict[str, Any]], **groups: Any) -> tuple[Any, list[DataStatus], BadInput | None]:
@@ -52,6 +62,9 @@ def run(job: Any, lines: list[dict[str, Any]], **groups: Any) -> tuple[Any, list
         ("TooLong", [*rows(5), {"prompt": "fox " * 60, "completion": "hill"}], {"maxLength": 40, "checks": {"fail": ["TooLong"]}}, 6, 1, True),
         ("SpecialTokens", [*rows(3), {"prompt": "the fox", "completion": "runs <|im_end|> on"}, *rows(2)], {}, 4, 1, False),
         ("ConsecutiveAnswers", [talk(n) for n in range(3)] + [talk(4, {"role": "assistant", "content": "Away."})], {}, 4, 1, False),
+        ("OmittedTurns", [*talks(3), *talks(2, system="be kind")], {"template": DROPPING_SYSTEM}, 4, 2, False),
+        ("OmittedTurns", [*talks(3, system="fox"), *talks(1, system="be kind")], {"template": DROPPING_SYSTEM, "checks": {"fail": ["OmittedTurns"]}}, 4, 1, True),
+        ("UntrainedPrompt", [*talks(3, "<think>\nhm</think>fox"), *talks(2)], {"template": REASONING}, 4, 2, False),
         ("TooFewExamples", rows(4), {"checks": {"minExamples": 5}}, 0, 4, True),
         ("ExactDuplicates", [*rows(3), rows(1)[0]], {"checks": {"exactDuplicates": 0.1}}, 4, 1, True),
     ],
@@ -110,6 +123,66 @@ def test_of_long_rows_only_what_helps_is_advised(job: Any, groups: dict[str, Any
     config, _, _ = run(job, [*rows(5), {"prompt": "fox " * 300, "completion": "hill"}], data={**ALL_TRAIN, **groups})
     [finding] = [finding for finding in report_of(config).findings if finding.code == "TooLong"]
     assert (finding.remedy, finding.message[:13]) == (remedy, "1 row is long")
+
+
+def test_a_row_whose_answer_the_template_cuts_is_invalid(job: Any) -> None:
+    data = [*talks(3), *talks(2, "<think>hm</think>fox")]
+    config, _, refusal = run(job, data, data={**ALL_TRAIN, "template": CUTTING})
+    assert refusal is not None
+    assert refusal.cause.message.startswith(
+        "pvc://datasets/rows.jsonl:4: cannot be rendered by the model's chat template: it leaves out part of the content of the last answer: "
+    )
+    (finding,) = (finding for finding in report_of(config).findings if finding.code == "TemplateMismatch")
+    assert (finding.count, finding.severity, finding.where) == (2, "Error", "pvc://datasets/rows.jsonl:4")
+    config, _, none = run(job, data, data={**ALL_TRAIN, "template": CUTTING, "checks": {"maxInvalidFraction": 0.5}})
+    assert none is None
+
+
+FOX = {"prompt": "the fox", "completion": " lazy dog"}
+
+
+@pytest.mark.parametrize(
+    ("lines", "groups", "says"),
+    [
+        ([{**FOX, "completion": "lazy {é"}], {}, "the tokenizer cannot write '{', which is in the answer"),
+        ([{"text": "lazy {"}], {}, "the tokenizer cannot write '{', which is in the text"),
+        (talks(1, "lazy {"), {}, "the tokenizer cannot write '{', which is in the answer"),
+        (talks(1, "lazy", system="{"), {"lossOn": "all"}, "the tokenizer cannot write '{', which is in the text"),
+        (talks(1, "lazy", system="{"), {}, None),
+        (talks(1, "lazy", system="{"), {"template": THINKING}, None),
+        ([{**FOX, "prompt": "the {"}], {}, None),
+        ([{**FOX, "completion": "lazy <unk> dog"}], {}, None),
+        ([FOX], {}, None),
+    ],
+)
+def test_answers_are_what_the_tokenizer_can_write(job: Any, lines: Any, groups: Any, says: str | None) -> None:
+    make_llama(fallback=False).save_pretrained(job.model)
+    lines = json.loads(json.dumps(lines).replace(" 0", " over"))
+    config, _, refusal = run(job, lines, data={**ALL_TRAIN, **groups})
+    found = {finding.code: finding for finding in report_of(config).findings}
+    if says is None:
+        assert refusal is None
+        unknown = "{" in str([row["prompt"] if "prompt" in row else row["messages"][0]["content"] for row in lines])
+        assert ("UnknownCharacters" in found) == unknown
+        if unknown:
+            (row,) = found["UnknownCharacters"].rows
+            assert (row.line, row.text) == (1, "'{'")
+        return
+    assert refusal is not None
+    assert (
+        refusal.cause.message
+        == f"pvc://datasets/rows.jsonl:1: {says}: replace it, or choose a model whose tokenizer has it"
+    )
+    assert found["UnwritableAnswer"].count == 1
+
+
+def test_an_answer_that_cannot_be_written_is_left_out_as_invalid(job: Any) -> None:
+    make_llama(fallback=False).save_pretrained(job.model)
+    lines = [{"prompt": "the fox", "completion": text} for text in ("lazy", "dog", "brown", "a {", "quick")]
+    data, _, shards = job.prepare(
+        job.write("rows.jsonl", lines), data={**ALL_TRAIN, "checks": {"maxInvalidFraction": 0.2}}
+    )
+    assert (data.invalid_rows, shards.train.rows) == (1, 4)
 
 
 def test_a_refusal_is_one_sentence_everywhere(job: Any) -> None:

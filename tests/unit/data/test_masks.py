@@ -30,6 +30,7 @@ ENDS = {
     "thinking": "<|im_end|>",
     "endless": "</s>",
     "none": "</s>",
+    "always prompting": "<|im_end|>",
 }
 
 
@@ -176,3 +177,66 @@ def test_a_conversation_begins_with_what_its_template_writes_and_no_second_begin
     begins = row.ids.tolist().count(tokenizer.bos_token_id)
     assert begins == (0 if name == "chatml" else 1)
     assert (row.ids[0] == tokenizer.bos_token_id) == (begins == 1)
+
+
+THOUGHT = {"role": "assistant", "content": "lazy dog", "reasoning_content": "the fox jumps"}
+WRITTEN = {"role": "assistant", "content": "<think>the fox jumps</think>lazy dog"}
+WHOLE = "<think>\nthe fox jumps\n</think>\n\nlazy dog<|im_end|>"
+
+
+@pytest.mark.parametrize("loss_on", ["completion", "assistant", "all"])
+@pytest.mark.parametrize(
+    ("name", "answer", "left_out"),
+    [
+        ("cutting", WRITTEN, "part of the content"),
+        ("cutting", THOUGHT, "the reasoning_content"),
+        ("chatml", THOUGHT, "the reasoning_content"),
+        ("marked", THOUGHT, "the reasoning_content"),
+        ("recalling", THOUGHT, None),
+        ("recalling", WRITTEN, None),
+    ],
+)
+def test_the_last_answer_is_trained_whole_or_refused(make_tokenizer, templates, name, answer, left_out, loss_on):
+    """Templates may move white space and think tags, but not leave out words."""
+    tokenizer = make_tokenizer(templates[name])
+    [row] = Encoder(tokenizer, "messages", loss_on).encode(
+        [Example(messages=({"role": "user", "content": "hello"}, answer))]
+    )
+    if left_out:
+        assert row == (
+            f"cannot be rendered by the model's chat template: it leaves out {left_out} of the last answer: "
+            "set data.template to one that writes it, or remove it from the row"
+        )
+    else:
+        assert "".join(learnt(tokenizer, row)).endswith(WHOLE)
+
+
+@pytest.mark.parametrize("name", ["cutting", "recalling"])
+@pytest.mark.parametrize("answer", [THOUGHT, WRITTEN])
+def test_an_earlier_answer_that_the_template_cuts_is_not_trained_and_counted(make_tokenizer, templates, name, answer):
+    tokenizer = make_tokenizer(templates[name])
+    turns = (
+        {"role": "user", "content": "hello"},
+        answer,
+        {"role": "user", "content": "world"},
+        {"role": "assistant", "content": "fox"},
+    )
+    [row] = Encoder(tokenizer, "messages", "assistant").encode([Example(messages=turns)])
+    assert learnt(tokenizer, row) == ["fox<|im_end|>"]
+    assert row.lost_answers == 1
+    [row] = Encoder(tokenizer, "messages", "completion").encode([Example(messages=turns, untrained=(1,))])
+    assert learnt(tokenizer, row) == ["fox<|im_end|>"]
+    assert row.lost_answers == 0
+
+
+def test_an_answer_with_weight_0_may_be_cut(make_tokenizer, templates):
+    turns = (
+        {"role": "user", "content": "hello"},
+        {"role": "assistant", "content": "fox"},
+        {"role": "user", "content": "world"},
+        WRITTEN,
+    )
+    [row] = Encoder(make_tokenizer(templates["cutting"]), "messages", "assistant").encode(
+        [Example(messages=turns, untrained=(3,))]
+    )
+    assert isinstance(row, Encoded)

@@ -7,9 +7,15 @@ from finetune_trainer.data.chat import load_tokenizer, settle, template_of
 from finetune_trainer.data.digests import template_digest
 from finetune_trainer.errors import BadInput
 
+from tests.unit.tiny_tokenizers import RECALLING
+
 TEMPLATE = (
     "{% for m in messages %}{{ '[' + m['role'] + '] ' + m['content'] + eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '[assistant] ' }}{% endif %}"
+)
+WRITING_AS_PROMPTED = RECALLING.replace(
+    "{{ parts[-1]",
+    "{% if loop.last and enable_thinking is defined and not enable_thinking %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{{ parts[-1]",
 )
 ROWS = [
     {"messages": [{"role": "user", "content": f"fox {i}"}, {"role": "assistant", "content": "dog"}]} for i in range(10)
@@ -35,6 +41,33 @@ def test_reasoning_reaches_a_template_that_writes_it(job):
     _, _, shards = job.prepare(job.write("rows.jsonl", rows), data={"template": template})
     trained = shards.train.tokens(0)[shards.train.mask(0)]
     assert load_tokenizer(job.model).decode(trained) == "<think>brown?</think>dog<|im_end|>"
+
+
+def test_its_arguments_reach_every_prompt(job):
+    uri = job.write("rows.jsonl", ROWS)
+    tokenizer = load_tokenizer(job.model, template=RECALLING)
+    thoughtless = "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    for arguments, prompt in (({}, ""), ({"enable_thinking": True}, ""), ({"enable_thinking": False}, thoughtless)):
+        _, _, shards = job.prepare(uri, data={"template": WRITING_AS_PROMPTED, "templateArguments": arguments})
+        for split in (shards.train, shards.validation, shards.test):
+            assert tokenizer.decode(split.tokens(0)[: split.prompt_length(0)]).endswith(prompt or "assistant\n")
+        assert shards.manifest["digests"]["template"] == template_digest(WRITING_AS_PROMPTED, arguments)
+        assert not shards.manifest["notes"][1:]
+    assert len({template_digest(TEMPLATE, {"a": value}) for value in (1, 2, "1", True)}) == 4
+    assert template_digest(TEMPLATE, {}) == template_digest(TEMPLATE)
+
+
+def test_an_argument_of_no_use_is_noted(job):
+    _, _, shards = job.prepare(job.write("rows.jsonl", ROWS), data={"templateArguments": {"enable_thinkng": False}})
+    assert (
+        "spec.data.templateArguments: the chat template has no variable enable_thinkng: check its spelling, or remove it."
+        in shards.manifest["notes"]
+    )
+    rows = [{"text": f"hello {i}"} for i in range(10)]
+    _, _, shards = job.prepare(
+        job.write("plain.jsonl", rows), data={"templateArguments": {"a": 1}}, workspace={"uri": "pvc://scratch/b"}
+    )
+    assert any("spec.data.templateArguments is not used" in note for note in shards.manifest["notes"])
 
 
 def test_it_is_saved_with_the_result(job, tmp_path):

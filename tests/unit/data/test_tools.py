@@ -175,6 +175,8 @@ REFUSED = {
     "a tool is taken for the assistant, marked": ("marked as answers", [user(), says("a"), tool(), says("b")], False, "it has no place for what a tool answers"),
     "turns must alternate": (LIKE_GEMMA, [user(), says("a"), tool(), says("b")], False, r"it has no place for what a tool answers \(Conversation roles must alternate"),
     "two calls": (LIKE_LLAMA3, [user(), {**called(), "tool_calls": called()["tool_calls"] * 2}], False, "only supports single tool-calls"),
+    "the last call alone": (LIKE_QWEN.replace("in m.tool_calls", "in (m.tool_calls or [])[-1:]"), [user(), {**called(), "tool_calls": [*called(arguments={"over": 1})["tool_calls"], *called()["tool_calls"]]}], False, "it leaves out tool calls of the last answer"),
+    "no words next to a call": (LIKE_LLAMA3, [user(), called(content="jumps over")], False, "it leaves out part of the content of the last answer"),
 }  # fmt: skip
 MARKED = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% else %}{% generation %}{{ m.content + '<|im_end|>' }}{% endgeneration %}{% endif %}{% endfor %}"
 
@@ -207,6 +209,14 @@ def test_an_answer_with_weight_0_is_not_learnt(make_tokenizer, templates, name, 
     whole = "".join(learnt(tokenizer, encode(tokenizer, *turns, loss_on=loss_on, tools=None)))
     assert ("fox" in whole, "quick" in whole, "dog" in whole) == (False, loss_on != "completion", False)
     assert ("hello" in whole) == (loss_on == "all")
+
+
+def test_an_earlier_call_without_its_words_is_not_trained_and_counted(make_tokenizer):
+    row = encode(
+        tokenizer := tokenizer_of(make_tokenizer, "llama3"), user(), called(content="over"), tool(), says("dog")
+    )
+    assert learnt(tokenizer, row) == ["dog<|im_end|>"]
+    assert row.lost_answers == 1
 
 
 def test_arguments_reach_the_template_as_they_were(make_tokenizer):

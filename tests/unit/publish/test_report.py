@@ -148,6 +148,16 @@ def test_the_published_step_is_what_train_wrote_down(make_run):
     assert "The weights after step 300 were published." in pages.report(never)
 
 
+def test_the_card_names_the_arguments_of_the_template(make_run):
+    data = {
+        "train": [{"uri": "pvc://datasets/support.jsonl"}],
+        "templateArguments": {"enable_thinking": False, "a": "|x"},
+    }
+    card = pages.card(gather(make_run(spec={"data": data})), stop=[4])
+    assert '| data.templateArguments.enable_thinking | `false` |\n| data.templateArguments.a | `"\\|x"` |\n' in card
+    assert "add_generation_prompt=True, enable_thinking=False, a='|x', " in card
+
+
 @pytest.mark.parametrize(
     ("method", "says"),
     [

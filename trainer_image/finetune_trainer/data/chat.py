@@ -141,6 +141,10 @@ class Rendered:
     prompt: str
     turns: tuple[int, ...] = ()
     """Of each answer its place in the messages; empty where a template marks answers without telling which is which."""
+    omitted: tuple[int, ...] = ()
+    """System and user turns that are not in the text."""
+    unwritten: str = ""
+    """What the generation prompt ends with and the conversation does not have."""
 
 
 class ChatRenderer:
@@ -152,10 +156,11 @@ class ChatRenderer:
     other; what tools answer is not.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, arguments: dict[str, Any] | None = None) -> None:
+        """`arguments`: spec.data.templateArguments."""
         self.template = template_of(tokenizer)
         self.marks_answers = bool(_GENERATION.search(self.template))
-        self._variables = dict(tokenizer.special_tokens_map)
+        self._variables = {**tokenizer.special_tokens_map, **(arguments or {})}
         self._eos: str = tokenizer.eos_token
         enders = {token for token in tokenizer.all_special_tokens if token != tokenizer.bos_token} | {self._eos}
         longest_first = "|".join(map(re.escape, sorted(enders, key=len, reverse=True)))
@@ -164,12 +169,14 @@ class ChatRenderer:
         self._ends = re.compile(rf"(?:{longest_first})\s*\Z")
 
     def render(
-        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None = None, *, each: bool = False
+        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None = None, untrained: Sequence[int] = ()
     ) -> Rendered:
-        """`messages` ends with an assistant's turn and has another turn before it. `each`: say which answer is which turn's.
+        """`messages` ends with an assistant's turn and has another turn before it; `untrained` are the turns with weight 0.
 
-        Raises TemplateRefused with the template's words, or with what it does not do with tools.
+        An earlier answer that the template does not write as it is gets no span. Raises TemplateRefused with the template's
+        words, with what it does not do with tools, or with what it leaves out of the last answer.
         """
+        given, last = messages, len(messages) - 1
         if has_tools(messages, tools):
             if refusal := self._style.refusal(messages, tools):
                 raise TemplateRefused(refusal)
@@ -177,22 +184,41 @@ class ChatRenderer:
         one = _Conversation(self, messages, tools)
         turns = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
         text, marked = self.text(messages, tools, marks=self.marks_answers)
-        if len(marked) != len(turns) and (each or any("tool_calls" in message for message in messages)):
+        if len(marked) != len(turns) and (untrained or any("tool_calls" in message for message in messages)):
             marked = []
-        prompt = self._prompt_within(text, one, marked)
+        asked = one(messages[:-1], generation_prompt=True)
+        prompt = self._prompt_within(asked, text, one, marked)
         if marked:
-            spans, turns = marked, turns if len(marked) == len(turns) else []
+            found, turns = marked, turns if len(marked) == len(turns) else []
         else:
-            spans, turns = self._found(text, one, prompt)
-        answers = [self._with_end(text, start, end) for start, end in spans]
+            found, turns = self._found(text, one, prompt)
+        answers = [self._with_end(text, start, end) for start, end in found]
         start, end = answers[-1]
         if start >= end:
             raise TemplateRefused("it leaves the last answer out")
+        written = text[min(start, common_prefix(prompt, text)) : end]
+        if last not in untrained and (part := spans.left_out(given[last], written)):
+            raise TemplateRefused(
+                f"it leaves out {part} of the last answer: set data.template to one that writes it, or remove it from the row"
+            )
         text = text[:end]
         if not self._ends.search(text, start):
             text += self._eos
             answers[-1] = (start, len(text))
-        return Rendered(text, tuple(answers), prompt, tuple(turns))
+        if turns:
+            whole = [
+                (turn, span)
+                for turn, span in zip(turns, answers, strict=True)
+                if turn == last or turn in untrained or not spans.left_out(given[turn], text[slice(*span)])
+            ]
+            turns, answers = [turn for turn, _ in whole], [span for _, span in whole]
+        omitted = tuple(
+            turn
+            for turn, message in enumerate(given)
+            if message["role"] in ("system", "user") and not spans.holds(text, message["content"])
+        )
+        unwritten = asked[common_prefix(asked, text) :]
+        return Rendered(text, tuple(answers), prompt, tuple(turns), omitted, unwritten)
 
     @cached_property
     def _style(self) -> ToolStyle:
@@ -202,18 +228,30 @@ class ChatRenderer:
 
         return probe(lambda messages, tools: self.text(messages, tools)[0], marked)
 
+    @cached_property
+    def _unasked(self) -> str:
+        """The generation prompt of a template that writes one behind every conversation; empty for all others."""
+        turns = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "\u00a7"})
+        try:
+            prompt, text = self._rendered(turns[:1], generation_prompt=True)[0], self._rendered(turns)[0]
+        except TemplateRefused:
+            return ""
+        behind = text.rpartition("\u00a7")[2]
+        if (end := self._end.search(behind)) is not None:
+            behind = behind.partition(self._eos if self._eos in behind else end.group())[2]
+        return behind if behind.strip() and prompt.endswith(behind) else ""
+
     @staticmethod
-    def _prompt_within(text: str, one: _Conversation, marked: Sequence[tuple[int, int]]) -> str:
+    def _prompt_within(prompt: str, text: str, one: _Conversation, marked: Sequence[tuple[int, int]]) -> str:
         """The prompt as the conversation writes it. Some templates write a generation prompt that no conversation has."""
-        prompt, last = one(one.messages[:-1], generation_prompt=True), one.messages[-1]
-        common = common_prefix(prompt, text)
+        last, common = one.messages[-1], common_prefix(prompt, text)
         if common == len(prompt):
             return prompt
         if marked:
             return text[: marked[-1][0]] if marked[-1][0] >= common else prompt
         if "tool_calls" in last:
             return text[: spans.begin_of_call(one, one.messages, text, common)]
-        answer = last["content"].strip()
+        answer = (last.get("reasoning_content") or last["content"]).strip()
         # an answer may begin as that prompt goes on: with a <
         start = text.find(answer, max(0, common - len(answer) + 1))
         return text[:start] if start >= 0 else prompt
@@ -257,7 +295,21 @@ class ChatRenderer:
         generation_prompt: bool = False,
         marks: bool = False,
     ) -> tuple[str, list[tuple[int, int]]]:
-        """What the template makes of a conversation, and with `marks` the spans that it marks. Raises TemplateRefused."""
+        """What the template makes of a conversation, and with `marks` the spans that it marks. Raises TemplateRefused.
+
+        A generation prompt that was not asked for is removed, or it would be trained as part of the last answer.
+        """
+        text, marked = self._rendered(messages, tools, generation_prompt=generation_prompt, marks=marks)
+        return text if generation_prompt else text.removesuffix(self._unasked), marked
+
+    def _rendered(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]] | None = None,
+        *,
+        generation_prompt: bool = False,
+        marks: bool = False,
+    ) -> tuple[str, list[tuple[int, int]]]:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         try:

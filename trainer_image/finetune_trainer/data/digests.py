@@ -27,9 +27,9 @@ def tokenizer_digest(tokenizer: Any) -> str:
     return json_digest({"state": state, "special": special})
 
 
-def template_digest(template: str) -> str:
-    """sha256 (hex) of a chat template's text (`chat.template_of` gives the one in force)."""
-    return hashlib.sha256(template.encode()).hexdigest()
+def template_digest(template: str, arguments: dict[str, Any] | None = None) -> str:
+    """sha256 (hex) of a chat template's text (`chat.template_of` gives the one in force), and of its arguments if it has any."""
+    return json_digest([template, arguments]) if arguments else hashlib.sha256(template.encode()).hexdigest()
 
 
 def files_digest(paths: Iterable[Path]) -> str:

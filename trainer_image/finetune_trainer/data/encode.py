@@ -17,7 +17,7 @@ from finetune_api.data import DataFormat, LossOn
 from finetune_trainer.data.chat import ChatRenderer, Message, Rendered, TemplateRefused, common_prefix
 from finetune_trainer.data.formats import Example
 
-RENDERER_VERSION = 2
+RENDERER_VERSION = 3
 """Changes when the same rows would give other tokens or masks."""
 
 
@@ -36,7 +36,7 @@ class Encoded:
     special_text: bool = False
     """The row's own text holds something that the tokenizer reads as a special token."""
     lost_answers: int = 0
-    """Earlier answers that should be learnt, but were not found in the rendered conversation."""
+    """Earlier answers that should be trained, but are not written whole in the rendered conversation."""
     rendered: Rendered | None = None
     """Of a conversation, the text that its ids spell, against which the proof compares them."""
 
@@ -69,7 +69,9 @@ class Encoder:
 
     learns_tokens = True
 
-    def __init__(self, tokenizer: Any, form: DataFormat, loss_on: LossOn) -> None:
+    def __init__(
+        self, tokenizer: Any, form: DataFormat, loss_on: LossOn, template_arguments: dict[str, Any] | None = None
+    ) -> None:
         self._backend = tokenizer.backend_tokenizer
         self._backend.no_padding()
         self._backend.no_truncation()
@@ -77,7 +79,7 @@ class Encoder:
         self._eos: int = tokenizer.eos_token_id
         self._special = tuple(tokenizer.all_special_tokens)
         self._loss_on = loss_on
-        self._chat = ChatRenderer(tokenizer) if form in ("messages", "instruction") else None
+        self._chat = ChatRenderer(tokenizer, template_arguments) if form in ("messages", "instruction") else None
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded | str]:
         return self._conversations(examples) if self._chat else self._texts(examples)
@@ -108,8 +110,7 @@ class Encoder:
         rendered: list[Rendered | str] = []
         for example in examples:
             try:
-                each = bool(example.untrained)
-                rendered.append(self._chat.render(example.messages or (), example.tools, each=each))
+                rendered.append(self._chat.render(example.messages or (), example.tools, example.untrained))
             except TemplateRefused as error:
                 rendered.append(f"cannot be rendered by the model's chat template: {error}")
         good = [row for row in rendered if isinstance(row, Rendered)]
@@ -141,9 +142,9 @@ class Encoder:
                     mask &= ~_within(spans, span)
                 elif span != row.answers[-1]:
                     mask |= _within(spans, span)
-        special = any(holds_any(self._special, _said(message)) for message in messages)
+        special = any(holds_any(self._special, words_of(message)) for message in messages)
         lost = 0
-        if self._loss_on == "assistant":
+        if self._loss_on != "completion":
             lost = max(0, sum(message["role"] == "assistant" for message in messages) - len(row.answers))
         return Encoded(np.array(ids, dtype=np.int32), mask, prompt_length, special, lost, row)
 
@@ -200,11 +201,17 @@ def _within(offsets: np.ndarray, span: tuple[int, int]) -> np.ndarray:
     return (offsets[:, 1] > start) & (offsets[:, 0] < end) & (offsets[:, 0] < offsets[:, 1])
 
 
-def _said(message: Message) -> str:
-    """All text of a message that the tokenizer may read as special tokens."""
-    if "tool_calls" not in message:
-        return message["content"]
-    return message["content"] + json.dumps(message["tool_calls"], ensure_ascii=False)
+def words_of(message: Message) -> str:
+    """All text of a message: content, thoughts and calls."""
+    said = message["content"] + message.get("reasoning_content", "")
+    return said + json.dumps(message["tool_calls"], ensure_ascii=False) if "tool_calls" in message else said
+
+
+def first_unknown(tokenizer: Any, text: str) -> str:
+    """The first characters of a text that become the unknown token; empty where there are none."""
+    encoding = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
+    places = zip(encoding.ids, encoding.offsets, strict=True)
+    return next((text[start:end] for token, (start, end) in places if token == tokenizer.unk_token_id), "")
 
 
 def holds_any(special: Sequence[str], text: str) -> bool:

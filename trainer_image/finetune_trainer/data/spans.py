@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+_TAG = re.compile(r"</?think>")
 Messages = Sequence[dict[str, Any]]
 Render = Callable[..., str]
 """render(messages, generation_prompt=False). Raises ValueError."""
@@ -28,6 +29,26 @@ def common_prefix(first: Sequence[Any], second: Sequence[Any]) -> int:
         middle = (low + high) // 2
         low, high = (middle, high) if first[low:middle] == second[low:middle] else (low, middle)
     return low
+
+
+def holds(text: str, words: str) -> bool:
+    """Whether words are in a text, but for white space and think tags, which templates move and rename."""
+    return words.strip() in text or all("".join(part.split()) in "".join(text.split()) for part in _TAG.split(words))
+
+
+def left_out(message: dict[str, Any], written: str) -> str | None:
+    """What of an answer is not in the text that a template made of it; None where all is."""
+    if not holds(written, message["content"]):
+        return "part of the content"
+    if not holds(written, message.get("reasoning_content", "")):
+        return "the reasoning_content"
+    start = 0
+    for call in message.get("tool_calls", ()):
+        name, arguments = call["function"]["name"], call["function"]["arguments"]
+        start = written.find(name, start) + len(name)
+        if start < len(name) or not all(key in written for key in arguments if key.isidentifier()):
+            return "tool calls"
+    return None
 
 
 def content_of(render: Render, messages: Messages, number: int, text: str) -> tuple[int, int] | None:

@@ -122,7 +122,7 @@ def gather(config: RunConfig, base: Base) -> Inputs:
         files=files,
         data_digest=digests.files_digest(file.path for file in files),
         tokenizer_digest=digests.tokenizer_digest(base.tokenizer),
-        template_digest=digests.template_digest(template_of(base.tokenizer)),
+        template_digest=digests.template_digest(template_of(base.tokenizer), config.spec.data.template_arguments),
     )
     inputs.check_lengths()
     return inputs

@@ -7,15 +7,15 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from finetune_api.data import DataSpec
 
 from finetune_trainer.data import split as splitting
-from finetune_trainer.data.encode import Encoded, RowEncoder
+from finetune_trainer.data.encode import Encoded, RowEncoder, first_unknown, words_of
 from finetune_trainer.data.encode_pairs import PairEncoder
-from finetune_trainer.data.formats import InvalidRow
+from finetune_trainer.data.formats import Example, InvalidRow
 from finetune_trainer.data.labels import LabelSet
 from finetune_trainer.data.lengths import bin_start
 from finetune_trainer.data.shards import SPLITS, Split, SplitCounts, SplitWriter
@@ -55,6 +55,7 @@ class Part:
         name: str,
         *,
         seed: int,
+        tokenizer: Any,
         encoder: RowEncoder,
         labels: LabelSet | None,
         max_length: int,
@@ -71,6 +72,10 @@ class Part:
         self.labels: list[tuple[int, ...]] = []
         self._seed, self._encoder, self._max_length, self._drop, self._found = seed, encoder, max_length, drop, found
         self.largest_id = -1
+        self._tokenizer = tokenizer
+        unknown = tokenizer.unk_token_id
+        ends = (None, tokenizer.eos_token_id, tokenizer.bos_token_id)  # of a vocabulary that has every byte, as GPT-2's
+        self._unknown = -1 if unknown in ends else unknown
 
     def add(self, batch: Sequence[Row], invalid: Invalid) -> None:
         """Raises BadInput for a row of which the wrong tokens would be learnt."""
@@ -81,14 +86,14 @@ class Part:
             file, line, *_ = row.source
             if isinstance(result, str):
                 error = (
-                    InvalidRow(result, "InvalidTurnOrder", "change its turns, or set spec.data.template")
+                    InvalidRow(result, "TemplateMismatch", "change its turns, or set spec.data.template")
                     if row.example.messages
                     else InvalidRow(result, "NothingToTrain")
                 )
                 invalid.add(file, line, error, was_read=True)
                 continue
             fitting = self._fitted(row, result, invalid)
-            if fitting is None:
+            if fitting is None or self._is_unwritable(row, fitting, invalid):
                 continue
             if self._label_set is not None and row.example.label is not None:
                 try:
@@ -100,6 +105,14 @@ class Part:
                 self._found.special_text += 1
                 invalid.examination.note("SpecialTokens", file, line)
             self._found.lost_answers += result.lost_answers
+            if (rendered := result.rendered) is not None and row.example.messages:
+                if rendered.omitted:
+                    turns = (
+                        f"the {row.example.messages[turn]['role']}'s (messages[{turn}])" for turn in rendered.omitted
+                    )
+                    invalid.examination.note("OmittedTurns", file, line, ", ".join(turns))
+                if rendered.unwritten.strip():
+                    invalid.examination.note("UntrainedPrompt", file, line, f"no {rendered.unwritten.strip()}")
             self._found.lengths[bin_start(len(fitting.ids))] += 1
             self.largest_id = max(self.largest_id, int(fitting.ids.max()))
             seen.append(Seen(row.example, result, fitting, row.source))
@@ -138,6 +151,28 @@ class Part:
         found.truncated += too_long
         return encoded
 
+    def _is_unwritable(self, row: Row, encoded: Encoded, invalid: Invalid) -> bool:
+        """Whether the row is left out, because it would teach the unknown token. Unknown characters in a prompt are noted."""
+        unknown = encoded.ids == self._unknown
+        if not unknown.any() or encoded.special_text:  # then the row may spell the unknown token itself
+            return False
+        file, line, *_ = row.source
+        whole, answers = _words(row.example)
+        if (unknown & encoded.mask).any():
+            everything = bool(encoded.mask.all())
+            characters = first_unknown(self._tokenizer, answers)
+            if everything or encoded.rendered is None:  # else the rest of the trained text is the template's own
+                characters = characters or first_unknown(self._tokenizer, whole)
+            if characters:
+                where = "text" if everything else "answer"
+                reason = f"the tokenizer cannot write {characters!r}, which is in the {where}"
+                remedy = "replace it, or choose a model whose tokenizer has it"
+                invalid.add(file, line, InvalidRow(reason, "UnwritableAnswer", remedy), was_read=True)
+                return True
+        if characters := first_unknown(self._tokenizer, whole):
+            invalid.examination.note("UnknownCharacters", file, line, repr(characters))
+        return False
+
     def close(self) -> Split:
         self._writer.close()
         return Split(self.folder, self.name, [])
@@ -145,6 +180,14 @@ class Part:
     @property
     def keys(self) -> np.ndarray:
         return np.array(self._keys, dtype=np.uint64)
+
+
+def _words(example: Example) -> tuple[str, str]:
+    """All text of a row, and that of its answers alone."""
+    if example.messages is not None:
+        answers = [words_of(message) for message in example.messages if message["role"] == "assistant"]
+        return " ".join(map(words_of, example.messages)), " ".join(answers)
+    return f"{example.prompt or ''}{example.completion}{example.text}{example.pair or ''}", example.completion
 
 
 def divide(

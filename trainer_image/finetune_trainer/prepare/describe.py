@@ -14,7 +14,7 @@ from finetune_api.status import DataStatus, PlanStatus
 
 from finetune_trainer import sealed, sources
 from finetune_trainer.data import stepplan
-from finetune_trainer.data.chat import pad_id
+from finetune_trainer.data.chat import pad_id, template_of
 from finetune_trainer.data.encode import default_loss_on
 from finetune_trainer.data.shards import Split, SplitCounts
 from finetune_trainer.data.stepplan import StepPlan
@@ -163,8 +163,14 @@ def _notes(inputs: Inputs, made: Made, reader: RowReader, found: Found) -> list[
         notes.append(f"The format {reader.form} was recognised from the rows' {fields}.")
     if spec.model.task is None and made.task != "causal-lm":
         notes.append(f"The task {made.task} was decided from the model and the data.")
-    if spec.data.template is not None and not chat:
-        notes.append("spec.data.template is not used: these rows are not written as conversations.")
+    for field, value in (("template", spec.data.template), ("templateArguments", spec.data.template_arguments)):
+        if value is not None and not chat:
+            notes.append(f"spec.data.{field} is not used: these rows are not written as conversations.")
+    for name in spec.data.template_arguments or () if chat else ():
+        if name not in template_of(tokenizer):
+            notes.append(
+                f"spec.data.templateArguments: the chat template has no variable {name}: check its spelling, or remove it."
+            )
     vocabulary, pad = inputs.model.vocab_size, tokenizer.pad_token_id
     if pad >= vocabulary if pad is not None else made.labels:
         what = (
@@ -190,7 +196,7 @@ def _notes(inputs: Inputs, made: Made, reader: RowReader, found: Found) -> list[
         )
     if found.lost_answers:
         notes.append(
-            f"Earlier answers that are not found in what the model's chat template writes are not trained: {found.lost_answers:,}."
+            f"Earlier answers that the model's chat template rewrites or shortens, such as by their thoughts, are not trained: {found.lost_answers:,}."
         )
     if found.special_text:
         notes.append(

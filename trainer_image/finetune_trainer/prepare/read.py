@@ -78,6 +78,7 @@ class Reading:
                 folder / f"rows-{file.part}",
                 file.part,
                 seed=data.split.seed,
+                tokenizer=self.inputs.tokenizer,
                 encoder=self.made.encoder,
                 labels=self.made.labels,
                 max_length=self.inputs.longest_allowed(),

@@ -60,4 +60,5 @@ def encoder_for(inputs: Inputs, task: Task, form: DataFormat) -> RowEncoder:
         return ClassEncoder(tokenizer, read_at=config.eos_token_id if config.is_encoder_decoder else None)
     if task == "seq2seq-lm":
         return PairEncoder(tokenizer)
-    return Encoder(tokenizer, form, inputs.config.spec.data.loss_on or default_loss_on(form))
+    data = inputs.config.spec.data
+    return Encoder(tokenizer, form, data.loss_on or default_loss_on(form), data.template_arguments)

@@ -115,8 +115,8 @@ class Prover:
             else:
                 expected.text(row.example, row.whole, self._begin, self._end)
         positions = self._spelling.place(whole.ids, whole.offsets, expected.texts)
-        self._assert_claims(batch, whole, expected, positions)
         self._assert_ends(batch, whole, expected)
+        self._assert_claims(batch, whole, expected, positions)
         return _outside(positions, Spans.of(expected.own), len(whole.ids))
 
     def _assert_claims(self, batch: Sequence[Seen], whole: _Joined, expected: Expected, positions: Positions) -> None:

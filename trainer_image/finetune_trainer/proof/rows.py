@@ -89,8 +89,8 @@ class Expected:
             learnt = messages[turn]["role"] == "assistant" or self._all
             if turn in example.untrained or not learnt or not (turn == last or self._every or self._all):
                 self.claims.append((number, *span, 0, "turn", turn))
-            elif turn == last:
-                self.claims.append((number, *span, 1, "answer"))
+        if last not in example.untrained:
+            self.claims.append((number, *answers[-1], 1, "answer"))
         if self._all:
             return
         cursor = 0

@@ -103,9 +103,10 @@ def _asking(result: Result) -> list[str]:
         ]
     lines = ['inputs = tokenizer("...", return_tensors="pt")']
     if result.chat:
+        given = _arguments({name: repr(value) for name, value in (result.spec.data.template_arguments or {}).items()})
         lines = [
             'messages = [{"role": "user", "content": "..."}]',
-            'inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)',
+            f'inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True{given}, return_tensors="pt", return_dict=True)',
         ]
     lines.append(
         f"answer = model.generate(**inputs, max_new_tokens={result.max_new_tokens}, do_sample=False, eos_token_id={result.stop})"

@@ -53,7 +53,7 @@ def run_training(context: StageContext) -> None:
     shards = Shards.open(
         layout.prepared,
         tokenizer_digest=tokenizer_digest(tokenizer),
-        template_digest=template_digest(template_of(tokenizer)),
+        template_digest=template_digest(template_of(tokenizer), spec.data.template_arguments),
     )
     settle(tokenizer, shards.task, shards.tokenizer["vocab_size"])
     context.progress.update(total_steps=shards.plan().steps, force=True)
