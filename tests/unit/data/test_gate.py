@@ -112,6 +112,25 @@ def test_of_long_rows_only_what_helps_is_advised(job: Any, groups: dict[str, Any
     assert (finding.remedy, finding.message[:13]) == (remedy, "1 row is long")
 
 
+def test_a_folder_in_the_hubs_layout_trains_on_its_training_rows_alone(job: Any) -> None:
+    for split, first in (("train", 0), ("validation", 20), ("test", 40)):
+        uri = job.write(f"hub/data/{split}-00000-of-00001.jsonl", rows(60)[first : first + 20])
+    uri = uri.rpartition("/data/")[0]
+    config = job.config(uri, data={**ALL_TRAIN, "test": [{"uri": uri}]})
+    done = prepare(config, lambda rows, percent: None)
+    assert (done.data.train_rows, done.data.validation_rows, done.data.test_rows) == (20, 0, 20)
+    read, note, *_ = report_of(config).files, *report_of(config).notes
+    assert [file.name.rpartition("/")[2][:5] for file in read] == ["train", "test-"]
+    assert note.startswith(
+        f"spec.data.train[0].uri: {uri} holds several splits, of which train is read (1 of 3 files); name"
+    )
+    request = {"spec": config.spec.wire(), "claimsRoot": str(job.claims), "cache": str(job.claims / "cache")}
+    request["spec"]["model"]["uri"] = "pvc://models/none"
+    alone = look(SurveyRequest.model_validate(request), lambda rows, percent: None)
+    assert alone.report is not None
+    assert (alone.report.rows, alone.report.notes[0]) == (40, note)
+
+
 def test_a_refusal_is_one_sentence_everywhere(job: Any) -> None:
     data = rows(6)
     del data[3]["completion"]
