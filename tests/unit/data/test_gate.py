@@ -131,6 +131,27 @@ def test_a_folder_in_the_hubs_layout_trains_on_its_training_rows_alone(job: Any)
     assert (alone.report.rows, alone.report.notes[0]) == (40, note)
 
 
+@pytest.mark.parametrize(
+    ("labels", "refused"),
+    [
+        ([1, "1", 0, 2], 'rows.jsonl:2: has the label "1", but those before it are numbers: write all alike'),
+        ([True, 1, False], "rows.jsonl:2: has the label 1, but those before it are true or false"),
+        (["good", ["good", "bad"]], "rows.jsonl:2: has a field 'labels', but the rows before it have 'label'"),
+        (["good", "good"], "rows.jsonl:1: every row has the label 'good', and a classifier needs two"),
+        ([["good"], []], None),
+        (["good", "bad"], None),
+    ],
+)
+def test_labels_are_checked_also_without_a_model(job: Any, labels: list[Any], refused: str | None) -> None:
+    lines = [{"text": f"fox {n}", "labels" if isinstance(label, list) else "label": label} for n, label in enumerate(labels)]  # fmt: skip
+    data = {"train": [{"uri": job.write("rows.jsonl", lines)}]}
+    request = {"data": data, "claimsRoot": str(job.claims), "cache": str(job.claims / "cache")}
+    answer = look(SurveyRequest.model_validate(request), lambda rows, percent: None)
+    assert answer.report is not None
+    assert (answer.report.refused is None) == (refused is None)
+    assert (refused or "") in (answer.report.refused or "")
+
+
 def test_a_refusal_is_one_sentence_everywhere(job: Any) -> None:
     data = rows(6)
     del data[3]["completion"]
