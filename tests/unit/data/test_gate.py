@@ -185,6 +185,46 @@ def test_an_answer_that_cannot_be_written_is_left_out_as_invalid(job: Any) -> No
     assert (data.invalid_rows, shards.train.rows) == (1, 4)
 
 
+def test_a_folder_in_the_hubs_layout_trains_on_its_training_rows_alone(job: Any) -> None:
+    for split, first in (("train", 0), ("validation", 20), ("test", 40)):
+        uri = job.write(f"hub/data/{split}-00000-of-00001.jsonl", rows(60)[first : first + 20])
+    uri = uri.rpartition("/data/")[0]
+    config = job.config(uri, data={**ALL_TRAIN, "test": [{"uri": uri}]})
+    done = prepare(config, lambda rows, percent: None)
+    assert (done.data.train_rows, done.data.validation_rows, done.data.test_rows) == (20, 0, 20)
+    read, note, *_ = report_of(config).files, *report_of(config).notes
+    assert [file.name.rpartition("/")[2][:5] for file in read] == ["train", "test-"]
+    assert note.startswith(
+        f"spec.data.train[0].uri: {uri} holds several splits, of which train is read (1 of 3 files); name"
+    )
+    request = {"spec": config.spec.wire(), "claimsRoot": str(job.claims), "cache": str(job.claims / "cache")}
+    request["spec"]["model"]["uri"] = "pvc://models/none"
+    alone = look(SurveyRequest.model_validate(request), lambda rows, percent: None)
+    assert alone.report is not None
+    assert (alone.report.rows, alone.report.notes[0]) == (40, note)
+
+
+@pytest.mark.parametrize(
+    ("labels", "refused"),
+    [
+        ([1, "1", 0, 2], 'rows.jsonl:2: has the label "1", but those before it are numbers: write all alike'),
+        ([True, 1, False], "rows.jsonl:2: has the label 1, but those before it are true or false"),
+        (["good", ["good", "bad"]], "rows.jsonl:2: has a field 'labels', but the rows before it have 'label'"),
+        (["good", "good"], "rows.jsonl:1: every row has the label 'good', and a classifier needs two"),
+        ([["good"], []], None),
+        (["good", "bad"], None),
+    ],
+)
+def test_labels_are_checked_also_without_a_model(job: Any, labels: list[Any], refused: str | None) -> None:
+    lines = [{"text": f"fox {n}", "labels" if isinstance(label, list) else "label": label} for n, label in enumerate(labels)]  # fmt: skip
+    data = {"train": [{"uri": job.write("rows.jsonl", lines)}]}
+    request = {"data": data, "claimsRoot": str(job.claims), "cache": str(job.claims / "cache")}
+    answer = look(SurveyRequest.model_validate(request), lambda rows, percent: None)
+    assert answer.report is not None
+    assert (answer.report.refused is None) == (refused is None)
+    assert (refused or "") in (answer.report.refused or "")
+
+
 def test_a_refusal_is_one_sentence_everywhere(job: Any) -> None:
     data = rows(6)
     del data[3]["completion"]

@@ -220,6 +220,7 @@ UNKNOWN = {
     "nothing known": ({"a": 1}, "UnknownFormat", r"is in no known format \(it has a\): rename the fields to messages; or"),
     "no fields": ({}, "UnknownFormat", "it has no fields at all"),
     "GSM8K": ({"question": "a", "answer": "b"}, "UnknownFormat", "rename question to prompt and answer to completion"),
+    "ms-swift": ({"query": "a", "response": "b", "history": [["c", "d"]]}, "UnknownFormat", "rename query to instruction and response to output"),
     "Dolly": ({"Context": "a", "response": "b"}, "UnknownFormat", "rename Context to prompt and response to completion"),
     "a document": ({"sentence": "a"}, "UnknownFormat", "rename sentence to text"),
     "capitals": ({"Prompt": "a", "Completion ": "b"}, "UnknownFormat", "write the fields' names in lower case"),

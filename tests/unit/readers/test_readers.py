@@ -124,6 +124,35 @@ def test_a_folder_gives_its_data_files_and_nothing_else(tmp_path):
         readers.data_files(tmp_path / "empty")
 
 
+HUB = ["data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet", "data/validation-00000-of-00001.parquet", "data/test-00000-of-00001.parquet"]  # fmt: skip
+SPLITS = {
+    # name: (files, split, which are read, or what is wrong with all of them)
+    "the hub's train": (HUB, "train", HUB[:2]),
+    "the hub's validation": (HUB, "validation", HUB[2:3]),
+    "the hub's test": (HUB, "test", HUB[3:]),
+    "other words": (["a.jsonl", "My Dev.csv", "eval.jsonl", "val2.jsonl"], "validation", ["My Dev.csv", "val2.jsonl"]),
+    "folders": (["train/1.jsonl", "test/1.jsonl", "test/train.jsonl"], "train", ["train/1.jsonl", "test/train.jsonl"]),
+    "no split": (["contest.jsonl", "a/latest.jsonl", "training_.jsonl"][:2], "train", ["contest.jsonl", "a/latest.jsonl"]),
+    "names without a split": (["a.jsonl", "test.jsonl"], "train", ["a.jsonl"]),
+    "held-out rows under another name": (["train-00000-of-00001.parquet"], "test", ["train-00000-of-00001.parquet"]),
+    "test alone": (["test.jsonl"], "train", "holds no file of the train split, only of test"),
+    "no validation": (["test.jsonl", "train.jsonl"], "validation", "no file of the validation split, only of test and train"),
+    "configurations": (["main/train-00000-of-00001.parquet", "socratic/train-00000-of-00001.parquet"], "train", "holds several configurations, such as main and socratic"),
+    "years": (["2025/train.jsonl", "2026/train.jsonl"], "train", ["2025/train.jsonl", "2026/train.jsonl"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_of_a_folder_the_files_of_one_split_are_read(tmp_path, name):
+    files, split, wanted = SPLITS[name]
+    paths = [tmp_path / file for file in files]
+    if isinstance(wanted, str):
+        with pytest.raises(Unreadable, match=wanted):
+            readers.of_split(paths, tmp_path, split)
+    else:
+        assert readers.of_split(paths, tmp_path, split) == [tmp_path / file for file in wanted]
+
+
 FAULTY_ROWS = {
     # name: (file name, bytes, line, code, words)
     "cut last line": ("a.jsonl", b'{"a": "b"}\n{"a": "b', 2, "InvalidJson", "unterminated string starting at character 7, where the file ends: was it cut"),

@@ -20,6 +20,7 @@ from finetune_trainer.data.shards import Split, SplitCounts
 from finetune_trainer.data.stepplan import StepPlan
 from finetune_trainer.fixes.steps import rows_say
 from finetune_trainer.prepare.build import Found
+from finetune_trainer.prepare.files import notes_of
 from finetune_trainer.prepare.inputs import Inputs
 from finetune_trainer.prepare.planned import Planned
 from finetune_trainer.prepare.read import Made, Reading
@@ -155,7 +156,7 @@ def describe(
 
 
 def _notes(inputs: Inputs, made: Made, reader: RowReader, found: Found) -> list[str]:
-    notes = list(found.notes)
+    notes = notes_of(inputs.files) + found.notes
     spec, tokenizer = inputs.config.spec, inputs.tokenizer
     chat = reader.form in ("messages", "instruction") and made.task == "causal-lm"
     if spec.data.format is None:

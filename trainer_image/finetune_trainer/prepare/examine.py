@@ -12,7 +12,7 @@ from finetune_api.findings import DataReport, Finding, FixedFile, FixRecord, Sou
 
 from finetune_trainer.checks.suite import Suite
 from finetune_trainer.data.formats import Example, InvalidRow
-from finetune_trainer.prepare.files import DataFile
+from finetune_trainer.prepare.files import DataFile, notes_of
 from finetune_trainer.prepare.noted import Noted, ordered
 
 
@@ -82,5 +82,6 @@ class Examination:
             findings=list(findings),
             fixes=list(fixes),
             fixed_files=list(fixed_files),
+            notes=notes_of(self._files),
             seconds=round(time.monotonic() - self._began, 3),
         )

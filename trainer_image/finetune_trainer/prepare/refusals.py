@@ -9,9 +9,11 @@ from finetune_api.contract import RunConfig
 from finetune_api.data import DataSpec
 from finetune_api.findings import Finding
 
+from finetune_trainer.data.labels import LabelSet
 from finetune_trainer.data.shards import SplitCounts
 from finetune_trainer.errors import BadInput
 from finetune_trainer.fixes.steps import rows_say
+from finetune_trainer.prepare.files import DataFile
 from finetune_trainer.prepare.noted import sentence
 from finetune_trainer.prepare.read import Reading
 from finetune_trainer.prepare.rows import Invalid
@@ -66,14 +68,16 @@ def _nothing_left(reading: Reading) -> Refusal:
     )
 
 
-def _nothing_to_tell_apart(reading: Reading) -> Refusal:
+def _one_class(reading: Reading) -> Refusal:
     labels = reading.made.labels if reading.made else None
-    if labels is None:
-        return None
+    return nothing_to_tell_apart(labels, reading.inputs.files) if labels else None
+
+
+def nothing_to_tell_apart(labels: LabelSet, files: Sequence[DataFile]) -> Refusal:
     names = labels.names()
     if len(names) > (0 if labels.multi_label else 1):
         return None
-    where = f"{next(file.name for file in reading.inputs.files if file.part == 'train')}:1"
+    where = f"{next(file.name for file in files if file.part == 'train')}:1"
     return BadInput(
         f"{where}: every row has the label {names[0]!r}, and a classifier needs two to tell apart"
         if names
@@ -97,7 +101,7 @@ def _foreign_tokenizer(reading: Reading) -> Refusal:
 AFTER_READING: Sequence[Callable[[Reading], Refusal]] = (
     _invalid,
     _nothing_left,
-    _nothing_to_tell_apart,
+    _one_class,
     _foreign_tokenizer,
 )
 

@@ -17,6 +17,8 @@ from finetune_api.method import MethodSpec, ModelSpec
 from finetune_api.spec import FineTuneJobSpec
 
 from finetune_trainer import fixes, prepare
+from finetune_trainer.data.formats import InvalidRow
+from finetune_trainer.data.labels import LabelSet
 from finetune_trainer.errors import BadInput, StageError
 from finetune_trainer.prepare import facts, model, record, refusals
 from finetune_trainer.prepare.examine import Examination
@@ -117,12 +119,18 @@ def _data_alone(
         done += count
         report(reader.rows, min(100.0, 100 * done / total))
 
-    reader = RowReader(data.format, invalid, advance)
+    reader, labels = RowReader(data.format, invalid, advance), LabelSet()
     refused: Cause | None = None
     try:
         for index, file in enumerate(files):
-            for _ in reader.batches(index, file, 512):
-                pass
+            for batch in reader.batches(index, file, 512):
+                for row in batch:
+                    if row.example.label is None:
+                        continue
+                    try:
+                        labels.add(row.example.label, learn=file.part == "train")
+                    except InvalidRow as error:
+                        invalid.add(index, row.source[1], error, was_read=True)
     except BadInput as error:
         refused = error.cause
     findings = examination.findings({})
@@ -133,7 +141,8 @@ def _data_alone(
         fixes=_recorded(mended.records, invalid) if mended else (),
         fixed_files=mended.written if mended else (),
     )
-    refused = refused or _refusal(invalid, reader.rows, data, findings, examination.valid("train"))
+    alike = refusals.nothing_to_tell_apart(labels, files) if reader.form == "classification" else None
+    refused = refused or _refusal(invalid, reader.rows, data, findings, examination.valid("train"), alike)
     if refused is not None:
         found = record.refused(found, refused)
     return SurveyAnswer(report=found, problem=problem)
@@ -147,9 +156,11 @@ def _recorded(records: Sequence[FixRecord], invalid: Invalid) -> list[FixRecord]
     ]
 
 
-def _refusal(invalid: Invalid, rows: int, data: DataSpec, findings: list[Finding], train: int) -> Cause | None:
-    """`train`: usable rows in the files of data.train. The split can only leave fewer."""
-    refusal = refusals.too_many_invalid(invalid, rows, data) or refusals.nothing_usable(invalid, rows)
+def _refusal(
+    invalid: Invalid, rows: int, data: DataSpec, findings: list[Finding], train: int, alike: BadInput | None
+) -> Cause | None:
+    """`train`: usable rows in the files of data.train. The split can only leave fewer. `alike`: labels of one kind."""
+    refusal = refusals.too_many_invalid(invalid, rows, data) or refusals.nothing_usable(invalid, rows) or alike
     if refusal is not None:
         return refusal.cause
     try:

@@ -61,7 +61,8 @@ def _advice(row: dict[str, Any]) -> str:
         return "write the fields' names in lower case, without spaces"
     ask, answer, text = (next((name for name in known if name in names), None) for known in (_ASKS, _ANSWERS, _TEXTS))
     if ask and answer:
-        return f"rename {called(names[ask])} to prompt and {called(names[answer])} to completion"
+        prompt, completion = NEEDS["instruction" if {"history", "system"} & names.keys() else "prompt-completion"]
+        return f"rename {called(names[ask])} to {prompt} and {called(names[answer])} to {completion}"
     if text:
         return f"rename {called(names[text])} to text"
     return f"rename the fields to {_KNOWN}"

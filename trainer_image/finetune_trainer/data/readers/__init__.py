@@ -11,13 +11,15 @@ from pathlib import Path
 
 from finetune_trainer.data.readers.arrays import read_array, wrapped_at
 from finetune_trainer.data.readers.content import Content
-from finetune_trainer.data.readers.kinds import SUFFIXES, data_files, kind_of
+from finetune_trainer.data.readers.kinds import SUFFIXES, Split, data_files, kind_of, of_split
 from finetune_trainer.data.readers.lines import read_lines
 from finetune_trainer.data.readers.parquet import read_parquet
 from finetune_trainer.data.readers.row import MAX_ROW_BYTES, RawRow, Unreadable
 from finetune_trainer.data.readers.tables import read_table
 
-__all__ = ["MAX_ROW_BYTES", "SUFFIXES", "RawRow", "Unreadable", "data_files", "file_kind", "read_rows", "rows_at"]
+__all__ = [
+    "MAX_ROW_BYTES", "SUFFIXES", "RawRow", "Split", "Unreadable", "data_files", "file_kind", "of_split", "read_rows", "rows_at",
+]  # fmt: skip
 
 
 def read_rows(path: Path, consumed: Callable[[int], None] | None = None) -> Iterator[RawRow]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from finetune_api.data import FILE_ENDINGS, PACKINGS
 
@@ -18,6 +21,14 @@ SUFFIXES = (*FILE_ENDINGS, *(f"{ending}.{packing}" for ending in FILE_ENDINGS fo
 
 _NOT_DATA = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "croissant.json"})
 """What Hugging Face's datasets lays beside data."""
+
+Split = Literal["train", "validation", "test"]
+_SPLITS: dict[str, Split] = {
+    "train": "train", "training": "train", "validation": "validation", "valid": "validation", "val": "validation",
+    "dev": "validation", "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
+}  # fmt: skip
+_NAMED = re.compile(rf"(?<![^-._ 0-9])({'|'.join(_SPLITS)})(?![^-._ 0-9])", re.IGNORECASE)
+_SHARD = re.compile(r".*-\d{5}(?=-of-\d{5})")
 
 _MENDED, _MANIFEST = ".fixed.jsonl", ".fixed.manifest.json"
 
@@ -38,6 +49,34 @@ def data_files(path: Path) -> list[Path]:
     if not files:
         raise Unreadable(f"holds no {', '.join(FILE_ENDINGS)} file, plain or compressed")
     return files
+
+
+def of_split(files: Sequence[Path], folder: Path, split: Split) -> list[Path]:
+    """Of a folder's files those of one split, by the rules of Hugging Face's datasets; names without a split are train's.
+
+    A folder whose names tell no split, or one split where held-out rows are wanted, is read whole. Raises Unreadable when it
+    has files of other splits only, or several configurations, which are data sets of their own.
+    """
+    splits = [_split_of(file.relative_to(folder)) for file in files]
+    named = set(splits) - {None}
+    if named and (len(named) > 1 or split == "train" or None in splits):
+        files = [file for file, own in zip(files, splits, strict=True) if (own or "train") == split]
+    if not files:
+        others = " and ".join(sorted(filter(None, named)))
+        raise Unreadable(f"holds no file of the {split} split, only of {others}", "name the files that you mean")
+    shards: dict[str, Path] = {}
+    for file in files:
+        shard = _SHARD.match(file.name)
+        if shard and (first := shards.setdefault(shard[0], file)).parent != file.parent:
+            names = " and ".join(str(one.parent.relative_to(folder)) for one in (first, file))
+            raise Unreadable(f"holds several configurations, such as {names}", "name the folder of one of them")
+    return list(files)
+
+
+def _split_of(path: Path) -> Split | None:
+    """By the file's name, else by the nearest folder's."""
+    found = next((match for part in reversed(path.parts) if (match := _NAMED.search(part))), None)
+    return None if found is None else _SPLITS[found[1].lower()]
 
 
 def _is_mended(file: Path) -> bool:
