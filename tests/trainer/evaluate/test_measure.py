@@ -169,6 +169,20 @@ def test_a_loss_that_is_no_number_is_not_told(case, make_rank):
     assert math.isnan(validate(make_rank(), model, task, shards, "loss", on_batch=ignore, on_token=ignore).value)
 
 
+def test_references_that_are_cut_are_reported(make_shards):
+    for test, note in (
+        (
+            [([5], [6, 1]), ([5], [7, 8])],
+            "the answers of 1 of 2 rows are cut at data.maxLength, and so are their references",
+        ),
+        ([([5], [6, 1])], None),
+    ):
+        shards = make_shards(test=test)
+        what = wanted(shards, EvaluationSpec())
+        notes = compare.evaluation(shards, Names(), what, Measured(1.0, {row: [6] for row in what.rows}), None)["notes"]
+        assert [line for line in notes if "maxLength" in line] == ([note] if note else [])
+
+
 @pytest.mark.parametrize("tokenizer", [None, Names()])
 def test_validation_by_exact_match_generates_and_compares(make_shards, make_model, make_rank, monkeypatch, tokenizer):
     """The references are what the model writes, but for one row."""

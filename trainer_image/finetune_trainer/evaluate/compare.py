@@ -44,11 +44,23 @@ def _notes(shards: Shards, what: Wanted, base: Measured | None) -> list[str]:
     notes = []
     if what.exact_match and len(what.rows) == ROW_CAP < rows:
         notes.append(f"exact-match was measured on {ROW_CAP} of {rows} test rows, evenly spread")
+    if cut := sum(_is_cut(shards, row) for row in what.rows):
+        notes.append(
+            f"the answers of {cut} of {len(what.rows)} rows are cut at data.maxLength, and so are their references"
+        )
     if what.classes and base is not None:
         notes.append("the base was measured with the classification head that training began with")
     if not rows:
         notes.append("there is no test split, so nothing was measured")
     return notes
+
+
+def _is_cut(shards: Shards, row: int) -> bool:
+    """Whether an answer of the test split lost its end. Every whole row ends with a token that ends an answer; of a
+    conversation it may be another than those that end generation, so its length counts too."""
+    tokens = shards.test.tokens(row)
+    full = shards.task == "seq2seq-lm" or len(tokens) >= shards.resolved.get("max_length", 0)
+    return full and int(tokens[-1]) not in shards.tokenizer["stop"]
 
 
 class _Written:
