@@ -105,8 +105,13 @@ def test_every_good_model_passes_without_its_weights(family, folder_of):
 @pytest.mark.parametrize(
     ("quantization", "method", "words"),
     [
-        ({"quant_method": "gptq", "bits": 4}, "full", "are quantised by gptq and cannot be trained whole"),
-        ({"quant_method": "gptq", "bits": 4}, "qlora", "are quantised by gptq already"),
+        ({"quant_method": "mxfp4"}, "full", "are quantised by mxfp4 and cannot be trained whole"),
+        ({"quant_method": "mxfp4"}, "qlora", "are quantised by mxfp4 already"),
+        *(
+            ({"quant_method": kind}, method, f"are quantised by {kind} for kernels that this image does not have")
+            for kind in ("fp8", "gptq", "awq", "compressed-tensors", "a-new-one")
+            for method in ("lora", "qlora")
+        ),
         ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "full", "are quantised by bitsandbytes"),
     ],
 )
