@@ -67,6 +67,7 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "wide-llama": ("LlamaForCausalLM", {**_COMMON, "hidden_size": 64, "intermediate_size": 80}),
     "shared-experts": ("Qwen2MoeForCausalLM", {**_COMMON, **_EXPERTS, "num_experts": 4, "moe_intermediate_size": 8, "shared_expert_intermediate_size": 8}),
     "glm-moe": ("Glm4MoeForCausalLM", {**_COMMON, **_EXPERTS, "n_routed_experts": 4, "n_shared_experts": 1, "moe_intermediate_size": 8, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1}),
+    "deepseek": ("DeepseekV3ForCausalLM", {**_COMMON, **_EXPERTS, "num_key_value_heads": 4, "n_routed_experts": 4, "n_shared_experts": 1, "moe_intermediate_size": 8, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1, "q_lora_rank": 8, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 6}),
     "granite-moe": ("GraniteMoeForCausalLM", {**_COMMON, **_EXPERTS, "num_local_experts": 4}),
     "mamba": ("MambaForCausalLM", {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 2, "state_size": 4}),
     "falcon": ("FalconForCausalLM", {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "multi_query": True}),

@@ -30,6 +30,7 @@ REFUSED = {
     "layer": ("llama", CAUSAL, {"type": "full", "freeze": {"layers": [1, 2]}}, r"spec\.method\.freeze\.layers\[1\]: there is no layer 2: this model has 2 layers, 0 to 1"),
     "too many layers": ("t5", PAIRS, {"type": "full", "freeze": {"allButLast": 6}}, r"spec\.method\.freeze\.allButLast: 6 is more than the 5 layers"),
     "prefix of a recurrent model": ("mamba", CAUSAL, {"type": "prefix"}, r"prefix tuning hands keys and values to every layer, and a mamba model has layers without any"),
+    "prefix of keys and values of two widths": ("deepseek", CAUSAL, {"type": "prefix"}, r"prefix tuning needs keys and values of one width, and those of a deepseek_v3 model have two"),
     "what peft alone knows": ("mamba", CAUSAL, {"type": "lora", "lora": {"targetModules": ["out_proj"]}}, r"spec\.method: .*'out_proj' is incompatible with Mamba"),
     "prefix of an encoder's classes": ("bert", CLASSES, {"type": "prefix"}, r"spec\.method\.type: a classifier made of an encoder model, as bert is, cannot be tuned by prefix"),
     "prompt of an encoder-decoder's classes": ("t5", CLASSES, {"type": "prompt"}, r"an encoder-decoder model, as t5 is, cannot be tuned by prompt"),
@@ -104,8 +105,13 @@ def test_every_good_model_passes_without_its_weights(family, folder_of):
 @pytest.mark.parametrize(
     ("quantization", "method", "words"),
     [
-        ({"quant_method": "gptq", "bits": 4}, "full", "are quantised by gptq and cannot be trained whole"),
-        ({"quant_method": "gptq", "bits": 4}, "qlora", "are quantised by gptq already"),
+        ({"quant_method": "mxfp4"}, "full", "are quantised by mxfp4 and cannot be trained whole"),
+        ({"quant_method": "mxfp4"}, "qlora", "are quantised by mxfp4 already"),
+        *(
+            ({"quant_method": kind}, method, f"are quantised by {kind} for kernels that this image does not have")
+            for kind in ("fp8", "gptq", "awq", "compressed-tensors", "a-new-one")
+            for method in ("lora", "qlora")
+        ),
         ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "full", "are quantised by bitsandbytes"),
     ],
 )

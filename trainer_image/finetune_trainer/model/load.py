@@ -23,6 +23,8 @@ from finetune_trainer.model.sentences import some
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _FIELD = "spec.model"
+_TRAINABLE_KINDS = ("bitsandbytes", "mxfp4")
+"""Of quantised files. Those in mxfp4 are read as bf16; others need libraries that are not installed, on a GPU and no sooner."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +120,10 @@ def check_quantization(found: Any, spec: FineTuneJobSpec) -> None:
     kind = found.get("quant_method") if isinstance(found, Mapping) else getattr(found, "quant_method", None)
     kind = str(getattr(kind, "value", kind) or "bitsandbytes")
     method, strategy = spec.method.type, spec.compute.strategy
-    if method == "full":
+    if kind not in _TRAINABLE_KINDS:
+        why = "for kernels that this image does not have"
+        instead = "name the original model; method qlora quantises it to 4 or 8 bits itself"
+    elif method == "full":
         why, instead = "and cannot be trained whole", "name the original model, or take method.type lora"
     elif method == "qlora" and kind != "bitsandbytes":
         why, instead = "already, which qlora would do again", "take method.type lora, or name the original model"

@@ -53,7 +53,7 @@ def begin_with(net: Any, text: str, tokenizer: Any) -> None:
 def _cache_shape(model: PreTrainedModel, spec: FineTuneJobSpec) -> dict[str, int]:
     """Of the keys and values that a prefix stands for, as the model itself makes them of one token. No weights are needed for that.
 
-    Raises BadInput (InvalidSpec) for a model with layers that have none.
+    Raises BadInput (InvalidSpec) for a model with layers that have none, or whose keys and values differ in width.
     """
     empty: Any = load.skeleton(model.config, load.auto_class(load.of(model).purpose.task), spec)
     ids = torch.zeros((1, 1), dtype=torch.long, device="meta")
@@ -67,6 +67,12 @@ def _cache_shape(model: PreTrainedModel, spec: FineTuneJobSpec) -> dict[str, int
     if not keys or any(each is None for each in keys):
         raise BadInput(
             f"spec.method.type: prefix tuning hands keys and values to every layer, and a {model.config.model_type} model has layers without any",
+            code="InvalidSpec",
+            remedy="take method.type prompt or lora",
+        )
+    if any(each.keys.shape != each.values.shape for each in layers):
+        raise BadInput(
+            f"spec.method.type: prefix tuning needs keys and values of one width, and those of a {model.config.model_type} model have two",
             code="InvalidSpec",
             remedy="take method.type prompt or lora",
         )

@@ -15,6 +15,7 @@ _SHARE = 0.8
 def fits_everywhere(size: int, device: torch.device) -> bool:
     """Collective: whether every rank can take `size` bytes more where its model computes."""
     if device.type == "cuda":
+        torch.cuda.empty_cache()  # else what PyTorch keeps for later counts as used
         free = torch.cuda.mem_get_info(device)[0]
     else:
         free = host_bytes() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
