@@ -55,8 +55,8 @@ class Observer:
     began: float = field(default_factory=time.monotonic)
     jobs: dict[str, Known] = field(default_factory=dict)
     pods: dict[str, Object] = field(default_factory=dict)
-    published: set[tuple[str, str]] = field(default_factory=set)
-    """(uid, run) whose publish pod succeeded"""
+    published: dict[tuple[str, str], int] = field(default_factory=dict)
+    """(uid, run) -> the last attempt whose publish pod succeeded"""
     violations: dict[str, float] = field(default_factory=dict)
     _gangs: dict[tuple[str, str], dict[str, set[str]]] = field(
         default_factory=lambda: defaultdict(lambda: defaultdict(set))
@@ -130,7 +130,7 @@ class Observer:
             self.pods[name] = pod
         stage = labels.get(LABEL_STAGE)
         if stage == "publish" and phase == "Succeeded":
-            self.published.add((uid, run))
+            self.published[(uid, run)] = max(int(attempt), self.published.get((uid, run), 0))
         if stage != "train":
             return
         gangs = self._gangs[(uid, run)]
@@ -162,8 +162,15 @@ class Observer:
             if status.get("phase") not in TERMINAL and not (status.get("reason") and status.get("message")):
                 self.violated(f"{name}: {status.get('phase') or 'no phase'} without a reason and a message")
             run = run_of(uid, body["spec"].get("runToken"))
-            if (uid, run) in self.published and status.get("phase") != "Completed":
-                self.violated(f"{name}: published, but is {status.get('phase')} ({status.get('reason')})")
+            number = self.published.get((uid, run))
+            if number is not None and status.get("phase") != "Completed":
+                # Where the pod or its Job was deleted before its result was read, publish runs again, and a fault may end that.
+                later = [a for a in status.get("attempts") or [] if a["stage"] == "publish" and a["number"] > number]
+                if not later:
+                    self.violated(
+                        f"{name}: attempt {number} published, but is {status.get('phase')} ({status.get('reason')}): "
+                        f"{status.get('attempts')}"
+                    )
             seconds = float((status.get("usage") or {}).get("trainSeconds") or 0)
             if known is not None and seconds > time.monotonic() - known.first_seen + 60:
                 self.violated(f"{name}: usage counts {seconds:.0f} s of training, more than it has existed")
