@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import json
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,6 +28,15 @@ from finetune_operator.domain.plan_builder import Config, Plan
 from finetune_operator.runtime.mergepatch import difference
 
 START = 1_800_000_000.0
+
+
+async def until(condition: Callable[[], bool], seconds: float = 30) -> float:
+    """Wait for it; how many seconds that took."""
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < seconds
+        await asyncio.sleep(0.01)
+    return time.monotonic() - began
 
 
 def manifest(**spec: Any) -> dict[str, Any]:

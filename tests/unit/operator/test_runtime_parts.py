@@ -47,6 +47,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 
+from tests.unit.operator.conftest import until
+
 A, B = ("team", "a"), ("team", "b")
 
 
@@ -525,8 +527,9 @@ async def test_ready_is_every_namespace_that_can_be_listed(
         ("team", "gone", "slow"), events.watch, answers[0], Cache(), lambda key, listed: woken.append((key, listed))
     )
     tasks = [asyncio.create_task(run()) for name, run in informers.tasks(300) if name == "watch"]
-    await asyncio.sleep(0.05)
-    for kind in ("FineTuneJob", "Job", "Pod"):
+    kinds = ("FineTuneJob", "Job", "Pod")
+    await until(lambda: all((kind, "team") in events.open for kind in kinds))
+    for kind in kinds:
         receiver = events.open[kind, "team"]
         if kind == "FineTuneJob":
             receiver.event(None, {"metadata": {"name": "no version, no namespace"}})  # breaks nothing
@@ -536,8 +539,8 @@ async def test_ready_is_every_namespace_that_can_be_listed(
     assert woken == [(A, True)]
     assert not informers.ready, "the namespace that did not answer may still come"
     del events.fail["slow"]
-    await asyncio.sleep(0.3)
-    for kind in ("FineTuneJob", "Job", "Pod"):
+    await until(lambda: all((kind, "slow") in events.open for kind in kinds))
+    for kind in kinds:
         events.open[kind, "slow"].listed()
     assert informers.ready, "the one that we may not list does not count"
     events.open["FineTuneJob", "team"].event("MODIFIED", ftj(2))
@@ -635,8 +638,7 @@ async def test_a_background_task_that_ends_is_started_again(caplog: pytest.LogCa
 
     before = metrics.task_restarts.labels("resync")._value.get()
     supervisor.start("resync", fails)
-    await asyncio.sleep(0.2)
-    assert runs == 3
+    await until(lambda: runs == 3)
     assert metrics.task_restarts.labels("resync")._value.get() == before + 2
     assert "NoneType" in caplog.text
     await supervisor.stop()
