@@ -11,6 +11,10 @@ from torch import nn
 
 def computes_in_bf16(model: nn.Module, device: torch.device) -> None:
     """From now on the model's forward runs under autocast, whoever calls it: training, validation, generation."""
+    for module in model.modules():
+        # peft casts the input of each adapter to fp32, and autocast casts it back: a copy for each adapted layer.
+        if hasattr(module, "lora_A") and not any(module.use_dora.values()):  # magnitudes are better in fp32
+            module.cast_input_dtype_enabled = False
     forward = model.forward
 
     @functools.wraps(forward)  # transformers looks at its arguments
