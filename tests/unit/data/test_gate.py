@@ -94,7 +94,7 @@ ADVISED = {
     "two kinds": ([{"messages": [HALF, {**WORDS, "weight": 2}]}, {"messages": [HALF, {**WORDS, "content": 5}]}] * 2, "write 0 (not trained) or 1 (trained); write it as a string"),
     "a key twice": (['{"messages": [], "messages": []}'], "keep the one that counts"),
     "cells": (["prompt,completion", "a,b,c"], "put cells that hold the delimiter, quotes or line ends into quotes"),
-    "a template that refuses": ([{"messages": [{"role": "system", "content": "a"}, HALF, WORDS]}], "change its turns, or set spec.data.template"),
+    "a template that refuses": ([{"messages": [{"role": "system", "content": "a"}, HALF, WORDS]}], "set spec.data.template to one that writes the whole row, or change the row"),
 }  # fmt: skip
 
 

@@ -203,10 +203,7 @@ def test_the_last_answer_is_trained_whole_or_refused(make_tokenizer, templates, 
         [Example(messages=({"role": "user", "content": "hello"}, answer))]
     )
     if left_out:
-        assert row == (
-            f"cannot be rendered by the model's chat template: it leaves out {left_out} of the last answer: "
-            "set data.template to one that writes it, or remove it from the row"
-        )
+        assert row == f"cannot be rendered by the model's chat template: it leaves out {left_out} of the last answer"
     else:
         assert "".join(learnt(tokenizer, row)).endswith(WHOLE)
 

@@ -198,9 +198,7 @@ class ChatRenderer:
             raise TemplateRefused("it leaves the last answer out")
         written = text[min(start, common_prefix(prompt, text)) : end]
         if last not in untrained and (part := spans.left_out(given[last], written)):
-            raise TemplateRefused(
-                f"it leaves out {part} of the last answer: set data.template to one that writes it, or remove it from the row"
-            )
+            raise TemplateRefused(f"it leaves out {part} of the last answer")
         text = text[:end]
         if not self._ends.search(text, start):
             text += self._eos

@@ -24,6 +24,7 @@ from finetune_trainer.prepare.rows import Invalid, Row
 from finetune_trainer.proof import Prover, Seen
 
 BATCH_ROWS = 512
+_OTHER_TEMPLATE = "set spec.data.template to one that writes the whole row, or change the row"
 
 
 @dataclass
@@ -86,7 +87,7 @@ class Part:
             file, line, *_ = row.source
             if isinstance(result, str):
                 error = (
-                    InvalidRow(result, "TemplateMismatch", "change its turns, or set spec.data.template")
+                    InvalidRow(result, "TemplateMismatch", _OTHER_TEMPLATE)
                     if row.example.messages
                     else InvalidRow(result, "NothingToTrain")
                 )
