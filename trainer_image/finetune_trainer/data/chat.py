@@ -92,7 +92,7 @@ def check_end_token(tokenizer: Any, *, field: str) -> None:
 
 def pad_id(tokenizer: Any, vocabulary: int) -> int:
     """What fills up short rows: the pad token, or the end token where there is none among the model's `vocabulary`. Masks say what
-    is learnt, so that neither does harm."""
+    is trained, so that neither does harm."""
     known = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id)
     return next((token for token in known if token is not None and token < vocabulary), 0)
 
