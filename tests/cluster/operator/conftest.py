@@ -253,10 +253,16 @@ class Jobs:
         return self.api.post(self.path, manifest(name, self.namespace, **spec))
 
     def claims(self, *names: str, mode: str = "ReadWriteMany") -> None:
-        """Claims that are bound to volumes made for them."""
-        for name in names or ("models", "data", "scratch"):
-            if self.api.find(f"/api/v1/namespaces/{self.namespace}/persistentvolumeclaims/{name}") is not None:
-                continue
+        """Claims that are bound to volumes made for them.
+
+        The volume controller now and then binds one only when it compares all of them, every 15 s; the pods of a job that is there
+        before are unschedulable until then.
+        """
+        path = f"/api/v1/namespaces/{self.namespace}/persistentvolumeclaims"
+        names = tuple(
+            name for name in names or ("models", "data", "scratch") if self.api.find(f"{path}/{name}") is None
+        )
+        for name in names:
             volume = f"{self.namespace}-{name}"
             size = {"storage": "1Gi"}
             self.api.post(
@@ -274,7 +280,7 @@ class Jobs:
                 },
             )
             self.api.post(
-                f"/api/v1/namespaces/{self.namespace}/persistentvolumeclaims",
+                path,
                 {
                     "metadata": {"name": name},
                     "spec": {
@@ -284,6 +290,10 @@ class Jobs:
                         "volumeName": volume,
                     },
                 },
+            )
+        for name in names:
+            self.until(
+                "the claim is bound", lambda name=name: self.api.get(f"{path}/{name}")["status"].get("phase") == "Bound"
             )
 
     def get(self, name: str = "job") -> dict[str, Any]:

@@ -181,7 +181,7 @@ def test_a_warning_that_stops_nothing(jobs: Any, kubelet: Any, acts: Any, eventu
         jobs.api.post(f"/api/v1/namespaces/{jobs.namespace}/events", event)
     jobs.until("the pull is shown", lambda: "is pulling image" in jobs.status()["message"], seconds=40)
     assert jobs.status()["reason"] == "Starting"
-    assert not [event for event in jobs.events() if event["type"] == "Warning"]
+    assert [(e["reason"], e["note"]) for e in jobs.events() if e["type"] == "Warning"] == []
 
 
 def test_pod_security(jobs: Any, kubelet: Any) -> None:
