@@ -478,6 +478,21 @@ def test_a_result_that_was_lost_with_its_pod_is_reported_by_another_attempt(make
     assert world.status["plan"]["digest"]
 
 
+@pytest.mark.parametrize("code", [0, 1])
+def test_a_stage_whose_job_is_deleted_after_its_trainer_ended_is_done_if_that_succeeded(
+    make_world: Any, words: Any, code: int
+) -> None:
+    world = make_world()
+    world.through("prepare", "train")
+    world.run("publish")
+    world.settle()
+    world.end("publish", code, text=words("publish", "succeeded" if code == 0 else "failed", code))
+    del world.jobs[world.job("publish").name]
+    world.settle()
+    assert world.book[-1] == ("publish", 1, "Evicted" if code else "Succeeded")
+    assert (world.condition("Complete") == "True") is (code == 0)
+
+
 @pytest.mark.parametrize("lost", [False, True])
 def test_an_evaluation_that_was_lost_with_its_pod_is_reported_by_publish(make_world: Any, lost: bool) -> None:
     """The training is not repeated for it, and its own word counts first."""

@@ -122,15 +122,22 @@ def _await_messages(builder: PlanBuilder, stage: Stage) -> None:
     builder.requeue_after(1.0)
 
 
-def succeed(builder: PlanBuilder, stage: Stage, attempt: AttemptStatus, job: JobView, pods: Sequence[PodView]) -> None:
-    """The stage is done and never runs again."""
-    ended = [p for p in (*pods, *builder.observed.departed.get(job.name, ())) if p.index == 0 and p.ended is not None]
+def succeed(
+    builder: PlanBuilder,
+    stage: Stage,
+    attempt: AttemptStatus,
+    pods: Sequence[PodView],
+    *,
+    completed: float | None = None,
+) -> None:
+    """The stage is done and never runs again. `pods` are also those that are gone; `completed`: when its Job was, in seconds since 1970."""
+    ended = [pod for pod in pods if pod.index == 0 and pod.ended is not None]
     message = next((p.ended.message for p in ended if p.ended and p.ended.exit_code == 0), None)
-    if message is None and job.complete is not None and 0 <= builder.now - job.complete < SETTLE_S:
+    if message is None and completed is not None and 0 <= builder.now - completed < SETTLE_S:
         _await_messages(builder, stage)
         return
-    if not ended and stage != "train" and job.name not in builder.observed.pods_read:
-        builder.reads.add(Read("pods", job.name))  # the watch may be behind
+    if not ended and stage != "train" and attempt.job not in builder.observed.pods_read:
+        builder.reads.add(Read("pods", attempt.job))  # the watch may be behind
         builder.requeue_after(SETTLE_S)
         builder.job_state = unchanged(builder, stage)
         return

@@ -381,6 +381,9 @@ def _end_vanished(current: Current) -> None:
     elif exists:
         message = f"Job {name} has lost its finetune.dev labels, so its pods cannot be followed"
         builder.block(current.stage, Reason.NAME_TAKEN, f"{message}. Restore them, or delete the Job")
+    elif any(pod.index == 0 and pod.ended is not None and pod.ended.exit_code == 0 for pod in _all_pods(current)):
+        # Rank 0 exits with 0 when what the stage makes is sealed, whatever happened to its Job since.
+        end.succeed(builder, current.stage, current.attempt, _all_pods(current))
     else:
         end.record_failure(builder, current.attempt, vanished(current.stage, f"Job {name}"))
 
@@ -422,7 +425,9 @@ def _end_lost(current: Current) -> None:
 
 
 def _end_complete(current: Current) -> None:
-    end.succeed(current.builder, current.stage, current.attempt, current.existing_job, current.pods)
+    end.succeed(
+        current.builder, current.stage, current.attempt, _all_pods(current), completed=current.existing_job.complete
+    )
 
 
 def _running_message(job: JobView, stage: Stage) -> str:
