@@ -60,6 +60,8 @@ RECALLING = (
     "{% if enable_thinking is defined and not enable_thinking %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}"
 )
 """Writes the thought of the last answer, wherever the row has it, and drops those of earlier ones, as Qwen3's template does."""
+CUTTING_ALONE = CUTTING.replace("<think>\n' }}{% endif %}", "' }}{% endif %}")
+"""The same, and leaves the beginning of a thought to the model, as that template did at first."""
 DROPPING_SYSTEM = CHATML.replace("{% for m in messages %}", "{% for m in messages if m['role'] != 'system' %}")
 TEMPLATES = {
     "chatml": CHATML,
@@ -72,6 +74,7 @@ TEMPLATES = {
     "reasoning": REASONING,
     "always prompting": ALWAYS_PROMPTING,
     "cutting": CUTTING,
+    "cutting answers alone": CUTTING_ALONE,
     "recalling": RECALLING,
     "dropping system": DROPPING_SYSTEM,
 }

@@ -126,7 +126,7 @@ def test_of_long_rows_only_what_helps_is_advised(job: Any, groups: dict[str, Any
 
 
 def test_a_row_whose_answer_the_template_cuts_is_invalid(job: Any) -> None:
-    data = [*talks(3), *talks(2, "<think>hm</think>fox")]
+    data = [*talks(3), *talks(2, "<think>hm</think>")]
     config, _, refusal = run(job, data, data={**ALL_TRAIN, "template": CUTTING})
     assert refusal is not None
     assert refusal.cause.message.startswith(

@@ -40,9 +40,12 @@ def test_answers_and_their_end_token_are_learnt_and_nothing_else(make_tokenizer,
     tokenizer, end = make_tokenizer(templates[name]), ENDS[name]
     [row] = Encoder(tokenizer, "messages", loss_on).encode([TWO])
     stretches = [text.strip() for text in learnt(tokenizer, row)]
-    last = "<think>\n\n</think>\n\nlazy dog" if name == "thinking" else "lazy dog"
+    thought = "<think>\n\n</think>\n\n" if name == "thinking" else ""
+    last = thought + "lazy dog"
     space = " " if name == "llama2" else ""
-    first = "the fox" + ("" if name == "endless" else space + end)  # no token ends an earlier turn of that template
+    first = (
+        thought + "the fox" + ("" if name == "endless" else space + end)
+    )  # no token ends an earlier turn of that template
     expected = {"completion": [last + space + end], "assistant": [first, last + space + end]}
     if loss_on == "all":
         assert row.mask.all()
@@ -148,7 +151,7 @@ def test_special_text_in_a_row_is_noticed(make_tokenizer, templates):
 
 
 def test_an_earlier_answer_that_cannot_be_found_is_counted_not_guessed(make_tokenizer, templates):
-    tokenizer = make_tokenizer(templates["shouting"])
+    tokenizer = make_tokenizer(templates["shouting"].replace("assistant\n", "\n"))
     [row] = Encoder(tokenizer, "messages", "assistant").encode([TWO])
     assert learnt(tokenizer, row) == ["lazy dog<|im_end|>"]
     assert row.lost_answers == 1
@@ -188,8 +191,11 @@ WHOLE = "<think>\nthe fox jumps\n</think>\n\nlazy dog<|im_end|>"
 @pytest.mark.parametrize(
     ("name", "answer", "left_out"),
     [
-        ("cutting", WRITTEN, "part of the content"),
-        ("cutting", THOUGHT, "the reasoning_content"),
+        ("cutting", WRITTEN, None),
+        ("cutting", THOUGHT, None),
+        ("cutting", {**WRITTEN, "content": "<think>brown</think>"}, "part of the content"),
+        ("cutting answers alone", WRITTEN, None),
+        ("cutting answers alone", THOUGHT, None),
         ("chatml", THOUGHT, "the reasoning_content"),
         ("marked", THOUGHT, "the reasoning_content"),
         ("recalling", THOUGHT, None),
@@ -205,25 +211,44 @@ def test_the_last_answer_is_trained_whole_or_refused(make_tokenizer, templates, 
     if left_out:
         assert row == f"cannot be rendered by the model's chat template: it leaves out {left_out} of the last answer"
     else:
-        assert "".join(learnt(tokenizer, row)).endswith(WHOLE)
+        assert isinstance(row, Encoded)
+        asks = "<think>\n" if name == "cutting" else ""
+        assert tokenizer.decode(row.ids[: row.prompt_length]).endswith(f"<|im_start|>assistant\n{asks}")
+        assert tokenizer.decode(row.ids[row.prompt_length :]) == WHOLE.removeprefix(asks)
+        assert row.rendered.unwritten == ""
 
 
-@pytest.mark.parametrize("name", ["cutting", "recalling"])
+def talk(*answers: dict[str, str]) -> tuple[dict[str, str], ...]:
+    return tuple(turn for answer in answers for turn in ({"role": "user", "content": "hello"}, answer))
+
+
 @pytest.mark.parametrize("answer", [THOUGHT, WRITTEN])
-def test_an_earlier_answer_that_the_template_cuts_is_not_trained_and_counted(make_tokenizer, templates, name, answer):
+@pytest.mark.parametrize("name", ["cutting", "cutting answers alone", "recalling"])
+def test_each_answer_is_trained_as_the_model_writes_it(make_tokenizer, templates, name, answer):
+    """Whatever the template makes of it where it is not the last one: of one prompt there are not two kinds of answers."""
     tokenizer = make_tokenizer(templates[name])
-    turns = (
-        {"role": "user", "content": "hello"},
-        answer,
-        {"role": "user", "content": "world"},
-        {"role": "assistant", "content": "fox"},
-    )
-    [row] = Encoder(tokenizer, "messages", "assistant").encode([Example(messages=turns)])
-    assert learnt(tokenizer, row) == ["fox<|im_end|>"]
-    assert row.lost_answers == 1
-    [row] = Encoder(tokenizer, "messages", "completion").encode([Example(messages=turns, untrained=(1,))])
-    assert learnt(tokenizer, row) == ["fox<|im_end|>"]
-    assert row.lost_answers == 0
+    encoder = Encoder(tokenizer, "messages", "assistant")
+    rows = encoder.encode([Example(messages=talk(*[answer] * count)) for count in (1, 2, 4)])
+    (alone,) = learnt(tokenizer, rows[0])
+    assert [learnt(tokenizer, row) for row in rows[1:]] == [[alone] * 2, [alone] * 4]
+    assert [row.lost_answers for row in rows] == [0, 0, 0]
+    header = tokenizer.decode(rows[0].ids).split("hello<|im_end|>\n")[1].removesuffix(alone)
+    assert tokenizer.decode(rows[2].ids) == "\n".join([f"<|im_start|>user\nhello<|im_end|>\n{header}{alone}"] * 4)
+
+
+@pytest.mark.parametrize("name", ["cutting", "recalling", "thinking"])
+@pytest.mark.parametrize(("loss_on", "untrained"), [("completion", ()), ("assistant", (1,))])
+def test_an_answer_that_is_not_trained_stays_as_a_server_sends_it(make_tokenizer, templates, name, loss_on, untrained):
+    tokenizer = make_tokenizer(templates[name])
+    answer = {"role": "assistant", "content": "fox"} if name == "thinking" else THOUGHT
+    example = Example(messages=talk(answer, answer), untrained=untrained)
+    encoder = Encoder(tokenizer, "messages", loss_on)
+    [row] = encoder.encode([example])
+    sent = tokenizer.apply_chat_template(
+        list(example.messages[:-1]), add_generation_prompt=True, chat_template=encoder._chat.template
+    ).input_ids
+    assert row.ids[: row.prompt_length].tolist() == sent
+    assert (len(learnt(tokenizer, row)), row.lost_answers) == (1, 0)
 
 
 def test_an_answer_with_weight_0_may_be_cut(make_tokenizer, templates):

@@ -120,7 +120,7 @@ def learnt(tokenizer, row: Encoded) -> list[str]:
 def test_calls_and_answers_are_learnt_and_nothing_else(make_tokenizer, name):
     tokenizer, (_, end, call, thought) = tokenizer_of(make_tokenizer, name), FAMILIES[name]
     row = encode(tokenizer, user(), called(content=None), tool(), says("the dog"), user("brown?"), says("lazy"))
-    assert learnt(tokenizer, row) == [call + end, "the dog" + end, thought + "lazy" + end]
+    assert learnt(tokenizer, row) == [thought + call + end, thought + "the dog" + end, thought + "lazy" + end]
     assert row.lost_answers == 0
     text = tokenizer.decode(row.ids)
     assert "jumps" in text, "what the tool said is read"
@@ -235,7 +235,7 @@ def test_the_ids_are_those_of_transformers(make_tokenizer, name):
     as_text = name == "deepseek"
     call = called(content="", arguments='{"place": "the fox"}' if as_text else {"place": "the fox"})
     turns = [user(), call, tool(), says("dog")]
-    row = encode(tokenizer, *turns)
+    row = encode(tokenizer, *turns, loss_on="completion")
     template = Encoder(tokenizer, "messages", "assistant")._chat.template
     whole = tokenizer.apply_chat_template(turns, tools=TOOLS, chat_template=template).input_ids
     prompt = tokenizer.apply_chat_template(turns[:-1], tools=TOOLS, chat_template=template, add_generation_prompt=True).input_ids  # fmt: skip

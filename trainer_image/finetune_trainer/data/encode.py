@@ -17,7 +17,7 @@ from finetune_api.data import DataFormat, LossOn
 from finetune_trainer.data.chat import ChatRenderer, Message, Rendered, TemplateRefused, common_prefix
 from finetune_trainer.data.formats import Example
 
-RENDERER_VERSION = 3
+RENDERER_VERSION = 4
 """Changes when the same rows would give other tokens or masks."""
 
 
@@ -108,9 +108,12 @@ class Encoder:
     def _conversations(self, examples: Sequence[Example]) -> list[Encoded | str]:
         assert self._chat
         rendered: list[Rendered | str] = []
+        every = self._loss_on != "completion"
         for example in examples:
             try:
-                rendered.append(self._chat.render(example.messages or (), example.tools, example.untrained))
+                rendered.append(
+                    self._chat.render(example.messages or (), example.tools, example.untrained, every=every)
+                )
             except TemplateRefused as error:
                 rendered.append(f"cannot be rendered by the model's chat template: {error}")
         good = [row for row in rendered if isinstance(row, Rendered)]

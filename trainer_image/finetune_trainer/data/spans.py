@@ -10,7 +10,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-_TAG = re.compile(r"</?think>")
+THOUGHT_BEGINS, THOUGHT_ENDS = "<think>", "</think>"
+_TAG = re.compile(f"{THOUGHT_BEGINS}|{THOUGHT_ENDS}")
 Messages = Sequence[dict[str, Any]]
 Render = Callable[..., str]
 """render(messages, generation_prompt=False). Raises ValueError."""
@@ -34,6 +35,15 @@ def common_prefix(first: Sequence[Any], second: Sequence[Any]) -> int:
 def holds(text: str, words: str) -> bool:
     """Whether words are in a text, but for white space and think tags, which templates move and rename."""
     return words.strip() in text or all("".join(part.split()) in "".join(text.split()) for part in _TAG.split(words))
+
+
+def thought_apart(message: dict[str, Any]) -> tuple[str, str]:
+    """The thought and the content of an answer, which may have both in its content; each without white space around it."""
+    thought, content = message.get("reasoning_content", ""), message["content"]
+    if not thought and THOUGHT_ENDS in content:
+        thought, _, content = content.partition(THOUGHT_ENDS)
+        thought = thought.partition(THOUGHT_BEGINS)[2] or thought
+    return thought.strip(), content.strip()
 
 
 def left_out(message: dict[str, Any], written: str) -> str | None:
