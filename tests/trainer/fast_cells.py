@@ -56,7 +56,7 @@ def train(engine: Engine, task: CausalTask, *, world: int, rank: int) -> list[fl
         trained = [np.arange(1 + length // 3, length) for length in _LENGTHS]
         mine = list(range(rank, len(rows), world))
         parts = [mine[:3], mine[3:]]
-        lay = functools.partial(packed if task.packs else padded, pad=0)
+        lay = functools.partial(packed, pad=0, few_shapes=True) if task.packs else functools.partial(padded, pad=0)
         makers: list[Callable[[], Batch]] = [
             functools.partial(lay, [rows[i] for i in part], [trained[i] for i in part]) for part in parts
         ]

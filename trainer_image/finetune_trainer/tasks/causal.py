@@ -17,7 +17,8 @@ from finetune_trainer.tasks.output_head import Targets, Way
 
 
 class CausalTask:
-    """See `base.Task`. `packs`, `way` and `after` are how it works for this very model: the probes at start may choose faster ones.
+    """See `base.Task`. `packs`, `few_shapes`, `way` and `after` are how it works for this very model: the probes at start may choose
+    faster ones.
 
     A batch is rows padded on the right (no token of a causal model sees what follows it, so no mask is needed), or, when
     packing, all rows end to end in one. `labels` [k]: the trained tokens, or one IGNORED; `extra` holds, for each, row
@@ -26,14 +27,16 @@ class CausalTask:
 
     def __init__(self, *, pad: int) -> None:
         self._pad = pad
-        self.packs = False
+        self.packs = self.few_shapes = False
         self.way: Way = "picked"
         self.after = After()
 
     def collate(self, split: Split, rows: Rows, *, counted: bool = True) -> Batch:
         tokens = [split.tokens(int(row)) for row in rows]
         trained = [np.flatnonzero(split.mask(int(row))) if counted else _NOTHING for row in rows]
-        return (packed if self.packs else padded)(tokens, trained, pad=self._pad)
+        if self.packs:
+            return packed(tokens, trained, pad=self._pad, few_shapes=self.few_shapes)
+        return padded(tokens, trained, pad=self._pad)
 
     def loss(self, model: nn.Module, batch: Batch, *, label_smoothing: float = 0.0) -> torch.Tensor:
         return output_head.loss_of(
@@ -58,9 +61,17 @@ def padded(tokens: Sequence[np.ndarray], trained: Sequence[np.ndarray], *, pad: 
     return _batch({"input_ids": torch.from_numpy(ids)}, _row_of_each(trained), columns, labels, width)
 
 
-def packed(tokens: Sequence[np.ndarray], trained: Sequence[np.ndarray], *, pad: int) -> Batch:
-    """Rows end to end in one, each with positions from 0 and as a segment of its own."""
+def packed(tokens: Sequence[np.ndarray], trained: Sequence[np.ndarray], *, pad: int, few_shapes: bool = False) -> Batch:
+    """Rows end to end in one, each with positions from 0 and as a segment of its own.
+
+    `few_shapes`: the number of segments and their greatest length are rounded up to powers of two, by segments of one pad token. cuDNN
+    makes a new plan for each pair of them, which takes longer than the attention itself, and keeps it.
+    """
+    if few_shapes:
+        fill = _power_of_two(len(tokens)) - len(tokens)
+        tokens, trained = [*tokens, *[np.array([pad])] * fill], [*trained, *[_NOTHING] * fill]
     lengths = np.array([len(row) for row in tokens])
+    longest = int(lengths.max())
     bounds = np.concatenate([[0], np.cumsum(lengths)])
     total = int(bounds[-1])
     columns = np.concatenate([at + start - 1 for at, start in zip(trained, bounds, strict=False)])
@@ -70,9 +81,14 @@ def packed(tokens: Sequence[np.ndarray], trained: Sequence[np.ndarray], *, pad: 
         "position_ids": torch.from_numpy(np.arange(total) - np.repeat(bounds[:-1], lengths))[None],
         "attention_mask": no_mask(),
         "cu_seq_lens_q": torch.from_numpy(bounds.astype(np.int32)),
-        "max_length_q": int(lengths.max()),
+        "max_length_q": _power_of_two(longest) if few_shapes else longest,
     }
     return _batch(inputs, np.zeros(len(columns), dtype=np.int64), columns, labels, total)
+
+
+def _power_of_two(number: int) -> int:
+    """The least that is not below."""
+    return 1 << (number - 1).bit_length()
 
 
 def targets_of(batch: Batch) -> Targets:

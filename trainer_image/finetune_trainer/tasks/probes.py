@@ -7,6 +7,7 @@ logits that no config tells. So nothing fast is used that did not give the same 
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -59,6 +60,7 @@ def settle(task: Task, module: nn.Module, spec: FineTuneJobSpec, gang: Gang, *, 
         refusal = None
         if spec.data.packing is not False and spec.method.type not in _NO_PACKING:
             attention.install()
+            task.few_shapes = gang.device.type == "cuda"
             refusal = _agreed(gang, _mixes(module, rows, precision))
             if refusal is None and (windows := _windows(module, longest)):
                 with _narrowed(module, windows):
@@ -120,8 +122,8 @@ def _mixes(module: nn.Module, rows: list[np.ndarray], precision: str) -> str | N
     first, second = rows
     try:
         alone = torch.cat([_logits(module, padded, [row]) for row in rows])
-        together = _logits(module, packed, rows)
-        beside_another = _logits(module, packed, [first[::-1].copy(), second])
+        together = _logits(module, _packed, rows)
+        beside_another = _logits(module, _packed, [first[::-1].copy(), second])
     except Exception as error:
         return f"its attention does not take them ({type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''})"
     return _differs(alone, together, beside_another, len(first) - 1, precision, bool(expert_blocks(innermost(module))))
@@ -181,6 +183,10 @@ def _logits(module: nn.Module, lay: object, rows: list[np.ndarray]) -> torch.Ten
     batch = _to(lay(rows, [np.arange(1, len(row)) for row in rows], pad=0), module)  # type: ignore[operator]
     way: output_head.Way = "picked" if output_head.head_of(module) is not None else "full"
     return output_head.logits_of(module, batch.inputs, targets_of(batch), way).float()
+
+
+_packed = functools.partial(packed, few_shapes=True)
+"""As on a GPU."""
 
 
 def _rows(module: nn.Module, device: torch.device) -> list[np.ndarray]:
