@@ -84,7 +84,7 @@ unit-others: .venv/.all
 	nice $(RUN) -m pytest tests/unit $(addprefix --ignore=,$(UNIT_DATA))
 
 built: .venv/.cli
-	@$(RUN) -m localcluster build --size control
+	@$(RUN) -m localcluster build --size control --kwok
 
 trainer: .venv/.all ## Training gangs as processes on this machine
 	@$(MAKE) --no-print-directory --keep-going --jobs=2 --output-sync=target trainer-gangs trainer-parts

@@ -72,7 +72,7 @@ def _kubeconfig(options: argparse.Namespace) -> int:
 
 
 def _build(options: argparse.Namespace) -> int:
-    programs = gobuild.OF_SIZE[options.size]
+    programs = [*gobuild.OF_SIZE[options.size], *([gobuild.KWOK] if options.kwok else [])]
     gobuild.build_all(programs)
     for program in programs:
         answer(str(gobuild.binary(program)))
@@ -171,6 +171,7 @@ def _parser() -> argparse.ArgumentParser:
     build = verbs.add_parser("build", help="build the programs of a size, and print where they are")
     build.set_defaults(run=_build)
     build.add_argument("--size", choices=spec.SIZES, default="node")
+    build.add_argument("--kwok", action="store_true", help="KWOK too")
 
     image = verbs.add_parser("image", help="build images and push them to the node's registry")
     _image_verbs(image.add_subparsers(required=True, metavar="VERB"))
