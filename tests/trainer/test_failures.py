@@ -116,6 +116,7 @@ def test_a_loss_that_is_no_number_is_traced_to_step_rank_layer_and_row(make_job)
     said = message.cause.message
     assert message.cause.code == "Diverged"
     assert f"not finite at step {step + 1} on rank {rank}: the weights themselves are not finite in " in said
+    assert message.cause.remedy.startswith("the model's files hold such numbers")
     assert re.search(r"in [\w.]*model\.embed_tokens, with rows? ", said)
     for row in bad[step][rank][:3]:
         assert f"rows.jsonl:{shards.train.source(row).line}" in said

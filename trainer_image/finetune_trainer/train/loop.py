@@ -15,7 +15,7 @@ from finetune_trainer.errors import Diverged, Stopped
 from finetune_trainer.evaluate.validation import Validated, validate
 from finetune_trainer.stage import StageContext
 from finetune_trainer.tasks.base import Task
-from finetune_trainer.train import saving, shortage
+from finetune_trainer.train import nonfinite, saving, shortage
 from finetune_trainer.train.checkpoint import Checkpoint, CheckpointStore
 from finetune_trainer.train.divergence import Divergence
 from finetune_trainer.train.engines.engine import Engine
@@ -191,10 +191,13 @@ class TrainLoop:
             rank, words = self._stepper.search(step - 1) or (rank, words)
         except Exception as error:  # the step's own failure is the cause, whatever the second look meets
             words = f"the layer could not be found ({type(error).__name__}: {str(error)[:200]})"
+        remedy = "lower training.learningRate, raise training.warmupRatio, or check the data for broken rows"
+        if nonfinite.IN_THE_WEIGHTS in words:  # of trained ones the search says that an update was made
+            remedy = "the model's files hold such numbers: copy its folder again, or name another revision of it"
         return Diverged(
             f"loss or gradients are not finite at step {step} on rank {rank}: {words}; the best checkpoint before is kept",
             code="Diverged",
-            remedy="lower training.learningRate, raise training.warmupRatio, or check the data for broken rows",
+            remedy=remedy,
         )
 
     def _validation_due(self, done: int) -> bool:

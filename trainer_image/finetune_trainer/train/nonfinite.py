@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+IN_THE_WEIGHTS = "the weights themselves are not finite"
+
 
 @dataclass(frozen=True, slots=True)
 class Spoilt:
@@ -85,7 +87,7 @@ class _Hook:
 
     def _forward_words(self) -> str:
         if any(_bad(p) for p in self._part.parameters(recurse=False)):
-            return "the weights themselves are not finite in"
+            return f"{IN_THE_WEIGHTS} in"
         return "the first bad output is that of"
 
     def _back(self, gradient: torch.Tensor) -> None:
