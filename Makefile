@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup lint types unit unit-data unit-others trainer trainer-gangs trainer-parts built cluster-test e2e test crds images quickstart quickstart-data cluster-up cluster-down cluster-status clean bench-trainer bench-quality bench-gpu bench-plan bench-data bench-operator soak
+.PHONY: help setup lint types unit unit-data unit-others trainer trainer-gangs trainer-parts built cluster-test e2e test crds images quickstart quickstart-data cluster-up cluster-down cluster-status clean bench-trainer bench-quality bench-gpu gpu bench-plan bench-data bench-operator soak
 
 CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/finetune-operator
 SIZE ?= node
@@ -127,7 +127,7 @@ BENCH := $(CACHE)/bench
 BENCH_RUN := PYTHONPATH=$(CURDIR) $(BENCH)/bin/python -m
 
 $(BENCH)/.made: pyproject.toml uv.lock | $(UV)
-	UV_PROJECT_ENVIRONMENT=$(BENCH) $(UV) sync --frozen --quiet --no-default-groups --group bench --extra trainer --python $(PYTHON)
+	UV_PROJECT_ENVIRONMENT=$(BENCH) $(UV) sync --frozen --quiet --no-default-groups --group bench --group dev --extra trainer --python $(PYTHON)
 	@touch $@
 
 bench-trainer: $(BENCH)/.made ## The trainer against TRL and transformers.Trainer: DATA=rows.jsonl METHOD=full|lora
@@ -138,6 +138,9 @@ bench-quality: $(BENCH)/.made ## What tuning brings on held-out rows, beside tra
 
 bench-gpu: $(BENCH)/.made ## Throughput on one GPU: CASE=lora-8b|qlora-8b|full-3b RIVAL=trl|trl-tuned|none
 	$(BENCH_RUN) benchmarks.gpu.run --case $(or $(CASE),lora-8b) --rival $(or $(RIVAL),none)
+
+gpu: $(BENCH)/.made ## Everything that only a GPU can show, in nine minutes: MODEL=folder of a pretrained model
+	$(BENCH_RUN) benchmarks.gpu.suite --model $(or $(MODEL),$(CACHE)/quickstart/base)
 
 bench-data: .venv/.all ## Checks of data, on GSM8K and a generated file: DATA=folder ROWS=1000000
 	$(RUN) -m benchmarks.data.run $(if $(DATA),--data $(DATA)) --rows $(or $(ROWS),1000000)

@@ -52,8 +52,8 @@ def ours(
     from finetune_trainer.train import micro_batches
     from finetune_trainer.train.engines.choose import engine_of
 
-    gang: Any = _Alone(device)
-    spec = _spec(case, device, compile)
+    gang: Any = Alone(device)
+    spec = spec_of(case.method, device, compile=compile)
     net = adapted(model, case).train()
     speed_up(net, spec, device)
     engine = engine_of(spec, gang, net)
@@ -74,7 +74,7 @@ def ours(
         net.unload()
 
 
-def _spec(case: Case, device: torch.device, compile: bool) -> Any:
+def spec_of(method: str, device: torch.device, *, compile: bool = False) -> Any:
     from finetune_api.effective import resolve
     from finetune_api.spec import FineTuneJobSpec
 
@@ -83,7 +83,7 @@ def _spec(case: Case, device: torch.device, compile: bool) -> Any:
         FineTuneJobSpec.model_validate(
             {
                 "model": place,
-                "method": {"type": case.method},
+                "method": {"type": method},
                 "data": {"train": [place], "packing": True},
                 "training": {"learningRate": LEARNING_RATE, "compile": compile},
                 "compute": {"device": device.type, "strategy": "ddp"},
@@ -96,7 +96,7 @@ def _spec(case: Case, device: torch.device, compile: bool) -> Any:
 
 
 @dataclass(frozen=True)
-class _Alone:
+class Alone:
     """A gang of one."""
 
     device: torch.device

@@ -74,7 +74,8 @@ def main() -> None:
             tuned = options.rival == "trl-tuned"
             contenders.trl(model, case, split, steps, device, tuned=tuned, on_step=clock.step)
             measured[options.rival] = clock.windows
-    report(case, model, measured, name, on_gpu=on_gpu)
+        planned = planned_gib(case, split, steps)
+    report(case, model, measured, name, planned=planned, on_gpu=on_gpu)
 
 
 def _ours(
@@ -98,7 +99,30 @@ def _peak(device: torch.device) -> int:
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
 
 
-def report(case: Case, model: Any, measured: dict[str, list[contenders.Window]], device: str, *, on_gpu: bool) -> None:
+def planned_gib(case: Case, split: Any, steps: list[np.ndarray]) -> float:
+    """What the planner says of this training's peak."""
+    from finetune_api.planner.estimate import estimate
+    from finetune_api.planner.facts import DataFacts, PlanFacts
+    from finetune_api.planner.shape import shape_of
+
+    lengths = split.lengths()[np.concatenate(steps)]
+    tokens = int(lengths.sum())
+    data = DataFacts(rows=len(lengths), tokens=tokens, trained_tokens=tokens // 2, longest=int(lengths.max()))
+    facts = PlanFacts(model=shape_of({"model_type": "llama", **case.shape}), data=data)
+    spec = contenders.spec_of(case.method, torch.device("cuda"))
+    spec.training.global_batch_size = max(1, len(lengths) // len(steps))
+    return estimate(spec, facts).memory.total / 2**30
+
+
+def report(
+    case: Case,
+    model: Any,
+    measured: dict[str, list[contenders.Window]],
+    device: str,
+    *,
+    planned: float,
+    on_gpu: bool,
+) -> None:
     peak = next((flops_ for word, flops_ in PEAK_FLOPS.items() if word in device), None)
     full = case.method == "full"
     speed, used, memory = {}, {}, {}
@@ -129,6 +153,7 @@ def report(case: Case, model: Any, measured: dict[str, list[contenders.Window]],
         Row(f"{case.name}: MFU", value(used, "ours"), "share of dense bf16 peak", f">= {case.goal}", "higher", rival, value(used, rival), why),
         Row(f"{case.name}: tokens per second", value(speed, "ours"), "tokens/s", goal, "higher", rival, value(speed, rival), why),
         Row(f"{case.name}: peak memory", value(memory, "ours"), "GiB", None, "lower", rival, value(memory, rival), why),
+        Row(f"{case.name}: planned peak memory, of the measured", planned / memory["ours"] if on_gpu else None, "ratio", "0.95 to 1.15", "lower", why=why),
     ]  # fmt: skip
     write(f"gpu-{case.name}", rows)
 
