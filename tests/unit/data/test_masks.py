@@ -132,12 +132,12 @@ def test_a_pad_token_that_is_the_end_token_is_no_trap(make_tokenizer, templates)
 
 def test_the_default_template_is_the_same_with_and_without_its_marks(make_tokenizer, monkeypatch):
     """What is found by comparing renderings agrees with what the template itself marks."""
-    from finetune_trainer.data import chat as chat_module
+    from finetune_trainer.data import tokenizer as tokenizer_module
 
     tokenizer = make_tokenizer(None)
     [marked] = Encoder(tokenizer, "messages", "assistant").encode([TWO])
-    unmarked = chat_module.DEFAULT_TEMPLATE.replace("{% generation %}", "").replace("{% endgeneration %}", "")
-    monkeypatch.setattr(chat_module, "DEFAULT_TEMPLATE", unmarked)
+    unmarked = tokenizer_module.DEFAULT_TEMPLATE.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+    monkeypatch.setattr(tokenizer_module, "DEFAULT_TEMPLATE", unmarked)
     [found] = Encoder(tokenizer, "messages", "assistant").encode([TWO])
     assert marked.ids.tolist() == found.ids.tolist()
     assert marked.mask.tolist() == found.mask.tolist()

@@ -16,7 +16,7 @@ import pytest
 import transformers
 import zstandard
 from finetune_api.contract import Progress
-from finetune_trainer.data.chat import load_tokenizer, settle
+from finetune_trainer.data.tokenizer import load_tokenizer, settle
 from finetune_trainer.errors import BadInput, StageError
 from finetune_trainer.prepare import run
 from finetune_trainer.progress import ProgressWriter

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from finetune_trainer.data.chat import load_tokenizer, settle, template_of
 from finetune_trainer.data.digests import template_digest
+from finetune_trainer.data.tokenizer import load_tokenizer, settle, template_of
 from finetune_trainer.errors import BadInput
 
 from tests.unit.tiny_tokenizers import RECALLING

@@ -14,8 +14,9 @@ from typing import Any, Protocol
 import numpy as np
 from finetune_api.data import DataFormat, LossOn
 
-from finetune_trainer.data.chat import ChatRenderer, Message, Rendered, TemplateRefused, common_prefix
+from finetune_trainer.data.chat import ChatRenderer, Message, Rendered, TemplateRefused
 from finetune_trainer.data.formats import Example
+from finetune_trainer.data.spans import common_prefix
 
 RENDERER_VERSION = 4
 """Changes when the same rows would give other tokens or masks."""

@@ -21,7 +21,7 @@ from finetune_api.status import DataStatus
 from finetune_trainer import sealed, sources
 from finetune_trainer.compiler import check_compiler
 from finetune_trainer.data import digests, stepplan
-from finetune_trainer.data.chat import load_tokenizer, template_of
+from finetune_trainer.data.tokenizer import load_tokenizer, template_of
 from finetune_trainer.errors import BadInput
 from finetune_trainer.prepare import places
 from finetune_trainer.prepare.files import locate

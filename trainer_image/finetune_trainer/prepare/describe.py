@@ -14,10 +14,10 @@ from finetune_api.status import DataStatus, PlanStatus
 
 from finetune_trainer import sealed, sources
 from finetune_trainer.data import stepplan
-from finetune_trainer.data.chat import pad_id, template_of
 from finetune_trainer.data.encode import default_loss_on
 from finetune_trainer.data.shards import Split, SplitCounts
 from finetune_trainer.data.stepplan import StepPlan
+from finetune_trainer.data.tokenizer import pad_id, template_of
 from finetune_trainer.fixes.steps import rows_say
 from finetune_trainer.prepare.build import Found
 from finetune_trainer.prepare.files import notes_of

@@ -7,10 +7,10 @@ from finetune_api.data import DataFormat, DataSpec
 from finetune_api.method import Task
 from finetune_api.spec import FineTuneJobSpec
 
-from finetune_trainer.data.chat import check_end_token
 from finetune_trainer.data.encode import Encoder, RowEncoder, default_loss_on
 from finetune_trainer.data.encode_classes import ClassEncoder
 from finetune_trainer.data.encode_pairs import PairEncoder
+from finetune_trainer.data.tokenizer import check_end_token
 from finetune_trainer.errors import BadInput
 from finetune_trainer.prepare.inputs import Inputs
 from finetune_trainer.prepare.model import check_method, task_of

@@ -12,9 +12,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from finetune_api.data import LossOn
 
-from finetune_trainer.data.chat import common_prefix
 from finetune_trainer.data.encode import Encoded
 from finetune_trainer.data.formats import Example
+from finetune_trainer.data.spans import common_prefix
 from finetune_trainer.proof import places
 from finetune_trainer.proof.places import Span
 from finetune_trainer.proof.spelling import Spelt

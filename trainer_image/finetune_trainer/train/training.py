@@ -13,9 +13,9 @@ import torch
 from finetune_api.planner.facts import Measured, PlanFacts
 
 from finetune_trainer import sources, termination, throughput
-from finetune_trainer.data.chat import load_tokenizer, settle, template_of
 from finetune_trainer.data.digests import template_digest, tokenizer_digest
 from finetune_trainer.data.shards import Shards
+from finetune_trainer.data.tokenizer import load_tokenizer, settle, template_of
 from finetune_trainer.errors import PeerLost, StageError
 from finetune_trainer.evaluate.stage import Evaluation
 from finetune_trainer.model import load as model
