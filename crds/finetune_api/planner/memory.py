@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 
 from finetune_api.compute import OffloadSpec
 from finetune_api.planner import parameters
-from finetune_api.planner.activations import Activations, activations
+from finetune_api.planner.activations import Activations, activations, is_mixed, reached, stream_of
 from finetune_api.planner.facts import PlanFacts
 from finetune_api.planner.parameters import Parameters
 from finetune_api.planner.share import Share, device_of, of_step, processes
@@ -38,15 +38,17 @@ segments; glibc's, whose heap keeps the holes between activations (docs/planning
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes on the device of one process, at the peak."""
+    """Bytes on the device of one process, at the peak. `copies` are those of weights in bf16 that autocast makes for one forward."""
 
     weights: int = 0
     quantization: int = 0
     gradients: int = 0
     optimizer: int = 0
+    copies: int = 0
     activations: int = 0
     logits: int = 0
     buffers: int = 0
+    context: int = 0
     fragmentation: int = 0
 
     @property
@@ -93,9 +95,8 @@ def memory_of(spec: FineTuneJobSpec, facts: PlanFacts) -> Memory:
     )
     always, beside = _FRAGMENTATION[job.device]
     wasted = int(always * sum(peak.values()) + beside * (peak["activations"] + peak["logits"]))
-    if job.device == "cuda":
-        peak["buffers"] += _CONTEXT + (_NCCL if job.ranks > 1 else 0)
-    return Memory(**peak, fragmentation=wasted)
+    context = _CONTEXT + (_NCCL if job.ranks > 1 else 0) if job.device == "cuda" else 0
+    return Memory(**peak, context=context, fragmentation=wasted)
 
 
 def _job(spec: FineTuneJobSpec, facts: PlanFacts) -> _Job:
@@ -141,11 +142,7 @@ def _quantized(job: _Job) -> tuple[int, int]:
     quantization = job.spec.method.quantization
     bits = quantization.bits if quantization is not None else 4
     double = quantization is None or quantization.double_quant is not False
-    linear = max(0, model.parameters - parameters.outside(model))
-    if model.experts:  # fused experts are no linear layers
-        linear -= (
-            (model.layers - model.dense_layers) * model.experts * 3 * model.hidden_size * model.expert_intermediate_size
-        )
+    linear = parameters.linear(model)
     whole = job.held * (model.parameters - linear) + 4 * count.trainable
     if bits == 8:
         return linear + whole, 4 * linear // max(model.hidden_size, 1)
@@ -207,31 +204,56 @@ def _staging(job: _Job) -> int:
 
 def _moments(job: _Job, acts: Activations, gradients: int, early: int) -> list[dict[str, int]]:
     logits, kept = _logits(job)
-    table = 4 * parameters.table(job.facts.model) if _trains_table(job) else 0
+    copies, layer = _copies(job)
+    once_more = job.facts.model.tied or job.share.count > 1  # else the table's gradient is the one that is kept
+    table = 4 * parameters.table(job.facts.model) if _trains_table(job) and once_more else 0
     if job.sharded and gradients < 4 * job.count.trainable:
         table = table // job.ranks
+    working = 8 * parameters.table(job.facts.model) if job.spec.training.optimizer == "adafactor" else 0
+    none = {"activations": 0, "logits": 0, "copies": 0}
     return [
-        {"activations": acts.saved, "logits": logits + kept, "gradients": early},
-        {"activations": acts.saved + acts.layer, "logits": kept, "gradients": early},
-        {"activations": acts.layer, "logits": 0, "gradients": gradients + table},
-        {"activations": 0, "logits": 0, "gradients": gradients},
-        *([{"activations": 0, "logits": 0, "gradients": 4 * job.count.trainable}] if job.device == "cpu" else []),
+        {"activations": acts.saved, "logits": logits, "copies": copies, "gradients": early},
+        {"activations": acts.saved + acts.layer, "logits": kept, "copies": max(copies, layer), "gradients": early},
+        none | {"activations": acts.layer, "copies": layer, "gradients": gradients + table},
+        none | {"gradients": gradients, "optimizer": _optimizer(job) + working},
+        *([none | {"gradients": 4 * job.count.trainable}] if job.device == "cpu" else []),
     ]
 
 
+def _copies(job: _Job) -> tuple[int, int]:
+    """Rounded copies of weights that autocast makes, kept for the backward: of all layers, and of one.
+
+    Of those that linear layers have: products over groups of tokens, as experts are, take weights as they are. A layer
+    whose activations are computed again makes its copies again too.
+    """
+    model = job.facts.model
+    if job.low == 4 or job.strategy != "ddp":
+        return 0, 0
+    depth = model.layers + model.encoder_layers
+    layer = 2 * parameters.linear(model) // depth if is_mixed(job.spec) else 2 * job.count.added // depth
+    again = (job.spec.training.activation_checkpointing or "none") != "none"
+    return 0 if again else layer * reached(job.spec, model), layer
+
+
 def _logits(job: _Job) -> tuple[int, int]:
-    """While they exist, and what stays of them until the backward: gradients of hidden states and of a trained head."""
+    """While they exist, and what stays of them until the backward: gradients of hidden states and of a trained head.
+
+    Of a chunk: the product, in bf16 its copy in fp32, and the logarithms; then the gradient, and in bf16 its part of the
+    head's gradient.
+    """
     model, k = job.facts.model, job.share.trained
     if job.facts.task == "sequence-classification" or not parameters.generates(model):
         return 16 * job.share.rows * max(1, job.facts.data.labels), 0
     if job.facts.task == "seq2seq-lm":  # the library makes all of them, and a copy in fp32
         return 12 * k * model.vocab_size, 0
-    rows = min(k, max(1, LOGITS_IN_A_CHUNK[job.device] // model.vocab_size))
-    chunk = rows * model.vocab_size * 8
-    head = _trains_head(job)
-    rounded = 2 * parameters.table(model) if job.low == 2 and job.held == 4 else 0
-    kept = job.low * k * model.hidden_size * 2
-    return chunk + rounded, kept + (4 * parameters.table(model) if head else 0)
+    elements = min(k, max(1, LOGITS_IN_A_CHUNK[job.device] // model.vocab_size)) * model.vocab_size
+    stream, table, trains = stream_of(job.spec), parameters.table(model), _trains_head(job)
+    kept = stream * k * model.hidden_size + (4 * table if trains else 0)
+    if job.low == 4:
+        return 8 * elements + stream * k * model.hidden_size + kept, kept
+    chunk = max(10 * elements, 8 * elements + 2 * table if trains else 0)
+    rounded = 2 * (table + k * model.hidden_size) if is_mixed(job.spec) else 0
+    return chunk + rounded + stream * k * model.hidden_size + kept, kept
 
 
 def _trains_head(job: _Job) -> bool:

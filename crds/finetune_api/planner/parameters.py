@@ -142,6 +142,14 @@ def layer(model: ModelShape) -> int:
     return max(0, model.parameters - outside(model)) // (model.layers + model.encoder_layers)
 
 
+def linear(model: ModelShape) -> int:
+    """Weights of linear layers, which fused experts are not, without the output head."""
+    experts = (model.layers - model.dense_layers) * model.experts
+    return max(
+        0, model.parameters - outside(model) - experts * 3 * model.hidden_size * model.expert_intermediate_size
+    )
+
+
 def outside(model: ModelShape) -> int:
     """Weights of the embedding table and, if it is another one, of the output head."""
     return min(model.parameters, table(model) * (1 if model.tied or not generates(model) else 2))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from finetune_api.compute import MICRO_BATCH_TOKENS
 from finetune_api.method import PROMPT_LEARNING, PromptTuningSpec
 from finetune_api.planner.facts import DataFacts, PlanFacts
+from finetune_api.planner.families import is_eager
 from finetune_api.spec import FineTuneJobSpec
 
 USUAL_BATCH = 16
@@ -56,7 +57,7 @@ def of_step(spec: FineTuneJobSpec, facts: PlanFacts) -> Share:
     step = rows * mean + _SPREAD * math.sqrt(rows) * _deviation(data)
     step = min(max(step, longest), float(rows * longest))
     budget = max(spec.compute.micro_batch_tokens or MICRO_BATCH_TOKENS[device_of(spec)], longest)
-    if not packs(spec, facts.task):
+    if not packs(spec, facts):
         step = min(float(rows * longest), step * _padding(data))
     count = max(1, math.ceil(step / budget))
     exact = rows * mean
@@ -73,9 +74,10 @@ def of_step(spec: FineTuneJobSpec, facts: PlanFacts) -> Share:
     )
 
 
-def packs(spec: FineTuneJobSpec, task: str) -> bool:
-    """Whether rows lie end to end. Models that cannot are found out by the trainer alone."""
-    return task == "causal-lm" and spec.data.packing is not False and spec.method.type not in PROMPT_LEARNING
+def packs(spec: FineTuneJobSpec, facts: PlanFacts) -> bool:
+    """Whether rows lie end to end. Other models that cannot than those without fused attention are found out by the trainer alone."""
+    able = facts.task == "causal-lm" and not is_eager(facts.model)
+    return able and spec.data.packing is not False and spec.method.type not in PROMPT_LEARNING
 
 
 def virtual_tokens(spec: FineTuneJobSpec) -> int:

@@ -75,6 +75,7 @@ class _Fused(torch.autograd.Function):
                 (d_hidden if to_hidden else hidden).split(rows),
                 strict=True,
             ):
+                logits = log_p = grad = None  # of the chunk before, which would stay beside this one's
                 counts, target = (y != IGNORED)[:, None], y.clamp_min(0)[:, None]
                 logits = after(F.linear(h, w, b))
                 log_p = torch.log_softmax(logits, dim=-1, dtype=torch.float32)

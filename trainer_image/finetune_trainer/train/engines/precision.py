@@ -19,7 +19,9 @@ def computes_in_bf16(model: nn.Module, device: torch.device) -> None:
 
     @functools.wraps(forward)  # transformers looks at its arguments
     def mixed(*args: Any, **kwargs: Any) -> Any:
-        with torch.autocast(device.type, torch.bfloat16):
+        # Its cache would keep the copies of all weights until the forward's end, also those that are made again for a
+        # block whose activations are. Where none are, the graph keeps them anyway.
+        with torch.autocast(device.type, torch.bfloat16, cache_enabled=False):
             return forward(*args, **kwargs)
 
     model.forward = mixed  # type: ignore[method-assign]
