@@ -42,7 +42,8 @@ class ModelShape(ApiModel):
     parameters: int = Field(ge=1, description="All weights, counted in the files where there are files.")
     weight_bytes: int = Field(default=0, description="Of the files; 0 means not known.")
     fused_attention: bool | None = Field(
-        default=None, description="Whether attention has a fused kernel, where the model's class differs from what its type is known for."
+        default=None,
+        description="Whether attention has a fused kernel, where the model's class differs from what its type is known for.",
     )
     linear_in_out: int = Field(
         default=0, description="Sum of inputs and outputs over the linear layers that adapters go to; 0: by formula."

@@ -145,9 +145,7 @@ def layer(model: ModelShape) -> int:
 def linear(model: ModelShape) -> int:
     """Weights of linear layers, which fused experts are not, without the output head."""
     experts = (model.layers - model.dense_layers) * model.experts
-    return max(
-        0, model.parameters - outside(model) - experts * 3 * model.hidden_size * model.expert_intermediate_size
-    )
+    return max(0, model.parameters - outside(model) - experts * 3 * model.hidden_size * model.expert_intermediate_size)
 
 
 def outside(model: ModelShape) -> int:

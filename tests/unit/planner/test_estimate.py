@@ -87,7 +87,7 @@ def test_each_way_of_saving_memory_saves_some() -> None:
     ("spec", "known", "change"),
     [
         (job(training={"activationCheckpointing": "none"}), facts("8b", length=16_000), "activationCheckpointing: "),
-        (job(training={"activationCheckpointing": "none"}, compute={"gpusPerNode": 1, "gpuType": "h100", "microBatchTokens": 16384}), facts("8b", length=512), "microBatchTokens: 4096"),
+        (job(training={"activationCheckpointing": "none"}, compute={"gpusPerNode": 1, "gpuType": "h100", "microBatchTokens": 16384}), facts("8b", length=1024), "microBatchTokens: 8192"),
         (job("full", compute={"gpusPerNode": 1, "gpuType": "l4"}), facts("1b", length=32), "optimizer: adamw-8bit"),
         (job("full", compute={"gpusPerNode": 2, "gpuType": "a100-40gb", "strategy": "ddp"}), facts("1b", length=64), ""),
         (job("full", compute={"gpusPerNode": 8, "gpuType": "h100", "strategy": "ddp"}, training={"activationCheckpointing": "none"}), facts("8b", length=64), "strategy: "),
