@@ -156,7 +156,7 @@ bench-operator: .venv/.all $(CACHE)/operator/.made ## The operator against Kubef
 soak: .venv/.all ## Random faults, and invariants that must hold throughout: MINUTES=30 SEED=1 JOBS=500
 	$(RUN) -m benchmarks.operator.soak --minutes $(or $(MINUTES),30) --jobs $(or $(JOBS),500) $(if $(SEED),--seed $(SEED))
 
-bench-plan: $(BENCH)/.made ## Plans against what happens: memory, steps, tokens, time, published claims: ONLY=memory|published|speed
+bench-plan: $(BENCH)/.made ## Plans against what happens: memory, steps, tokens, time, published claims: ONLY=gpu|memory|published|speed
 	$(BENCH_RUN) benchmarks.plan.run $(if $(ONLY),--only $(ONLY))
 
 clean: ## Remove what this folder holds of builds (not the caches)

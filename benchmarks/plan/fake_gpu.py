@@ -33,8 +33,9 @@ _HOPPER = (92600, 9)
 class Live(TorchDispatchMode):
     """Bytes of all storages on the fake GPU: `now`, and at most since `reset`. `at` is the operator that made the peak."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = "cuda") -> None:
         super().__init__()
+        self._device = device
         self.now = self.peak = 0
         self.at = ""
         self._known: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
@@ -50,7 +51,7 @@ class Live(TorchDispatchMode):
         return out
 
     def _count(self, value: Any) -> None:
-        if not isinstance(value, torch.Tensor) or value.device.type != "cuda":
+        if not isinstance(value, torch.Tensor) or value.device.type != self._device:
             return
         storage = value.untyped_storage()
         if storage in self._known:
@@ -67,19 +68,19 @@ class Live(TorchDispatchMode):
 
 
 @contextlib.contextmanager
-def fake_gpu() -> Iterator[Live]:
-    """Inside, `cuda` is a device without memory or kernels; what lives on it is counted."""
+def fake_gpu(counted: str = "cuda") -> Iterator[Live]:
+    """Inside, `cuda` is a device without memory or kernels, and so is the CPU; what lives on the one that is `counted`."""
     with (
-        mock.patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False),
-        mock.patch("torch.cuda.is_bf16_supported", lambda *_, **__: True),
-        mock.patch("torch.nn.attention.varlen._cudnn_version_and_major_capability", lambda _: _HOPPER),
-        mock.patch("torch.cuda.get_device_capability", lambda *_: (_HOPPER[1], 0)),
+        mock.patch("torch.cuda.amp.common.amp_definitely_not_available", return_value=False),
+        mock.patch("torch.cuda.is_bf16_supported", return_value=True),
+        mock.patch("torch.nn.attention.varlen._cudnn_version_and_major_capability", return_value=_HOPPER),
+        mock.patch("torch.cuda.get_device_capability", return_value=(_HOPPER[1], 0)),
         mock.patch("torch.Tensor.pin_memory", lambda self, *_: self),
         mock.patch("torch.nn.Module._apply", _apply),
         mock.patch("torch.autograd._engine_run_backward", _run_backward),
-        mock.patch("torch._C._current_graph_task_id", lambda: _task),
+        mock.patch("torch._C._current_graph_task_id", _current_task),
         FakeTensorMode(allow_non_fake_inputs=True),
-        Live() as live,
+        Live(counted) as live,
     ):
         yield live
 
@@ -100,6 +101,10 @@ def _apply(module: nn.Module, change: Any, recurse: bool = True) -> nn.Module:
     return module
 
 
+def _current_task() -> int:
+    return _task
+
+
 _task = -1
 _tasks = itertools.count()
 
@@ -116,7 +121,11 @@ def _run_backward(
     try:
         with torch.no_grad():
             _traverse(
-                [(one.grad_fn, 0, given) for one, given in zip(roots, gradients, strict=True) if one.grad_fn is not None]
+                [
+                    (one.grad_fn, 0, given)
+                    for one, given in zip(roots, gradients, strict=True)
+                    if one.grad_fn is not None
+                ]
             )
     finally:
         _task = -1

@@ -55,10 +55,11 @@ GPU_CASES: tuple[GpuCase, ...] = (
     GpuCase("Llama-3.2-1B", "full", 4, 2048, AGAIN),
     GpuCase("Llama-3.2-3B", "full", 2, 4096),
     GpuCase("Llama-3.2-3B", "full", 2, 4096, SELECTIVE),
-    GpuCase("Llama-3.1-8B", "full", 1, 2048, {"optimizer": "adamw-8bit"}),
+    GpuCase("Llama-3.1-8B", "full", 1, 2048, {"optimizer": "adafactor"}),
     GpuCase("Llama-3.1-8B", "full", 4, 4096, AGAIN | {"optimizer": "adafactor"}),
     GpuCase("Qwen2.5-1.5B", "full", 2, 4096),
     GpuCase("Qwen3-4B", "full", 2, 4096),
+    GpuCase("Gemma-2-2B", "full", 2, 2048),
     GpuCase("Gemma-3-1B", "full", 2, 4096),
     GpuCase("Qwen3-30B-A3B", "full", 1, 4096, AGAIN),
     # adapters beside weights in bf16

@@ -142,7 +142,7 @@ def _quantize(model: Any, spec: FineTuneJobSpec) -> None:
             continue
         with (
             mock.patch.dict(functional.name2qmap, clear=True),
-            mock.patch.object(functional, "create_dynamic_map", lambda: torch.zeros(256)),
+            mock.patch.object(functional, "create_dynamic_map", return_value=torch.zeros(256)),
         ):
             packed_weight, state = functional.quantize_4bit(
                 weights.pop(name).detach(),

@@ -1,6 +1,6 @@
 """`make bench-plan`: what plans say against what happens, written to benchmarks/out/plan.json.
 
-`--only memory|published|speed` does a part; `--cases TEXT` takes the memory cases whose name has TEXT in it.
+`--only gpu|memory|published|speed` does a part; `--cases TEXT` takes the cases of gpu and memory whose name has TEXT in it.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import argparse
 import statistics
 
 from benchmarks.plan.cases import CASES, FULL, LORA
+from benchmarks.plan.gpu_cases import GPU_CASES
+from benchmarks.plan.gpu_memory import compare
 from benchmarks.plan.memory import Bench, Compared
 from benchmarks.plan.published import CLAIMS, RECIPES, expected, hold
 from benchmarks.plan.speed import Run, runs
@@ -19,7 +21,7 @@ _MIB = 2**20
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=("memory", "published", "speed"))
+    parser.add_argument("--only", choices=("gpu", "memory", "published", "speed"))
     parser.add_argument("--cases", default="")
     asked = parser.parse_args()
     rows: list[Row] = []
@@ -27,12 +29,39 @@ def main() -> None:
         rows += published()
     if asked.only in (None, "speed"):
         rows += [row for name, method in (("full", FULL), ("lora", LORA)) for row in of_runs(name, runs(method))]
+    if asked.only in (None, "gpu"):
+        rows += on_gpu(asked.cases)
     if asked.only in (None, "memory"):
         rows += memory(asked.cases)
     for row in rows:
         rival = f"  {row.rival}: {row.rival_value:,.4g}" if row.rival_value is not None else f"  {row.rival or ''}"
         print(f"{row.metric}: {row.value:,.4g} {row.unit}{rival}")
     write("plan", rows)
+
+
+def on_gpu(having: str) -> list[Row]:
+    """Of the trainer's own step with tensors that have no values."""
+    found = []
+    for case in GPU_CASES:
+        if having in case.name:
+            found.append(compare(case))
+            one = found[-1]
+            print(
+                f"{case.name}: {one.error:+.1%}, {one.predicted / 2**30:.1f} GiB planned, {one.measured / 2**30:.1f} held at {one.at}",
+                flush=True,
+            )
+    errors = [abs(one.error) for one in found]
+    return [
+        Row(f"peak on a GPU, bf16, median error of {len(found)}", statistics.median(errors), "", "<= 0.1", "lower"),
+        Row("peak on a GPU, bf16, worst error", max(errors), "", "<= 0.1", "lower"),
+        *(
+            Row(
+                f"peak on a GPU, {one.case.name}", one.predicted / _MIB, "MiB", "within 10%", "equal",
+                "held by the trainer's step", one.measured / _MIB,
+            )
+            for one in found
+        ),
+    ]  # fmt: skip
 
 
 def memory(having: str) -> list[Row]:
