@@ -90,6 +90,10 @@ class PlanStatus(StatusModel):
     parameters: Int64 | None = None
     trainable_parameters: Int64 | None = None
     memory_per_gpu: str | None = Field(default=None, description="Peak: 41.3Gi.")
+    host_memory_per_pod: str | None = Field(
+        default=None,
+        description="Of a training pod at its peak: 18.5Gi. Its memory request, where pods.train.resources sets none.",
+    )
     storage: str | None = None
     duration: str | None = None
     duration_seconds: Int64 | None = None

@@ -10,6 +10,7 @@ from finetune_api.effective import resolve
 from finetune_api.planner.decide import Choice, decide, shown
 from finetune_api.planner.estimate import Estimate, estimate
 from finetune_api.planner.facts import PlanFacts
+from finetune_api.planner.gpus import size_of
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import PlanStatus
 
@@ -56,6 +57,7 @@ def draw(
         parameters=made.parameters,
         trainable_parameters=made.trainable,
         memory_per_gpu=quantity(made.memory.total),
+        host_memory_per_pod=quantity(made.host.total),
         storage=quantity(made.storage),
         duration=spoken(time.seconds),
         duration_seconds=round(time.seconds),
@@ -63,7 +65,7 @@ def draw(
         gpu_hours=round(made.gpu_hours, 4),
         cost=None if made.cost is None else round(made.cost, 2),
         basis=time.basis,
-        warning=made.warning or _too_long(whole, made),
+        warning=made.warning or _too_little_host_memory(whole, made) or _too_long(whole, made),
         choices=_as_decided(choices, decided)[:_CHOICES] or None,
     )
 
@@ -122,6 +124,19 @@ def _without(value: Any, names: tuple[str, ...]) -> Any:
     if not isinstance(value, dict):
         return value
     return {name: one for name, one in value.items() if name not in names}
+
+
+def _too_little_host_memory(spec: FineTuneJobSpec, made: Estimate) -> str | None:
+    """Of the memory that the user set for the training pods."""
+    asked = spec.pods.of("train").resources if spec.pods is not None else None
+    for kind, amounts in (("limits", asked and asked.limits), ("requests", asked and asked.requests)):
+        memory = (amounts or {}).get("memory")
+        if memory is not None and size_of(memory) < made.host.total:
+            what = f"pods.train.resources.{kind}.memory is {memory}"
+            return (
+                f"{what}, and a training pod needs {quantity(made.host.total)} of host memory by the estimate: raise it"
+            )
+    return None
 
 
 def _too_long(spec: FineTuneJobSpec, made: Estimate) -> str | None:

@@ -9,6 +9,7 @@ from finetune_api.planner.duration import Duration
 from finetune_api.planner.facts import PlanFacts
 from finetune_api.planner.fit import smallest_change
 from finetune_api.planner.gpus import bytes_of, gib, gpu_of
+from finetune_api.planner.host import HostMemory, host_memory_of
 from finetune_api.planner.memory import Memory, memory_of
 from finetune_api.planner.share import USUAL_BATCH, Share, device_of, gpus, of_step
 from finetune_api.planner.steps import StepsPlan, plan_steps
@@ -31,6 +32,7 @@ class Estimate:
     capacity: int | None
     fits: bool | None
     change: str | None
+    host: HostMemory
     share: Share
     steps: StepsPlan
     tokens: int
@@ -71,6 +73,7 @@ def estimate(
         capacity=capacity,
         fits=fits,
         change=smallest_change(spec, facts, capacity) if fits is False and capacity else None,
+        host=host_memory_of(spec, facts),
         share=of_step(spec, facts),
         steps=plan,
         tokens=whole,

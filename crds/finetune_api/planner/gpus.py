@@ -7,6 +7,7 @@ as the driver shows it, which is some percent below the number in the name.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -91,3 +92,17 @@ def bytes_of(quantity: str) -> int:
     if match is None:
         raise ValueError(f"{quantity!r} is no amount of memory: write 80Gi")
     return int(match[1]) * {"Mi": 1024**2, "Gi": GIB}[match[2]]
+
+
+_UNITS = {
+    "": 1.0, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18,
+    "Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40, "Pi": 2.0**50, "Ei": 2.0**60,
+}  # fmt: skip
+
+
+def size_of(quantity: int | str) -> int:
+    """Bytes of a Kubernetes quantity: 1.5Gi, 1e9, 512M. Raises ValueError for what is none."""
+    match = re.fullmatch(r"\+?([0-9.]+(?:[eE][+-]?[0-9]+)?)([a-zA-Z]*)", str(quantity))
+    if match is None or match[2] not in _UNITS:
+        raise ValueError(f"{quantity!r} is no amount of memory: write 80Gi")
+    return math.ceil(float(match[1]) * _UNITS[match[2]])

@@ -8,7 +8,6 @@ pure. `spec` is always resolved and without notches; `given` is the one that the
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,11 +18,12 @@ from pydantic.alias_generators import to_snake
 from finetune_api.base import ApiModel, Int64, PreservedObject
 from finetune_api.compute import MICRO_BATCH_TOKENS, OffloadSpec, Strategy
 from finetune_api.errors import with_spec_paths
-from finetune_api.planner import fit, parameters
+from finetune_api.planner import fit
 from finetune_api.planner.estimate import USABLE, capacity_of
 from finetune_api.planner.facts import PlanFacts
 from finetune_api.planner.fit import CHECKPOINTING, Way
-from finetune_api.planner.gpus import GPUS, gib
+from finetune_api.planner.gpus import GPUS, gib, size_of
+from finetune_api.planner.host import host_memory_of
 from finetune_api.planner.memory import memory_of
 from finetune_api.planner.share import device_of, of_step, processes
 from finetune_api.spec import FineTuneJobSpec
@@ -214,10 +214,8 @@ def _candidates(spec: FineTuneJobSpec, facts: PlanFacts) -> Iterator[_Candidate]
         )
         cost, host = way.cost, 0
         if field.startswith("compute.offload"):
-            name = field.rpartition(".")[2]
-            cost += _OFFLOAD_COST[name]
-            count = parameters.count(spec, facts.model, labels=facts.data.labels)
-            host = (12 * count.trainable if name == "optimizer" else 2 * count.total) // spec.compute.nodes
+            cost += _OFFLOAD_COST[field.rpartition(".")[2]]
+            host = host_memory_of(changed, facts).offload - host_memory_of(spec, facts).offload
         yield _Candidate(field, before, after, change, way.memory.total, cost, host)
 
 
@@ -396,20 +394,6 @@ def _value_at(spec: FineTuneJobSpec, path: str) -> Any:
     for name in path.split("."):
         value = None if value is None else getattr(value, to_snake(name))
     return value
-
-
-_UNITS = {
-    "": 1.0, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18,
-    "Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40, "Pi": 2.0**50, "Ei": 2.0**60,
-}  # fmt: skip
-
-
-def size_of(quantity: int | str) -> int:
-    """Bytes of a Kubernetes quantity: 1.5Gi, 1e9, 512M. Raises ValueError for what is none."""
-    match = re.fullmatch(r"\+?([0-9.]+(?:[eE][+-]?[0-9]+)?)([a-zA-Z]*)", str(quantity))
-    if match is None or match[2] not in _UNITS:
-        raise ValueError(f"{quantity!r} is no amount of memory: write 80Gi")
-    return math.ceil(float(match[1]) * _UNITS[match[2]])
 
 
 def _quantity(size: int) -> str:

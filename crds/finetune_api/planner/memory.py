@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 
 from finetune_api.compute import OffloadSpec
 from finetune_api.planner import parameters
-from finetune_api.planner.activations import Activations, activations, is_mixed, reached, stream_of
+from finetune_api.planner.activations import Activations, activations, is_mixed, low_of, reached, stream_of
 from finetune_api.planner.facts import PlanFacts
 from finetune_api.planner.parameters import Parameters
 from finetune_api.planner.share import Share, device_of, of_step, processes
@@ -29,7 +29,7 @@ _LIVE_ELEMENTS = 1_000_000_000
 _CONTEXT = int(1.1 * 2**30)
 """CUDA's context, modules, and workspaces of cuBLAS and cuDNN."""
 _NCCL = 512 * 2**20
-_STAGED_BYTES = 64 << 20
+STAGED_BYTES = 64 << 20
 """The trainer's: larger checkpoints are copied to the host's memory and written from there (train.saving)."""
 _FRAGMENTATION = {"cpu": (0.02, 0.33), "cuda": (0.05, 0.0)}
 """Of all that is allocated, and of activations and logits beside: what the allocator cannot use. PyTorch's with expandable
@@ -101,7 +101,6 @@ def memory_of(spec: FineTuneJobSpec, facts: PlanFacts) -> Memory:
 
 def _job(spec: FineTuneJobSpec, facts: PlanFacts) -> _Job:
     device = device_of(spec)
-    half = (spec.training.precision or ("bf16" if device == "cuda" else "fp32")) == "bf16"
     return _Job(
         spec=spec,
         facts=facts,
@@ -110,9 +109,14 @@ def _job(spec: FineTuneJobSpec, facts: PlanFacts) -> _Job:
         ranks=processes(spec),
         device=device,
         strategy=spec.compute.strategy or "ddp",
-        low=2 if half else 4,
-        held=2 if half and spec.method.type != "full" else 4,
+        low=low_of(spec),
+        held=held_of(spec),
     )
+
+
+def held_of(spec: FineTuneJobSpec) -> int:
+    """Bytes of an element of a frozen weight. Full fine-tuning keeps all in fp32."""
+    return 2 if low_of(spec) == 2 and spec.method.type != "full" else 4
 
 
 def _weights(job: _Job) -> tuple[int, int]:
@@ -199,7 +203,7 @@ def _buffers(job: _Job) -> int:
 def _staging(job: _Job) -> int:
     """A checkpoint on its way to the disk, where the host's memory is what training is done in."""
     size = (16 if job.spec.training.ema else 12) * job.count.trainable
-    return size if job.device == "cpu" and size > _STAGED_BYTES else 0
+    return size if job.device == "cpu" and size > STAGED_BYTES else 0
 
 
 def _moments(job: _Job, acts: Activations, gradients: int, early: int) -> list[dict[str, int]]:

@@ -36,9 +36,13 @@ def device_of(spec: FineTuneJobSpec) -> str:
 
 def processes(spec: FineTuneJobSpec) -> int:
     """Over all nodes."""
+    return spec.compute.nodes * per_node(spec)
+
+
+def per_node(spec: FineTuneJobSpec) -> int:
+    """Processes of one pod."""
     compute = spec.compute
-    each = compute.processes_per_node or (1 if device_of(spec) == "cpu" else compute.gpus_per_node or 1)
-    return compute.nodes * each
+    return compute.processes_per_node or (1 if device_of(spec) == "cpu" else compute.gpus_per_node or 1)
 
 
 def gpus(spec: FineTuneJobSpec) -> int:

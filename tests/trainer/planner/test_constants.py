@@ -12,4 +12,4 @@ def test_memory_is_reckoned_with_the_trainers_constants() -> None:
     assert memory.LOGITS_IN_A_CHUNK == fused_loss.LOGITS_IN_A_CHUNK
     assert memory.HELD_GRADIENT_BYTES == zero._HELD_GRADIENT_BYTES == fsdp2._HELD_GRADIENT_BYTES
     assert memory._BUCKET_ELEMENTS == zero._LARGEST_BUCKET_ELEMENTS
-    assert memory._STAGED_BYTES == saving.SMALL_BYTES
+    assert memory.STAGED_BYTES == saving.SMALL_BYTES

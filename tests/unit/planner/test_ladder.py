@@ -155,7 +155,7 @@ def test_a_notch_explains_itself() -> None:
     }
     offload = by_field["compute.offload.optimizer"]
     assert offload.change == {"compute": {"strategy": "zero2", "offload": {"optimizer": "cpu"}}}
-    assert "14 GiB of host memory a pod are used instead" in offload.sentence
+    assert "28 GiB of host memory a pod are used instead" in offload.sentence
 
 
 def test_what_the_user_sets_later_replaces_a_notch() -> None:
