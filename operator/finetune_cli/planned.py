@@ -53,6 +53,8 @@ def figures(plan: PlanStatus) -> Iterator[tuple[str, str]]:
         yield "Parameters", f"{number(plan.parameters)}{share}"
     if plan.memory_per_gpu:
         yield "Memory", f"{plan.memory_per_gpu} {on_each(plan)} at the peak"
+    if plan.host_memory_per_pod:
+        yield "Host memory", f"{plan.host_memory_per_pod} a pod"
     if plan.storage:
         yield "Storage", plan.storage
     if plan.duration:

@@ -38,6 +38,7 @@ class Made:
             "fits": taken.fits,
             "change": taken.change,
             "memory": {**taken.memory.parts(), "total": taken.memory.total, "capacity": taken.capacity},
+            "hostMemory": {**taken.host.parts(), "total": taken.host.total},
             "seconds": {
                 "expected": taken.duration.seconds,
                 "shortest": taken.duration.shortest,

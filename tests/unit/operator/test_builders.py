@@ -321,3 +321,22 @@ def test_the_digest_tells_settings_of_a_stage_from_switches() -> None:
     only_train = spec(pods={"common": {"image": "trainer:1"}, "train": {"nodeSelector": {"a": "b"}}})
     assert digest(base, "train") != digest(only_train, "train")
     assert digest(base, "publish") == digest(only_train, "publish")
+
+
+@pytest.mark.parametrize(
+    ("own", "requested"),
+    [
+        ({}, "20480Mi"),
+        ({"requests": {"cpu": "1"}}, "20480Mi"),
+        ({"requests": {"memory": "1Gi"}}, "1Gi"),
+        ({"limits": {"memory": "8Gi"}}, None),
+    ],
+    ids=["nothing is set", "other requests", "a request is kept", "a limit is the request"],
+)
+def test_training_requests_the_planned_host_memory(own: dict[str, Any], requested: str | None) -> None:
+    wanted = spec(pods={"common": {"image": "i"}, "train": {"resources": own}})
+    made = job(META, wanted, "abcde", "train", 1, "{}", host_memory=20 * 2**30)
+    assert made["spec"]["template"]["spec"]["containers"][0]["resources"]["requests"].get("memory") == requested
+    little = job(META, spec(), "abcde", "train", 1, "{}", host_memory=2**20)
+    assert little["spec"]["template"]["spec"]["containers"][0]["resources"]["requests"]["memory"] == "16Gi", "a floor"
+    assert little["metadata"]["annotations"] == job(META, spec(), "abcde", "train", 1, "{}")["metadata"]["annotations"]

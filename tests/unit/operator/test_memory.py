@@ -69,7 +69,7 @@ def test_a_killed_container_gets_more_host_memory(training: Any, words: Any) -> 
     assert config_of(world).get("training") is not None
 
 
-@pytest.mark.parametrize(("most", "raised"), [(None, "6Gi"), ("5Gi", "5Gi"), ("4Gi", None)])
+@pytest.mark.parametrize(("most", "raised"), [(None, "8526Mi"), ("7Gi", "7Gi"), ("5Gi", None)])
 def test_host_memory_is_raised_to_what_the_largest_node_can_allocate(
     training: Any, words: Any, most: str | None, raised: str | None
 ) -> None:
@@ -79,7 +79,8 @@ def test_host_memory_is_raised_to_what_the_largest_node_can_allocate(
         state = json.loads(world.body["status"]["state"])
         state["defaults"]["maxPodMemory"] = most
         world.body["status"]["state"] = json.dumps(state)
-    assert asked(world)["requests"]["memory"] == "4Gi"
+    assert asked(world)["requests"]["memory"] == "5684Mi", "what the plan says"
+    assert world.status["plan"]["hostMemoryPerPod"] == "5.6Gi"
     out_of_memory(world, words, "OOMKilled")
     if raised is None:
         assert (world.status["phase"], "the most that the platform allows" in world.status["failure"]["remedy"]) == (

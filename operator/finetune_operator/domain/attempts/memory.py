@@ -6,7 +6,10 @@ from collections.abc import Sequence
 
 from finetune_api.effective import PlatformDefaults
 from finetune_api.planner.facts import PlanFacts
-from finetune_api.planner.ladder import Bottom, Notch, next_gpu_notch, next_host_notch, size_of
+from finetune_api.planner.gpus import size_of
+from finetune_api.planner.host import host_memory_of
+from finetune_api.planner.ladder import Bottom, Notch, next_gpu_notch, next_host_notch
+from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Stage
 from pydantic import ValidationError
 
@@ -34,11 +37,23 @@ def _next(builder: PlanBuilder, stage: Stage, pods: Sequence[PodView], taken: Se
     spec, given, facts = builder.planned_spec, builder.wanted, _facts(builder)
     killed = any(pod.ended is not None and pod.ended.reason == "OOMKilled" for pod in pods)
     if killed or facts is None or stage != "train":
-        asked = resources(spec, stage, pod_settings(spec, stage).resources)
-        most = PlatformDefaults.model_validate(builder.state.defaults or {}).max_pod_memory
-        cap = None if most is None else size_of(most)
-        return next_host_notch(spec, facts, taken, given=given, stage=stage, resources=asked, cap=cap)
+        asked = resources(spec, stage, pod_settings(spec, stage).resources, planned_host_memory(builder, spec))
+        return next_host_notch(spec, facts, taken, given=given, stage=stage, resources=asked, cap=_cap(builder))
     return next_gpu_notch(spec, facts, taken, given=given)
+
+
+def planned_host_memory(builder: PlanBuilder, spec: FineTuneJobSpec) -> int | None:
+    """Bytes that a training pod of `spec` requests where the user sets none; None without facts. Never more than the platform allows."""
+    facts, cap = _facts(builder), _cap(builder)
+    if facts is None:
+        return None
+    planned = host_memory_of(spec, facts).total
+    return planned if cap is None else min(planned, cap)
+
+
+def _cap(builder: PlanBuilder) -> int | None:
+    most = PlatformDefaults.model_validate(builder.state.defaults or {}).max_pod_memory
+    return None if most is None else size_of(most)
 
 
 def _facts(builder: PlanBuilder) -> PlanFacts | None:

@@ -11,6 +11,7 @@ from finetune_operator.domain.admission import plan_admission
 from finetune_operator.domain.attempts import budget
 from finetune_operator.domain.attempts.completion import fail
 from finetune_operator.domain.attempts.history import delay, latest, nodes_to_avoid, trimmed
+from finetune_operator.domain.attempts.memory import planned_host_memory
 from finetune_operator.domain.attempts.standing import has_ended
 from finetune_operator.domain.builders.job import job as build_job
 from finetune_operator.domain.builders.run_config import MAX_BYTES, run_config
@@ -161,6 +162,7 @@ def create(builder: PlanBuilder, stage: Stage, attempt: AttemptStatus) -> None:
             wanted=builder.wanted,
             checkpoint_seconds=builder.state.checkpoint_seconds,
             avoided_nodes=nodes_to_avoid(builder.attempts),
+            host_memory=planned_host_memory(builder, builder.spec) if stage == "train" else None,
         )
     )
 

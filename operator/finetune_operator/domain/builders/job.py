@@ -84,11 +84,12 @@ def job(
     wanted: FineTuneJobSpec | None = None,
     checkpoint_seconds: float | None = None,
     avoided_nodes: Sequence[str] = (),
+    host_memory: int | None = None,
 ) -> dict[str, Any]:
     """Build a gang of `nodes` pods for train, one pod for the other stages.
 
     `spec` is resolved, `run_config` the text of its run config, `wanted` the one it was resolved from (None: `spec`). `previous` is the end of the attempt before;
-    `checkpoint_seconds` how long a checkpoint of this job was measured to take.
+    `host_memory` what training is planned to take, in bytes; `checkpoint_seconds` how long a checkpoint of this job was measured to take.
 
     Exit 5 (stopped with a checkpoint) is ignored, so that the same Job resumes; 3, 4 and 6 end it at once; anything else
     is the one failure that ends it (backoffLimit 0), since a gang without one rank is no gang. A train Job is created
@@ -140,6 +141,7 @@ def job(
                 run_config,
                 grace_seconds(settings, stage, checkpoint_seconds),
                 avoided_nodes,
+                host_memory,
             ),
         },
     }

@@ -52,8 +52,9 @@ def pod_template(
     run_config: str,
     grace: int,
     avoided_nodes: Sequence[str] = (),
+    host_memory: int | None = None,
 ) -> dict[str, Any]:
-    """`spec` resolved, `settings` those of this stage, `name` that of its Job and Service."""
+    """`host_memory` in bytes, as planned; `spec` resolved, `settings` those of this stage, `name` that of its Job and Service."""
     pod_volumes, mounts = volumes(spec, settings, stage)
     metadata: dict[str, Any] = {
         "labels": {**(settings.labels or {}), **labels},
@@ -65,7 +66,7 @@ def pod_template(
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "securityContext": _pod_security(settings),
-        "containers": [_container(spec, settings, stage, name, mounts)],
+        "containers": [_container(spec, settings, stage, name, mounts, host_memory)],
         "volumes": pod_volumes,
     }
     if stage == "train":
@@ -91,7 +92,12 @@ def _avoiding(affinity: Mapping[str, Any], nodes: Sequence[str]) -> dict[str, An
 
 
 def _container(
-    spec: FineTuneJobSpec, settings: PodSettings, stage: Stage, name: str, mounts: list[dict[str, Any]]
+    spec: FineTuneJobSpec,
+    settings: PodSettings,
+    stage: Stage,
+    name: str,
+    mounts: list[dict[str, Any]],
+    host_memory: int | None,
 ) -> dict[str, Any]:
     container: dict[str, Any] = {
         "name": CONTAINER,
@@ -100,7 +106,7 @@ def _container(
         "command": ["python", "-m", "finetune_trainer", stage, "--config", RUN_CONFIG_PATH],
         "env": _environment(settings, name if stage == "train" and spec.compute.nodes > 1 else None),
         "ports": [{"name": "progress", "containerPort": PROGRESS_PORT}],
-        "resources": resources(spec, stage, settings.resources),
+        "resources": resources(spec, stage, settings.resources, host_memory),
         "volumeMounts": mounts,
         # A crash before the trainer can speak for itself still leaves its last words.
         "terminationMessagePolicy": "FallbackToLogsOnError",

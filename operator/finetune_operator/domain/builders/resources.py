@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from finetune_api.planner.gpus import size_of
 from finetune_api.pods import Resources
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Stage
@@ -12,8 +13,11 @@ from finetune_api.status import Stage
 _CPU_STAGE = {"cpu": "250m", "memory": "512Mi"}
 
 
-def resources(spec: FineTuneJobSpec, stage: Stage, asked: Resources | None) -> dict[str, Any]:
-    """Requests, limits and claims of a stage's container: the defaults with the user's own on top."""
+def resources(
+    spec: FineTuneJobSpec, stage: Stage, asked: Resources | None, planned: int | None = None
+) -> dict[str, Any]:
+    """Requests, limits and claims of a stage's container: the defaults with the user's own on top. Training requests
+    `planned`, the bytes of host memory of its plan, if that is more than the default."""
     requests: dict[str, Any] = dict(_CPU_STAGE)
     limits: dict[str, Any] = {}
     compute = spec.compute
@@ -24,6 +28,8 @@ def resources(spec: FineTuneJobSpec, stage: Stage, asked: Resources | None) -> d
         else:
             processes = compute.processes_per_node or 1
             requests = {"cpu": f"{250 * processes}m", "memory": f"{512 * processes}Mi"}
+        if planned is not None:
+            requests["memory"] = max(requests["memory"], f"{-(-planned // 2**20)}Mi", key=size_of)
     if asked is not None:
         limits |= asked.limits or {}
         # A limit without a request is taken as the request; our floor must not stand above it.
