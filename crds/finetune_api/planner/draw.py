@@ -132,7 +132,7 @@ def _too_little_host_memory(spec: FineTuneJobSpec, made: Estimate) -> str | None
     for kind, amounts in (("limits", asked and asked.limits), ("requests", asked and asked.requests)):
         memory = (amounts or {}).get("memory")
         if memory is not None and size_of(memory) < made.host.total:
-            what = f"pods.train.resources.{kind}.memory is {memory}"
+            what = f"spec.pods.train.resources.{kind}.memory is {memory}"
             return (
                 f"{what}, and a training pod needs {quantity(made.host.total)} of host memory by the estimate: raise it"
             )

@@ -6,10 +6,12 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from finetune_trainer.errors import BadInput
 from finetune_trainer.prepare import model as prepared
+from finetune_trainer.prepare.facts import of_model
 from finetune_trainer.prepare.model import check_method, inspect, task_of
 
 from .conftest import FAMILIES, spec_of
@@ -155,3 +157,12 @@ def test_the_process_that_is_asked(folder_of):
         env={"PYTHONPATH": ":".join(sys.path), "PATH": "/usr/bin", "HOME": "/nonexistent"},
     )
     assert done.stdout.startswith("InvalidSpec spec.method.lora.targetModules[0]: 'query' is no linear layer"), done
+
+
+def test_the_plan_learns_whether_attention_is_fused_where_the_type_does_not_say_it(folder_of):
+    facts = inspect(folder_of("llama"), URI)
+    assert facts.fused_attention is None, "no model was built"
+    built = check_method(facts, spec_of({"type": "full"}, compute={"gpusPerNode": 1}), "causal-lm", None)
+    assert built.fused_attention is True
+    assert of_model(built, URI).fused_attention is None, "llama is known for it, and digests of plans stay as they were"
+    assert of_model(replace(built, fused_attention=False), URI).fused_attention is False

@@ -57,7 +57,7 @@ def test_memory_that_is_too_small_is_named_with_what_is_needed(kind: str) -> Non
     given = job("lora", pods={"train": {"resources": {kind: {"memory": "2Gi"}}}})
     plan = draw(resolve(given), known, {}, None, given=given)
     assert plan.warning == (
-        f"pods.train.resources.{kind}.memory is 2Gi, and a training pod needs {plan.host_memory_per_pod} of host memory by the "
+        f"spec.pods.train.resources.{kind}.memory is 2Gi, and a training pod needs {plan.host_memory_per_pod} of host memory by the "
         "estimate: raise it"
     )
     enough = job("lora", pods={"train": {"resources": {kind: {"memory": "200Gi"}}}})

@@ -1,6 +1,6 @@
 """`probe` as a process of its own, for `prepare`, which does without torch.
 
-python -m finetune_trainer.model < {"folder", "spec", "purpose", "adapter"}  > {} or {"code", "message", "remedy"}
+python -m finetune_trainer.model < {"folder", "spec", "purpose", "adapter"}  > {"fused_attention"} or {"code", "message", "remedy"}
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ def answer(asked: dict[str, Any]) -> dict[str, Any]:
     lean.spare_unless_quantised(spec, folder)
     lean.list_models_once()
     from finetune_trainer.model.probe import probe
+    from finetune_trainer.model.wrapped import innermost
 
     try:
-        probe(folder, spec, Purpose(**asked["purpose"]), Path(asked["adapter"]) if asked["adapter"] else None)
+        net = probe(folder, spec, Purpose(**asked["purpose"]), Path(asked["adapter"]) if asked["adapter"] else None)
     except BadInput as bad:
         return {"code": bad.cause.code, "message": bad.cause.message, "remedy": bad.cause.remedy}
-    return {}
+    return {"fused_attention": getattr(innermost(net), "_supports_sdpa", None)}
 
 
 if __name__ == "__main__":

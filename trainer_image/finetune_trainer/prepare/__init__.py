@@ -136,7 +136,7 @@ def gather_base(config: RunConfig) -> Base:
     model = inspect(folder, spec.model.uri, trust_remote_code=spec.model.trust_remote_code)
     earlier = spec.method.init_from
     adapter = earlier and sources.fetch(earlier, config, field="spec.method.initFrom.uri", files=sources.MODEL_FILES)
-    check_method(model, spec, task_of(model, spec, spec.data.format), adapter)
+    model = check_method(model, spec, task_of(model, spec, spec.data.format), adapter)
     trusted = spec.model.trust_remote_code
     tokenizer = load_tokenizer(folder, field="spec.model.uri", template=spec.data.template, trust_remote_code=trusted)
     return Base(model, tokenizer, adapter)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from finetune_api.planner.facts import LENGTH_BINS, DataFacts, ModelShape
+from finetune_api.planner.families import is_eager
 from finetune_api.planner.shape import shape_of
 
 from finetune_trainer.data.shards import SplitCounts
@@ -19,6 +20,8 @@ def of_model(model: ModelFacts, uri: str) -> ModelShape:
         shape = shape_of(_plain(model.config.to_dict()), parameters=model.parameters, weight_bytes=model.weight_bytes)
     except ValueError as error:
         raise BadInput(f"spec.model.uri: {uri}: config.json: {error}", code="InvalidModel") from error
+    if model.fused_attention not in (None, not is_eager(shape)):
+        shape = shape.model_copy(update={"fused_attention": model.fused_attention})
     # Of a mixture of experts adapters go to attention alone, which the formula knows and names in files do not tell.
     return shape if shape.experts else shape.model_copy(update={"linear_in_out": model.linear_in_out})
 

@@ -6,7 +6,7 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,8 @@ class ModelFacts:
     config: Any
     linear_in_out: int = 0
     """Sum of inputs and outputs over the linear layers, the output head aside."""
+    fused_attention: bool | None = None
+    """As the built model's class says; None where it was not built."""
 
 
 def inspect(folder: Path, uri: str, *, trust_remote_code: bool = False) -> ModelFacts:
@@ -117,17 +119,19 @@ def task_of(facts: ModelFacts, spec: FineTuneJobSpec, form: DataFormat | None) -
     )
 
 
-def check_method(facts: ModelFacts, spec: FineTuneJobSpec, task: Task, adapter: Path | None) -> None:
+def check_method(facts: ModelFacts, spec: FineTuneJobSpec, task: Task, adapter: Path | None) -> ModelFacts:
     """Whether `spec.method` can be done with this model; `adapter` is the folder of the adapter to go on from.
 
     What is named in the spec is looked for in the files. Only where that is not certain, or where GPUs would be held by
     a model that cannot be loaded, a process with torch builds the model without its weights; not where a survey is made
     without torch.
+    Returns the facts, with what the built model told.
     Raises BadInput (InvalidSpec, InvalidModel) in one sentence that names the field and what there is instead.
     """
     architecture.check_virtual_tokens(spec.method.type, task, facts.config)
     if is_probed(facts, spec, adapter) and has_torch():
-        _probe(facts.folder, spec, Purpose(task), adapter)
+        return replace(facts, fused_attention=_probe(facts.folder, spec, Purpose(task), adapter))
+    return facts
 
 
 def is_probed(facts: ModelFacts, spec: FineTuneJobSpec, adapter: Path | None) -> bool:
@@ -153,8 +157,8 @@ def _plain(facts: ModelFacts, spec: FineTuneJobSpec, adapter: Path | None) -> bo
     return all(name == "all-linear" or named(name, facts.matrices) for name in lora.target_modules or ())
 
 
-def _probe(folder: Path, spec: FineTuneJobSpec, purpose: Purpose, adapter: Path | None) -> None:
-    """See model.__main__, which this runs."""
+def _probe(folder: Path, spec: FineTuneJobSpec, purpose: Purpose, adapter: Path | None) -> bool | None:
+    """See model.__main__, which this runs. Returns whether the model has fused attention."""
     question = {
         "folder": str(folder),
         "spec": spec.wire(),
@@ -175,8 +179,9 @@ def _probe(folder: Path, spec: FineTuneJobSpec, purpose: Purpose, adapter: Path 
         raise StageError(
             f"spec.model: {spec.model.uri} could not be built: {said[-1][:400] if said else f'exit code {done.returncode}'}"
         ) from None
-    if answer:
+    if "code" in answer:
         raise BadInput(answer["message"], code=answer["code"], remedy=answer["remedy"])
+    return answer["fused_attention"]
 
 
 def _config(folder: Path, raw: dict[str, Any], model_type: str, uri: str, trust_remote_code: bool) -> Any:
