@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from finetune_api.compute import OffloadSpec
 from finetune_api.planner import parameters
 from finetune_api.planner.facts import ModelShape, PlanFacts
-from finetune_api.planner.memory import STAGED_BYTES, held_of, memory_of
+from finetune_api.planner.memory import STAGED_BYTES, checkpoint_of, held_of, memory_of
 from finetune_api.planner.share import device_of, per_node, processes
 from finetune_api.spec import FineTuneJobSpec
 
@@ -52,7 +52,7 @@ def host_memory_of(spec: FineTuneJobSpec, facts: PlanFacts) -> HostMemory:
     """
     each, device, ranks = per_node(spec), device_of(spec), processes(spec)
     trained = parameters.count(spec, facts.model, labels=facts.data.labels).trainable
-    size = (16 if spec.training.ema else 12) * trained
+    size = checkpoint_of(spec, trained)
     cuda = device == "cuda"
     return HostMemory(
         processes=_LAUNCHER + each * _PROCESS[device],

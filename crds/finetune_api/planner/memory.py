@@ -202,8 +202,14 @@ def _buffers(job: _Job) -> int:
 
 def _staging(job: _Job) -> int:
     """A checkpoint on its way to the disk, where the host's memory is what training is done in."""
-    size = (16 if job.spec.training.ema else 12) * job.count.trainable
+    size = checkpoint_of(job.spec, job.count.trainable)
     return size if job.device == "cpu" and size > STAGED_BYTES else 0
+
+
+def checkpoint_of(spec: FineTuneJobSpec, trained: int) -> int:
+    """Bytes of a checkpoint: weights, their average, and the optimizer's states, all in fp32. Adafactor's are vectors."""
+    states = {"adafactor": 0, "muon": 1}.get(spec.training.optimizer or "adamw", 2)
+    return 4 * (1 + states + (1 if spec.training.ema else 0)) * trained
 
 
 def _moments(job: _Job, acts: Activations, gradients: int, early: int) -> list[dict[str, int]]:
