@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from finetune_api.spec import FineTuneJobSpec
 from torch import nn
+from torch.distributed.tensor.experimental import implicit_replication
 from torch.nn.parallel import DistributedDataParallel
 
 from finetune_trainer.errors import BadInput, first_line
-from finetune_trainer.model import earlier, load, reached, tied
+from finetune_trainer.model import earlier, load, reached, sharded, tied
 from finetune_trainer.model.methods import full, lora, prompt
 
 _OUTPUTS = {
@@ -49,16 +51,21 @@ def adapt(
     tied.check_adapted(net, shared, earlier=adapter is not None)
     if spec.method.type == "dora" and adapter is None:
         lora.measure_magnitudes(net)
-    for parameter in net.parameters():
-        if parameter.requires_grad and parameter.is_floating_point():
-            parameter.data = parameter.data.float()
+    sharded.replace(net, _in_fp32)
     if adapter is not None:
         earlier.take_weights(net, adapter, spec)
         _expect_no_gradients(net, without_gradient)
     asked = spec.method.prompt_tuning
     if asked is not None and asked.init_text and tokenizer is not None:
-        prompt.begin_with(net, asked.init_text, tokenizer)
+        with sharded.gathered(net.word_embeddings):
+            prompt.begin_with(net, asked.init_text, tokenizer)
     return net
+
+
+def _in_fp32(name: str, parameter: nn.Parameter) -> nn.Parameter:
+    if not parameter.requires_grad or parameter.dtype == torch.float32 or not parameter.is_floating_point():
+        return parameter
+    return nn.Parameter(parameter.detach().float())
 
 
 def _expect_no_gradients(net: nn.Module, modules: list[str]) -> None:
@@ -74,12 +81,16 @@ def _wrap(model: nn.Module, spec: FineTuneJobSpec, adapter: Path | None) -> Any:
     if adapter is None:
         family = prompt if spec.method.type in ("prefix", "prompt") else lora
         settings = family.settings(model, spec, purpose)
+        # A prompt begins as embeddings of the vocabulary; DoRA adds whole matrices to weights that may be sharded.
+        begins_as = sharded.gathered(model.get_input_embeddings()) if spec.method.type == "prompt" else nullcontext()
         try:
-            return get_peft_model(model, settings)
+            with begins_as, implicit_replication():
+                return get_peft_model(model, settings)
         except ValueError as error:  # what only peft knows of a model
             raise BadInput(f"spec.method: {first_line(error)}", code="InvalidSpec") from error
     settings = earlier.settings(adapter, spec, purpose)
     try:
-        return get_peft_model(model, settings)
+        with implicit_replication():
+            return get_peft_model(model, settings)
     except (ValueError, TypeError, KeyError, AttributeError) as error:  # what peft raises for a model of other names
         raise earlier.foreign(adapter, spec, error) from error

@@ -11,8 +11,10 @@ from finetune_api.method import MethodType
 from finetune_api.spec import FineTuneJobSpec
 from safetensors.torch import load_file
 from torch import nn
+from torch.distributed.tensor.experimental import implicit_replication
 
 from finetune_trainer.errors import BadInput, first_line
+from finetune_trainer.model import sharded
 from finetune_trainer.model.methods.kinds import ADAPTER, task_type
 from finetune_trainer.model.purpose import Purpose
 from finetune_trainer.model.save import WEIGHTS, adapter_tensors
@@ -109,7 +111,8 @@ def take_weights(net: nn.Module, folder: Path, spec: FineTuneJobSpec) -> None:
             )
     if next(net.parameters()).is_meta:
         return
-    set_peft_model_state_dict(net, weights)
+    with implicit_replication():  # modules trained whole may be sharded
+        set_peft_model_state_dict(net, weights)
 
 
 def foreign(folder: Path, spec: FineTuneJobSpec, error: Exception) -> BadInput:
@@ -137,7 +140,7 @@ def _without_base(net: Any, weights: dict[str, torch.Tensor]) -> dict[str, torch
 def _same(tensor: torch.Tensor, base: torch.Tensor) -> bool:
     if tensor.shape != base.shape or base.is_meta:  # without weights there is only the shape to go by
         return tensor.shape == base.shape
-    return torch.equal(tensor.to(base.dtype), base.cpu())
+    return torch.equal(tensor.to(base.dtype), sharded.whole(base).cpu())
 
 
 def _invalid(message: str, remedy: str | None = None) -> BadInput:

@@ -17,9 +17,10 @@ from safetensors import safe_open
 from torch import nn
 
 from finetune_trainer.errors import BadInput, first_line
-from finetune_trainer.model import heads, quantized
+from finetune_trainer.model import heads, quantized, streaming
 from finetune_trainer.model.purpose import Purpose
 from finetune_trainer.model.sentences import some
+from finetune_trainer.model.streaming import Place
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _FIELD = "spec.model"
@@ -47,13 +48,15 @@ def load(
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
+    place: Place | None = None,
     adapter: Path | None = None,
 ) -> nn.Module:
     """The model in `folder`, in evaluation mode, on the CPU, in the precision it is held in while training (or `dtype`).
 
-    With method qlora its weights are quantised; quantised weights lie on `device`. `adapter` is the folder of the adapter to go on from,
+    With method qlora its weights are quantised; quantised weights lie on `device`. Others are put in their place by `place`, one
+    after the other, so that the host holds one of them at a time. `adapter` is the folder of the adapter to go on from,
     whose whole modules must not be quantised. A classifier's head that the files lack, or have for other labels, begins
-    at random values that depend on the training seed alone.
+    at random values that depend on the training seed alone, on the CPU.
     Raises BadInput (InvalidModel) when it cannot be read, or when its weights are not those that its config describes.
     """
     uri, remote = spec.model.uri, spec.model.trust_remote_code
@@ -61,18 +64,14 @@ def load(
         config = configuration(folder, spec, purpose)
         auto = auto_class(purpose.task)
         extra = _placed(config, auto, spec, purpose, device, adapter)
+        how = {"config": config, "dtype": dtype or held_in(spec), "output_loading_info": True}
+        how["ignore_mismatched_sizes"] = True  # said in one sentence below
         torch.manual_seed(spec.training.seed)
-        model, report = auto.from_pretrained(
-            folder,
-            config=config,
-            dtype=dtype or held_in(spec),
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # said in one sentence below
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=remote,
-            **extra,
-        )
+        if place is None or extra:
+            files = {"local_files_only": True, "use_safetensors": True, "trust_remote_code": remote}
+            model, report = auto.from_pretrained(folder, **how, **files, **extra)
+        else:
+            model, report = _streamed(folder, type(skeleton(config, auto, spec)), remote, place, how)
     except BadInput:
         raise
     except Exception as error:  # safetensors, transformers and the file system raise many kinds
@@ -91,6 +90,22 @@ def load(
         quantized.tell_what_is_left(model)
     model.finetune_loaded = Loaded(folder, purpose, written_in(folder), head)
     return model
+
+
+def _streamed(folder: Path, kind: Any, remote: bool, place: Place, how: dict[str, Any]) -> tuple[Any, Any]:
+    """What `from_pretrained` of the folder gives, with each weight in its place."""
+    paths = streaming.files(folder, how["config"])
+    if not paths:
+        raise FileNotFoundError(f"no {streaming.SAFE_WEIGHTS_NAME} in {folder}")
+    with streaming.opened(paths) as slices, streaming.placing(place):
+        model, report = kind.from_pretrained(None, state_dict=slices, **how)
+    model.name_or_path = model.config.name_or_path = str(folder)
+    if model.can_generate():
+        where = {"cache_dir": None, "force_download": False, "local_files_only": True, "token": None}
+        model.adjust_generation_fn(
+            None, True, None, str(folder), proxies=None, revision=None, subfolder="", trust_remote_code=remote, **where
+        )
+    return model, report
 
 
 def of(model: nn.Module) -> Loaded:
@@ -194,7 +209,7 @@ def held_in(spec: FineTuneJobSpec) -> torch.dtype:
 def written_in(folder: Path) -> torch.dtype:
     """Precision of most weights in the files; fp32 when they are in none that torch can train in."""
     counts: dict[str, int] = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in streaming.files(folder):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (it is no dictionary)
                 part = file.get_slice(name)

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from torch import nn
 
 from finetune_trainer.errors import BadInput, first_line
-from finetune_trainer.model import heads, load
+from finetune_trainer.model import heads, load, streaming
 from finetune_trainer.model.adapt import adapt
 from finetune_trainer.model.purpose import Purpose
 
@@ -40,7 +40,7 @@ def _without_weights(folder: Path, spec: FineTuneJobSpec, purpose: Purpose) -> t
     config = load.configuration(folder, spec, purpose)
     empty = load.skeleton(config, load.auto_class(purpose.task), spec)
     shapes: dict[str, torch.Tensor] = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in streaming.files(folder, config):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (it is no dictionary)
                 shapes[name] = torch.empty(file.get_slice(name).get_shape(), device="meta")

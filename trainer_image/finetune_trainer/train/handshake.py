@@ -6,7 +6,6 @@ rows, a strategy that was quietly left out, a replica with other weights.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,6 @@ from finetune_trainer.errors import StageError
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import nn
 
     from finetune_trainer.train.gang import Gang
 
@@ -64,15 +62,3 @@ def check(hellos: list[Hello], *, world_size: int, strategy: str, step_rows: lis
     taken = [row for hello in hellos for row in hello.rows]
     if sorted(taken) != sorted(step_rows):
         raise StageError("the ranks' rows of the first step are not, each once, those of the plan")
-
-
-def weights_digest(model: nn.Module) -> str:
-    """sha256 over a sample of every trainable parameter: cheap for any size, and no two different trainings agree on it."""
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            flat = parameter.detach().flatten()
-            sample = flat[:: max(1, flat.numel() // 64)].float().cpu()
-            digest.update(name.encode())
-            digest.update(sample.numpy().tobytes())
-    return digest.hexdigest()

@@ -19,6 +19,7 @@ from finetune_trainer.data.tokenizer import load_tokenizer, settle, template_of
 from finetune_trainer.errors import PeerLost, StageError
 from finetune_trainer.evaluate.stage import Evaluation
 from finetune_trainer.model import load as model
+from finetune_trainer.model import streaming
 from finetune_trainer.model.adapt import adapt
 from finetune_trainer.model.purpose import Purpose
 from finetune_trainer.model.speed import speed_up
@@ -28,7 +29,7 @@ from finetune_trainer.tasks.choose import task_of
 from finetune_trainer.train import handshake, result, shortage, trained
 from finetune_trainer.train.checkpoint import Checkpoint, CheckpointReader, CheckpointStore, sealed_folders
 from finetune_trainer.train.determinism import only_deterministic_kernels
-from finetune_trainer.train.engines.choose import engine_of
+from finetune_trainer.train.engines.choose import engine_of, place_of
 from finetune_trainer.train.engines.engine import Engine
 from finetune_trainer.train.fence import Fence
 from finetune_trainer.train.gang import Gang, form
@@ -57,11 +58,11 @@ def run_training(context: StageContext) -> None:
     )
     settle(tokenizer, shards.task, shards.tokenizer["vocab_size"])
     context.progress.update(total_steps=shards.plan().steps, force=True)
-    with shortage.explaining(context, "loading the model"):
-        net = _net(context, folder, shards, tokenizer)
-    trainable, total = model.count(net)
-    loaded = handshake.weights_digest(net)  # before an engine takes rank 0's for all
     gang = form(context)
+    with shortage.explaining(context, "loading the model"):
+        net, loaded = _net(context, gang, folder, shards, tokenizer)
+    trainable, total = model.count(net)
+    gang.barrier()  # ranks may read at very different speeds, and collectives of the device wait for less time
     speed_up(net, spec, gang.device)
     with shortage.explaining(context, "placing the model"):
         engine = engine_of(spec, gang, net)
@@ -112,15 +113,18 @@ def run_training(context: StageContext) -> None:
             gang.barrier()
 
 
-def _net(context: StageContext, folder: Path, shards: Shards, tokenizer: Any) -> torch.nn.Module:
-    """The model in `folder`, with what `spec.method` says trainable."""
+def _net(
+    context: StageContext, gang: Gang, folder: Path, shards: Shards, tokenizer: Any
+) -> tuple[torch.nn.Module, str]:
+    """The model in `folder`, with what `spec.method` says trainable, and a digest of all that it was made of."""
     config, spec = context.config, context.config.spec
     earlier = spec.method.init_from
     adapter = sources.local(earlier, config, field="spec.method.initFrom.uri") if earlier else None
-    device = "cpu" if spec.compute.device == "cpu" else f"cuda:{context.local_rank}"
     purpose = Purpose.of(shards.resolved, pad=shards.tokenizer["pad"])
-    base = model.load(folder, spec, purpose, device=device, adapter=adapter)
-    return adapt(base, spec, tokenizer=tokenizer, adapter=adapter)
+    place = place_of(spec, gang)
+    base = model.load(folder, spec, purpose, device=gang.device, place=place, adapter=adapter)
+    net = adapt(base, spec, tokenizer=tokenizer, adapter=adapter)
+    return net, streaming.digest(net, [folder] if adapter is None else [folder, adapter])
 
 
 def _finish(

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from finetune_trainer.model import load, reached, targets, tied
+from finetune_trainer.model import load, reached, sharded, targets, tied
 from finetune_trainer.model.methods.kinds import task_type
 from finetune_trainer.model.purpose import Purpose
 
@@ -51,6 +51,7 @@ def measure_magnitudes(net: nn.Module) -> None:
     for module in net.modules():
         for layer in getattr(module, "lora_magnitude_vector", {}).values():
             if isinstance(layer, DoraLinearLayer):
-                weight = dequantize_module_weight(module.get_base_layer()).float()
+                with sharded.gathered(module.get_base_layer()):
+                    weight = dequantize_module_weight(module.get_base_layer()).float()
                 rows = weight.T if layer.fan_in_fan_out else weight
                 layer.weight = nn.Parameter(torch.linalg.norm(rows, dim=1))

@@ -40,6 +40,7 @@ class DdpEngine:
                 device_ids=[setting.device.index] if setting.device.type == "cuda" else None,
                 gradient_as_bucket_view=True,
                 broadcast_buffers=False,
+                init_sync=False,  # at start all ranks compare a digest of what they loaded
             )
         self.name = type(self._model).__name__ if self._ranks > 1 else "single process"
         self._recipe = recipe

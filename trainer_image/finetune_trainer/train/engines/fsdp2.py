@@ -1,7 +1,7 @@
 """Strategy fsdp2: PyTorch's own full sharding, by block. Weights, gradients and optimizer states are DTensors, one for each parameter.
 
 Master weights stay in the precision they were loaded in (fp32 for all that is trained); in bf16 runs they are rounded
-when they are gathered, and gradients are reduced in fp32. As with zero3, each process loads the whole model first.
+when they are gathered, and gradients are reduced in fp32. Weights that come sharded (see model.sharded) are never whole.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from finetune_trainer.model import sharded
 from finetune_trainer.tasks.base import Batch
 from finetune_trainer.train import ema
 from finetune_trainer.train.engines.engine import WEIGHTS, Loss, Named, Setting
 from finetune_trainer.train.engines.plain import with_plain_parameters
 from finetune_trainer.train.engines.room import fits_everywhere
 from finetune_trainer.train.optimizers.adamw import MOMENTS
-from finetune_trainer.train.optimizers.groups import set_learning_rate
+from finetune_trainer.train.optimizers.groups import by_name, of_names, set_learning_rate
 from finetune_trainer.train.optimizers.guard import Guard
 from finetune_trainer.train.optimizers.recipe import Group, Recipe
 
@@ -55,10 +56,11 @@ class Fsdp2Engine:
         precision = MixedPrecisionPolicy()
         if setting.bf16:
             precision = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-        names = {id(p): name for name, p in model.named_parameters()}
-        named_groups = [{**group, "params": [names[id(p)] for p in group["params"]]} for group in groups]
+        named_groups = by_name(groups, model)
+        parts = sharded.without_parts(model)
         for block in [*blocks_of(model), model]:
             fully_shard(block, mesh=self._mesh, mp_policy=precision, offload_policy=policy)
+        self._fill(model, parts)
         for part in model.modules():
             if isinstance(part, FSDPModule):
                 part.set_gradient_divide_factor(1.0)  # the sum over ranks is wanted
@@ -66,9 +68,7 @@ class Fsdp2Engine:
         self.module = model
         self.name = type(model).__mro__[1].__name__
         self._parameters: dict[str, DTensor] = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        self._optimizer = recipe.build(
-            [{**group, "params": [self._parameters[name] for name in group["params"]]} for group in named_groups]
-        )
+        self._optimizer = recipe.build(of_names(named_groups, model))
         self._guard = Guard(self._optimizer)
         self.optimizer = recipe.name
         elements = sum(p.numel() for p in self._parameters.values())
@@ -76,6 +76,20 @@ class Fsdp2Engine:
         self._ema = ema.Ema(self._locals(), setting.ema) if setting.ema else None
         self.state_bytes = 4 * elements * (1 + len(MOMENTS) + (setting.ema is not None))
         self.module_communicates = setting.world_size > 1
+
+    @torch.no_grad()
+    def _fill(self, model: nn.Module, parts: dict[str, torch.Tensor]) -> None:
+        """Parameters without values get this rank's parts, which are cut as theirs. Buffers have their values."""
+
+        def fill(name: str, parameter: nn.Parameter) -> nn.Parameter:
+            if name not in parts:
+                return parameter
+            part = parts.pop(name)
+            filled = nn.Parameter(torch.empty_like(parameter, device=part.device), parameter.requires_grad)
+            filled.to_local().copy_(part)
+            return filled
+
+        sharded.replace(model, fill)
 
     def accumulate(self, batches: Sequence[Callable[[], Batch]], loss: Loss, scale: float) -> torch.Tensor:
         total = torch.zeros((), device=self._device)

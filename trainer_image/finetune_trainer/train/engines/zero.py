@@ -14,13 +14,15 @@ from typing import Any
 import torch
 from finetune_api.compute import OffloadSpec
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from finetune_trainer.errors import BadInput, StageError
+from finetune_trainer.model import sharded
 from finetune_trainer.tasks.base import Batch
 from finetune_trainer.train import ema
 from finetune_trainer.train.engines.engine import WEIGHTS, Loss, Named, Setting
 from finetune_trainer.train.optimizers.adamw import MOMENTS
-from finetune_trainer.train.optimizers.groups import set_learning_rate
+from finetune_trainer.train.optimizers.groups import by_name, of_names, set_learning_rate
 from finetune_trainer.train.optimizers.guard import Guard
 from finetune_trainer.train.optimizers.recipe import Group, Recipe
 
@@ -108,12 +110,14 @@ class ZeroEngine:
 
         trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
         elements = sum(p.numel() for p in trainable.values())
-        # DeepSpeed begins with what it has rounded to bf16.
-        exact = {name: p.detach() for name, p in trainable.items()} if setting.bf16 else {}
+        del trainable
+        named_groups = by_name(groups, model)
+        how = config(setting, stage=self.stage, trainable=elements)
+        exact = self._place(setting, model, how)  # DeepSpeed begins with what it has rounded to bf16
         engine, _, _, _ = deepspeed.initialize(
             model=model,
-            optimizer=recipe.build(groups),
-            config=config(setting, stage=self.stage, trainable=elements),
+            optimizer=recipe.build(of_names(named_groups, model)),
+            config=how,
             dist_init_required=False,
         )
         self._engine = engine
@@ -135,8 +139,7 @@ class ZeroEngine:
                 parameter.grad_dtype = torch.float32  # micro-batches are summed in it, and rounded once
         self.state_bytes = 4 * elements * (1 + len(MOMENTS) + (setting.ema is not None))
         if exact:
-            with torch.no_grad():
-                self._write(lambda kind, name: exact[name], (WEIGHTS,))
+            self._begin_with(exact)
             del exact
         self._ema = ema.Ema(self._flats(), setting.ema) if setting.ema else None
 
@@ -190,6 +193,14 @@ class ZeroEngine:
     def averaged(self) -> contextlib.AbstractContextManager[None]:
         return ema.in_force(self._ema, after=self._refresh)
 
+    def _place(self, setting: Setting, model: nn.Module, how: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """Collective: bring weights from `model.sharded` to where the forward wants them. In bf16 runs, what was trainable before it was rounded."""
+        raise NotImplementedError
+
+    def _begin_with(self, exact: dict[str, torch.Tensor]) -> None:
+        """Collective: what `_place` gave becomes the master weights."""
+        raise NotImplementedError
+
     def _kinds(self) -> tuple[str, ...]:
         return (WEIGHTS, *((ema.KIND,) if self._ema is not None else ()), *MOMENTS)
 
@@ -231,6 +242,25 @@ class FlatZeroEngine(ZeroEngine):
         self.stage = stage
         super().__init__(setting, model, recipe, groups)
         self.even = stage == 2 and not self._holds
+
+    @torch.no_grad()
+    def _place(self, setting: Setting, model: nn.Module, how: dict[str, Any]) -> dict[str, torch.Tensor]:
+        exact: dict[str, torch.Tensor] = {}
+
+        def place(name: str, parameter: nn.Parameter) -> nn.Parameter:
+            if setting.bf16 and parameter.requires_grad:
+                exact[name] = parameter.detach()
+            if not isinstance(parameter, DTensor):
+                return parameter
+            made = sharded.whole(parameter).to(torch.bfloat16 if setting.bf16 else parameter.dtype)
+            return nn.Parameter(made, requires_grad=parameter.requires_grad)
+
+        sharded.replace(model, place)
+        return exact
+
+    @torch.no_grad()
+    def _begin_with(self, exact: dict[str, torch.Tensor]) -> None:
+        self._write(lambda kind, name: sharded.whole(exact.pop(name)), (WEIGHTS,))
 
     @property
     def _coalesces(self) -> bool:

@@ -1,19 +1,21 @@
 """Strategy zero3: weights are sharded too, and gathered module by module while they are used.
 
-The model is sharded after it was loaded: each process needs host memory for one whole model while it starts.
+Weights that come sharded (see model.sharded) are brought into DeepSpeed's own flat shards one after the other.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from finetune_trainer.errors import BadInput
-from finetune_trainer.train.engines.engine import Setting
+from finetune_trainer.model import sharded
+from finetune_trainer.train.engines.engine import WEIGHTS, Setting
 from finetune_trainer.train.engines.plain import with_plain_parameters
 from finetune_trainer.train.engines.room import fits_everywhere
 from finetune_trainer.train.engines.zero import ZeroEngine
@@ -36,6 +38,50 @@ class Zero3Engine(ZeroEngine):
             )
         super().__init__(setting, model, recipe, groups)
         self.module_communicates = setting.world_size > 1
+
+    @torch.no_grad()
+    def _place(self, setting: Setting, model: nn.Module, how: dict[str, Any]) -> dict[str, torch.Tensor]:
+        from deepspeed.runtime.zero.partition_parameters import Init
+
+        for module in model.modules():  # DeepSpeed leaves the place of buffers to who shards
+            module._buffers |= {n: b.to(setting.device) for n, b in module._buffers.items() if b is not None}
+        exact: dict[str, torch.Tensor] = {}
+        holder = nn.ParameterList()
+
+        def place(name: str, parameter: nn.Parameter) -> nn.Parameter:
+            value = sharded.whole(parameter).detach().to(setting.device)
+            if setting.bf16 and parameter.requires_grad:
+                exact[name] = self._slice(value).clone()
+            if setting.bf16 and value.is_floating_point():
+                value = value.to(torch.bfloat16)
+            placed: Any = nn.Parameter(value, requires_grad=parameter.requires_grad)
+            if len(holder):
+                holder[0].convert_to_zero_parameters(param_list=[placed])
+            else:
+                holder.append(placed)
+                Init(module=holder, config_dict_or_path=how)
+            return placed
+
+        sharded.replace(model, place)
+        return exact
+
+    @torch.no_grad()
+    def _begin_with(self, exact: dict[str, torch.Tensor]) -> None:
+        names = {id(parameter): name for name, parameter in self._parameters.items()}
+        for group, parameters in enumerate(self._zero.fp16_groups):
+            with self._in_memory(group, keep=True):
+                flat = self._flat(group, WEIGHTS)
+                assert flat is not None
+                for parameter in parameters:
+                    mine = exact.pop(names[id(parameter)])
+                    start = self._zero.grad_position[self._zero.get_param_id(parameter)][1]
+                    flat.detach().narrow(0, start, len(mine)).copy_(mine)
+
+    def _slice(self, tensor: torch.Tensor) -> torch.Tensor:
+        """What DeepSpeed gives this rank of a whole tensor."""
+        length = -(-tensor.numel() // dist.get_world_size())
+        first = min(tensor.numel(), length * dist.get_rank())
+        return tensor.flatten()[first : first + length]
 
     def _flats(self) -> list[torch.Tensor]:
         return self._zero.fp32_partitioned_groups_flat

@@ -28,3 +28,20 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
     """The schedule's rate, times each group's ratio."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group["ratio"]
+
+
+def by_name(groups: list[Group], model: nn.Module) -> list[Group]:
+    """The same with names instead of parameters, which are taken out: those of a model that is being sharded live no longer than needed."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [{**group, "params": [names[id(parameter)] for parameter in _taken(group)]} for group in groups]
+
+
+def of_names(groups: list[Group], model: nn.Module) -> list[Group]:
+    """From `by_name` back, with the parameters that the model has now."""
+    parameters = dict(model.named_parameters())
+    return [{**group, "params": [parameters[name] for name in group["params"]]} for group in groups]
+
+
+def _taken(group: Group) -> list[nn.Parameter]:
+    taken, group["params"] = group["params"], []
+    return taken
