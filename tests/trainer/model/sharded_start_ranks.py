@@ -42,7 +42,7 @@ LARGE = [("fsdp2", "lora"), ("fsdp2", "full"), ("zero3", "lora"), ("zero3", "ful
 
 
 def resolved(method: dict[str, Any], strategy: str, precision: str) -> Any:
-    return spec_of(method, compute={"device": "cpu", "strategy": strategy}, training={"precision": precision})
+    return spec_of(method, compute={"device": "cpu", "strategy": strategy}, training={"precision": precision, "ema": 0.5})
 
 
 def loaded(base: Path, family: str, gang: Any) -> str:
@@ -90,7 +90,16 @@ def adapted(base: Path, family: str, method: dict[str, Any], strategy: str, gang
         if not torch.equal(dict(engine.module.named_buffers())[name], buffer):
             return f"{name} in {engine.name}"
     engine.accumulate([Rows], lambda net, rows: net(input_ids=rows.ids).logits.square().sum(), 0.1)
-    return "" if float(engine.step(1e-4)) > 0 else "no step"
+    engine.step(1e-2)
+    after = {(kind, name): tensor.clone() for kind, name, tensor in engine.export()}
+    moved = False
+    for name, before in plain.named_parameters():
+        if before.requires_grad:
+            weights = after["weights", name]
+            moved |= not torch.equal(weights, before)
+            if not torch.allclose(after["ema", name], (before + weights) / 2, atol=1e-6):
+                return f"the moving average of {name}"
+    return "" if moved else "nothing moved"
 
 
 def gathered(parameter: Any) -> torch.Tensor:
@@ -105,6 +114,7 @@ def gathered(parameter: Any) -> torch.Tensor:
 def start(base: Path, strategy: str, method: str, gang: Any) -> dict[str, float]:
     """Peak of resident memory beyond what there was before, and what this rank holds in the end: in bytes, and elements of the model."""
     spec = resolved({"type": method}, strategy, "bf16")
+    spec.training.ema = None
     begin = memory(reset=True)
     net = adapt(loading.load(base, spec, CAUSAL, place=place_of(spec, gang)), spec)
     elements = sum(p.numel() for p in net.parameters())

@@ -34,7 +34,7 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
         return tensor
     mesh = tensor.device_mesh
     ranks, group = mesh.size(), mesh.get_group()
-    device = torch.device("cuda" if ranks > 1 and "nccl" in dist.get_backend(group) else mesh.device_type)
+    device = torch.device("cuda" if dist.get_backend() == "nccl" else mesh.device_type)
     mine = tensor.to_local().detach().to(device)
     if ranks == 1:
         return mine
