@@ -19,6 +19,7 @@ from finetune_trainer.model import load as loading
 from finetune_trainer.model import sharded
 from finetune_trainer.model.adapt import adapt
 from finetune_trainer.train.engines.choose import engine_of, place_of
+from finetune_trainer.train.engines.room import returning_host_memory
 from torch import nn
 from torch.distributed.tensor import DTensor
 
@@ -42,7 +43,9 @@ LARGE = [("fsdp2", "lora"), ("fsdp2", "full"), ("zero3", "lora"), ("zero3", "ful
 
 
 def resolved(method: dict[str, Any], strategy: str, precision: str) -> Any:
-    return spec_of(method, compute={"device": "cpu", "strategy": strategy}, training={"precision": precision, "ema": 0.5})
+    return spec_of(
+        method, compute={"device": "cpu", "strategy": strategy}, training={"precision": precision, "ema": 0.5}
+    )
 
 
 def loaded(base: Path, family: str, gang: Any) -> str:
@@ -116,9 +119,10 @@ def start(base: Path, strategy: str, method: str, gang: Any) -> dict[str, float]
     spec = resolved({"type": method}, strategy, "bf16")
     spec.training.ema = None
     begin = memory(reset=True)
-    net = adapt(loading.load(base, spec, CAUSAL, place=place_of(spec, gang)), spec)
-    elements = sum(p.numel() for p in net.parameters())
-    engine = engine_of(spec, gang, net)
+    with returning_host_memory():
+        net = adapt(loading.load(base, spec, CAUSAL, place=place_of(spec, gang)), spec)
+        elements = sum(p.numel() for p in net.parameters())
+        engine = engine_of(spec, gang, net)
     del net
     peak = memory()
     held = 0

@@ -42,10 +42,7 @@ def gang(folder_of, tmp_path_factory):
     del model
     bases = {"large": str(folder / "large")} | {name: str(folder_of(name)) for name in FAMILIES_READ}
     try:
-        # Freed tensors go back to the system at once, so that each cell's peak is its own.
-        two_ranks.run(
-            ranks.__file__, folder, seconds=300, BASES=json.dumps(bases), MALLOC_MMAP_THRESHOLD_="1048576"
-        )  # fmt: skip
+        two_ranks.run(ranks.__file__, folder, seconds=300, BASES=json.dumps(bases))
     finally:
         shutil.rmtree(folder / "large")
     return [two_ranks.found(folder, rank) for rank in (0, 1)]

@@ -31,6 +31,7 @@ from finetune_trainer.train.checkpoint import Checkpoint, CheckpointReader, Chec
 from finetune_trainer.train.determinism import only_deterministic_kernels
 from finetune_trainer.train.engines.choose import engine_of, place_of
 from finetune_trainer.train.engines.engine import Engine
+from finetune_trainer.train.engines.room import returning_host_memory
 from finetune_trainer.train.fence import Fence
 from finetune_trainer.train.gang import Gang, form
 from finetune_trainer.train.history import History, eval_name
@@ -59,12 +60,12 @@ def run_training(context: StageContext) -> None:
     settle(tokenizer, shards.task, shards.tokenizer["vocab_size"])
     context.progress.update(total_steps=shards.plan().steps, force=True)
     gang = form(context)
-    with shortage.explaining(context, "loading the model"):
+    with returning_host_memory(), shortage.explaining(context, "loading the model"):
         net, loaded = _net(context, gang, folder, shards, tokenizer)
     trainable, total = model.count(net)
     gang.barrier()  # ranks may read at very different speeds, and collectives of the device wait for less time
     speed_up(net, spec, gang.device)
-    with shortage.explaining(context, "placing the model"):
+    with returning_host_memory(), shortage.explaining(context, "placing the model"):
         engine = engine_of(spec, gang, net)
     store, resumed, best = _take_over(context, gang, run_hash)
     if resumed is not None:

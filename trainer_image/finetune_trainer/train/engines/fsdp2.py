@@ -92,7 +92,9 @@ class Fsdp2Engine:
         sharded.replace(model, fill)
         for part in model.modules():
             if isinstance(part, FSDPModule):
-                part._apply(torch.Tensor.detach, recurse=False)  # fully_shard pads new parts then, else in the first forward
+                part._apply(
+                    torch.Tensor.detach, recurse=False
+                )  # fully_shard pads new parts then, else in the first forward
 
     def accumulate(self, batches: Sequence[Callable[[], Batch]], loss: Loss, scale: float) -> torch.Tensor:
         total = torch.zeros((), device=self._device)
