@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -140,13 +141,40 @@ def loss_of(task: str, model: nn.Module, batch: Batch) -> torch.Tensor:
 
 
 def exported(engine: Engine, *, share: bool) -> Weights:
-    """Everything by kind and name, on every rank."""
-    found = {(kind, name): tensor.float().cpu().clone() for kind, name, tensor in engine.export()}
+    """Everything by kind and name, on every rank, put together from what each owns. No element is owned twice, or by none."""
+    mine = [replace(one, values=one.values.float().cpu().clone()) for one in engine.export()]
+    parts = [mine] * (dist.get_world_size() if share else 1)
     if share:
-        box = [found if dist.get_rank() == 0 else None]
-        dist.broadcast_object_list(box, src=0)
-        found = box[0]
-    return found
+        dist.all_gather_object(parts, mine)
+        largest = max(one.values.numel() for part in parts for one in part)
+        sizes = [sum(one.values.numel() for one in part) for part in parts]
+        assert max(sizes) - min(sizes) <= max(largest, 64 * len(mine)), f"the ranks' shares are uneven: {sizes}"
+    found: Weights = {}
+    for one in itertools.chain(*parts):
+        whole = found.setdefault((one.kind, one.name), torch.full((torch.Size(one.shape).numel(),), float("nan")))
+        place = whole[one.start : one.start + one.values.numel()]
+        assert place.isnan().all(), f"two ranks own a part of {one.kind} of {one.name}"
+        place.copy_(one.values)
+        if not one.values.isfinite().all():
+            raise AssertionError(f"{one.kind} of {one.name} is not finite")
+    assert not any(whole.isnan().any() for whole in found.values()), "a part of a tensor is nobody's"
+    shapes = {(one.kind, one.name): one.shape for one in itertools.chain(*parts)}
+    assert sum(whole.nbytes for whole in found.values()) == engine.state_bytes
+    return {key: whole.view(shapes[key]) for key, whole in found.items()}
+
+
+def restore(engine: Engine, source: Weights, steps: int) -> int:
+    """From whole tensors. Returns how many elements the engine read."""
+    taken = 0
+
+    def read(kind: str, name: str, start: int, length: int) -> torch.Tensor:
+        nonlocal taken
+        taken += length
+        return source[kind, name].flatten()[start : start + length]
+
+    engine.restore(read, steps)
+    engine.refresh()
+    return taken
 
 
 def difference(mine: Weights, theirs: Weights) -> float:
@@ -193,7 +221,8 @@ def chain(method: str) -> Iterator[tuple[str, dict[str, Any]]]:
                 report["sharded"] = all(type(p).__name__ == "DTensor" for p in engine.module.parameters())
             report["first"] = _compared(step(engine, "causal-lm", 1), alone.said[0])
             report["first weights"] = difference(exported(engine, share=share), alone.after[1])
-            engine.restore(lambda kind, name, source=before: source[kind, name], done)
+            taken = restore(engine, before, done)
+            report["taken"] = taken * 4 / engine.state_bytes
             report["next"] = _compared(step(engine, "causal-lm", done + 1), alone.said[done])
             before = exported(engine, share=share)
             report["next weights"] = difference(before, alone.after[done + 1])
@@ -254,7 +283,7 @@ def offloads() -> Iterator[tuple[str, dict[str, Any]]]:
             setting = setting_of(2, offload=offload)
             engine = engine_of(strategy.split()[0], setting, model_of("causal-lm", "full"))
             report: dict[str, Any] = {"first": _compared(step(engine, "causal-lm", 1), alone.said[0])}
-            engine.restore(lambda kind, name: alone.after[3][kind, name], 3)
+            restore(engine, alone.after[3], 3)
             report["next"] = _compared(step(engine, "causal-lm", 4), alone.said[3])
             report["next weights"] = difference(exported(engine, share=True), alone.after[4])
         except Exception:
@@ -272,7 +301,7 @@ def half() -> Iterator[tuple[str, dict[str, Any]]]:
                 report: dict[str, Any] = {"begin": difference(exported(engine, share=True), alone.after[0])}
                 report["first"] = _compared(step(engine, "causal-lm", 1), alone.said[0])
                 report["first weights"] = difference(exported(engine, share=True), alone.after[1])
-                engine.restore(lambda kind, name, source=alone.after[3]: source[kind, name], 3)
+                restore(engine, alone.after[3], 3)
                 report["restored"] = difference(exported(engine, share=True), alone.after[3])
                 report["next"] = _compared(step(engine, "causal-lm", 4), alone.said[3])
                 if method == "full":
@@ -285,7 +314,7 @@ def half() -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _moments(engine: Engine, alone: Alone, micro_batches: int) -> torch.Tensor:
     """First moments after one step over many rows, cut into so many micro-batches."""
-    engine.restore(lambda kind, name: alone.after[0][kind, name], 0)
+    restore(engine, alone.after[0], 0)
     rows = torch.cat([rows_of(number) for number in range(1, 5)]).chunk(2)[dist.get_rank()]
     makers = [lambda part=part: batch_of("causal-lm", part) for part in rows.tensor_split(micro_batches)]
     engine.accumulate(makers, lambda model, batch: loss_of("causal-lm", model, batch), 0.01)

@@ -50,6 +50,7 @@ def test_checkpoints_go_from_strategy_to_strategy(gang: dict[str, Any], cell: st
     assert found["first weights"] < TOLERANCE
     assert max(found["next"]) < TOLERANCE, "it goes on from another strategy's checkpoint"
     assert found["next weights"] < TOLERANCE
+    assert found["taken"] <= (1.0 if cell.rsplit("/", 1)[1] in ("ddp", "single") else 0.6), "it reads its share"
     assert found["moved"] > 1e-6, "the moving average is another model"
     assert found["came back"] == 0.0
     assert found["unsharded"] < 1e-5

@@ -201,9 +201,9 @@ def _buffers(job: _Job) -> int:
 
 
 def _staging(job: _Job) -> int:
-    """A checkpoint on its way to the disk, where the host's memory is what training is done in."""
+    """What a rank owns of a checkpoint on its way to the disk, where the host's memory is what training is done in."""
     size = checkpoint_of(job.spec, job.count.trainable)
-    return size if job.device == "cpu" and size > STAGED_BYTES else 0
+    return size // job.ranks if job.device == "cpu" and size > STAGED_BYTES else 0
 
 
 def checkpoint_of(spec: FineTuneJobSpec, trained: int) -> int:

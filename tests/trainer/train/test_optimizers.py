@@ -14,6 +14,8 @@ from finetune_trainer.train.optimizers.groups import groups, set_learning_rate
 from finetune_trainer.train.optimizers.muon import Muon
 from torch import nn
 
+from tests.trainer import engine_cells
+
 OURS = ["adamw", "adafactor", "muon"]
 BITSANDBYTES = ["adamw-8bit", "paged-adamw", "paged-adamw-8bit"]
 
@@ -63,20 +65,19 @@ def test_it_learns_and_goes_on_from_its_states(optimizer: str) -> None:
     one = engine(optimizer)
     losses = train(one, range(12))
     assert losses[-1] < losses[0] - 0.5
-    kept = {(kind, name): tensor.clone() for kind, name, tensor in one.export()}
-    assert sum(4 * tensor.numel() for tensor in kept.values()) == one.state_bytes
+    kept = engine_cells.exported(one, share=False)
     rest = train(one, range(12, 18))
     other = engine(optimizer)
     train(other, range(3))
-    other.restore(lambda kind, name: kept[kind, name], 12)
+    engine_cells.restore(other, kept, 12)
     assert train(other, range(12, 18)) == rest
 
 
 @pytest.mark.parametrize("optimizer", OURS)
 def test_states_can_be_exported_before_the_first_step(optimizer: str) -> None:
-    kept = {(kind, name): tensor.clone() for kind, name, tensor in engine(optimizer).export()}
+    kept = engine_cells.exported(engine(optimizer), share=False)
     other = engine(optimizer)
-    other.restore(lambda kind, name: kept[kind, name], 0)
+    engine_cells.restore(other, kept, 0)
     assert train(other, range(3)) == train(engine(optimizer), range(3))
 
 
@@ -87,13 +88,12 @@ def test_bitsandbytes_goes_on_nearly_as_it_was(optimizer: str) -> None:
     one = engine(optimizer)
     losses = train(one, range(12))
     assert losses[-1] < losses[0] - 0.5
-    kept = {(kind, name): tensor.clone() for kind, name, tensor in one.export()}
+    kept = engine_cells.exported(one, share=False)
     rest = train(one, range(12, 18))
     other = engine(optimizer)
-    other.restore(lambda kind, name: kept[kind, name], 12)
-    for kind, name, tensor in other.export():
-        block = kept[kind, name].abs().max()
-        assert (tensor - kept[kind, name]).abs().max() <= 0.015 * block, (kind, name)
+    engine_cells.restore(other, kept, 12)
+    for key, tensor in engine_cells.exported(other, share=False).items():
+        assert (tensor - kept[key]).abs().max() <= 0.015 * kept[key].abs().max(), key
     assert train(other, range(12, 18)) == pytest.approx(rest, abs=0.02 if "8bit" in optimizer else 0.0)
 
 

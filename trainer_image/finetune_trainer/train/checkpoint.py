@@ -1,10 +1,14 @@
-"""Checkpoints, format 1: named tensors that belong to no engine, sealed, resumable at any world size and strategy.
+"""Checkpoints, format 2: fragments of named tensors that belong to no engine, sealed, resumable at any world size and strategy.
 
-    step-N/weights-*.safetensors      trainable weights by name, fp32
-    step-N/ema-*.safetensors          their moving average, if the run keeps one
-    step-N/optimizer-*.safetensors    STATE/NAME for each state of each parameter, such as exp_avg/NAME, fp32
+    step-N/rank-RRRRR-*.safetensors   what rank R owns: flat ranges of tensors, fp32, by KIND/NAME; kind is "weights" (trainable ones),
+                                      "ema" (their moving average, if the run keeps one), or a state of the optimizer, such as exp_avg
+    step-N/index.json                 KIND/NAME -> shape, dtype, fragments [file, first element, elements, first byte in the file]
     step-N/state.json                 step, counts, positions of schedule, data and randomness
     step-N/manifest.json              format, files with sizes and hashes, world size, config hash, attempt, step, eval_loss, metric, value
+
+Index and state are files of their own, for every manifest is read whenever the store is looked at. Every rank writes its part
+into a hidden folder that rank 0 created; rank-RRRRR.json is the last of it, and rank 0 seals when all are there.
+In format 1, which is still read, rank 0 wrote whole tensors, and there is no index.
 
 Randomness (dropout) is a function of seed, step and rank, and the data position one of the step: both need no more state
 than the step. Nothing here imports torch before a tensor is read: the process that writes must start fast.
@@ -13,30 +17,32 @@ than the step. Nothing here imports torch before a tensor is read: the process t
 from __future__ import annotations
 
 import json
+import math
+import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, replace
+import uuid
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune_api.evaluation import LOWER_IS_BETTER, Metric
 from finetune_api.status import CheckpointStatus
-from safetensors import safe_open
 
 from finetune_trainer import sealed
 from finetune_trainer.errors import StageError
-from finetune_trainer.train.fence import Fence
-from finetune_trainer.train.tensor_files import Stored, write_file
+from finetune_trainer.train.fence import Fence, refuse_superseded
+from finetune_trainer.train.tensor_files import read_header, write_file
 
 if TYPE_CHECKING:
     import torch
 
-    from finetune_trainer.train.engines.engine import Named
-
 KIND = "checkpoint"
-FORMAT = 1
-STATE = "state.json"
+FORMAT = 2
+_READ = (1, FORMAT)
+STATE, INDEX = "state.json", "index.json"
 _FILE_BYTES = 2 << 30
 _WEIGHTS, _AVERAGE = "weights", "ema"
 
@@ -64,11 +70,20 @@ class Checkpoint:
         return CheckpointStatus(step=self.step, path=str(self.folder), time=stamp, eval_loss=self.eval_loss)
 
 
-class CheckpointStore:
-    """The folder of a run's checkpoints. Writing and deleting is for rank 0, which holds the fence, and its writer.
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where all ranks write a checkpoint that is not sealed yet, and the fence that lets `attempt` do so."""
 
-    `starts` is True for the first to open it in an attempt, which takes away what earlier ones left unfinished. Checkpoints are
-    written with `config_hash`; those with a hash in `resumable` count as well.
+    folder: Path
+    fence: Path
+    attempt: int
+
+
+class CheckpointStore:
+    """The folder of a run's checkpoints. Sealing and deleting is for rank 0, which holds the fence.
+
+    It takes away what earlier attempts left unfinished. Checkpoints are written with `config_hash`; those with a hash in
+    `resumable` count as well.
     """
 
     def __init__(
@@ -78,7 +93,6 @@ class CheckpointStore:
         config_hash: str,
         *,
         keep: int,
-        starts: bool = True,
         resumable: Collection[str] = (),
     ) -> None:
         self.fence = fence
@@ -86,7 +100,7 @@ class CheckpointStore:
         self.config_hash = config_hash
         self.resumable = {config_hash, *resumable}
         self.keep = keep
-        for leftover in folder.glob(".step-*") if starts else ():
+        for leftover in folder.glob(".step-*"):
             shutil.rmtree(leftover, ignore_errors=True)
 
     def sealed(self) -> list[Checkpoint]:
@@ -94,7 +108,8 @@ class CheckpointStore:
         found = []
         for folder, manifest in sealed_folders(self.folder):
             if (
-                (manifest.get("kind"), manifest.get("format")) == (KIND, FORMAT)
+                manifest.get("kind") == KIND
+                and manifest.get("format") in _READ
                 and manifest.get("config_hash") in self.resumable
                 and self.fence.counts(folder.name, manifest["attempt"])
             ):
@@ -104,17 +119,6 @@ class CheckpointStore:
     def newest(self) -> Checkpoint | None:
         return max(self.sealed(), key=lambda one: one.step, default=None)
 
-    def whole(self, choose: Callable[[], Checkpoint | None], say: Callable[[str], None]) -> Checkpoint | None:
-        """What `choose` (`newest` or `best`) gives, if its content is as sealed. Damaged ones are deleted, said, and chosen no more."""
-        while (one := choose()) is not None:
-            try:
-                sealed.verify(one.folder)
-                return one
-            except sealed.Torn as torn:
-                say(f"checkpoint {one.folder.name} is damaged and not used: {torn}")
-                shutil.rmtree(one.folder)
-        return None
-
     def best(self) -> Checkpoint | None:
         """The one with the best value of its metric (the earliest of equals), or the newest if none was validated."""
         all_of_them = self.sealed()
@@ -123,17 +127,17 @@ class CheckpointStore:
             return min(measured, key=lambda one: (one.value if one.metric in LOWER_IS_BETTER else -one.value, one.step))
         return all_of_them[-1] if all_of_them else None
 
-    def seal(self, tensors: Iterator[Named], state: dict[str, Any], manifest: dict[str, Any]) -> Checkpoint:
-        """Write, seal and then let older ones go. `manifest` must hold step, eval_loss, world_size, and metric and value where it is not the loss that chooses.
+    def begin(self, step: int) -> Target:
+        """Create the folder that all ranks write into. No other attempt knows its name, not even one that saves the same step."""
+        folder = self.folder / f".step-{step}.{uuid.uuid4().hex}"
+        folder.mkdir(parents=True)
+        return Target(folder, self.fence.path, self.fence.attempt)
+
+    def seal(self, target: Target, state: dict[str, Any], manifest: dict[str, Any]) -> Checkpoint:
+        """Seal what all ranks have written, and then let older ones go. `manifest` must hold step, eval_loss, world_size, and metric and value where it is not the loss that chooses.
 
         Raises OSError when the storage is full or gone; the checkpoints before are untouched then.
         """
-        return self.seal_files(lambda folder: _write(tensors, folder), state, manifest)
-
-    def seal_files(self, write: Callable[[Path], None], state: dict[str, Any], manifest: dict[str, Any]) -> Checkpoint:
-        """As `seal`, with files of tensors that `write` puts into the folder it is given."""
-        began = time.perf_counter()
-        step = manifest["step"]
         manifest = {
             "kind": KIND,
             "format": FORMAT,
@@ -142,16 +146,15 @@ class CheckpointStore:
             "time": time.time(),
             **manifest,
         }
-        staged = self.folder / f".step-{step}.staged"
-        with sealed.sealing(staged, manifest) as folder:
-            write(folder)
-            sealed.write_json(folder / STATE, state)
-        self.fence.check()  # as late as can be: hashing and syncing may have taken minutes
-        final = self.folder / f"step-{step}"
-        sealed.replace_folder(staged, final)
-        seconds = time.perf_counter() - began
+        index, files = _merge(target.folder, manifest["world_size"])
+        sealed.write_json(target.folder / INDEX, index, indent=None)
+        sealed.write_json(target.folder / STATE, state)
+        sealed.seal(target.folder, manifest, known=files)
+        self.fence.check()  # as late as can be
+        final = self.folder / f"step-{manifest['step']}"
+        sealed.replace_folder(target.folder, final)
         self._prune()
-        return replace(checkpoint_in(final, manifest), seconds=seconds)
+        return checkpoint_in(final, manifest)
 
     def _prune(self) -> None:
         all_of_them = self.sealed()
@@ -159,37 +162,92 @@ class CheckpointStore:
         kept = {one.folder for one in all_of_them[-self.keep :]} | ({best.folder} if best else set())
         for one in all_of_them:
             if one.folder not in kept:
-                shutil.rmtree(one.folder, ignore_errors=True)
+                self.delete(one)
+
+    def delete(self, one: Checkpoint) -> None:
+        """At once or, after a crash, at the next start: never a part of it."""
+        hidden = self.folder / f".{one.folder.name}.{uuid.uuid4().hex}"
+        one.folder.rename(hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
 
 
 class CheckpointReader:
-    """Tensors of a sealed checkpoint by kind and name, one at a time."""
+    """Ranges of the tensors of a sealed checkpoint, by kind and name. Only what is asked for is read: `bytes_read` counts it."""
 
     def __init__(self, folder: Path) -> None:
-        self._places: dict[str, Path] = {}
-        for path in sorted(folder.glob("*.safetensors")):
-            with safe_open(path, framework="pt") as file:
-                self._places |= dict.fromkeys(file.keys(), path)
         self._folder = folder
-        self._measured = _AVERAGE if any(key.startswith(f"{_AVERAGE}/") for key in self._places) else _WEIGHTS
+        self._index = _index_of(folder)
+        self._measured = _AVERAGE if any(kind == _AVERAGE for kind, _, _ in self._named()) else _WEIGHTS
+        self._files: dict[str, FileIO] = {}
+        self.bytes_read = 0
 
-    def __call__(self, kind: str, name: str) -> torch.Tensor:
-        key = f"{kind}/{name}"
-        if key not in self._places:
-            raise StageError(f"checkpoint {self._folder.name} holds no {key}: it was written by another version")
-        with safe_open(self._places[key], framework="pt") as file:
-            return file.get_tensor(key)
+    def __call__(self, kind: str, name: str, start: int = 0, length: int | None = None) -> torch.Tensor:
+        """`length` elements from `start` of the flattened tensor, or all that follow, in fp32."""
+        import torch
 
-    def measured(self, name: str) -> torch.Tensor:
+        one = self._index.get(f"{kind}/{name}")
+        if one is None:
+            raise StageError(
+                f"checkpoint {self._folder.name} holds no {kind}/{name}: it was written by another version"
+            )
+        end = math.prod(one["shape"]) if length is None else start + length
+        found = torch.empty(end - start)
+        view, filled = memoryview(found.numpy()), 0
+        for file, first, count, position in one["fragments"]:
+            low, high = max(start, first), min(end, first + count)
+            if low < high:
+                self._read(file, view[low - start : high - start].cast("B"), position + 4 * (low - first))
+                filled += high - low
+        if filled != end - start:
+            raise StageError(f"checkpoint {self._folder.name} holds only a part of {kind}/{name}")
+        return found
+
+    def measured(self, name: str, start: int = 0, length: int | None = None) -> torch.Tensor:
         """What of a trained weight is measured and published: its moving average if the run keeps one."""
-        return self(self._measured, name)
+        return self(self._measured, name, start, length)
 
-    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """All of `measured`, by name."""
-        for key in self._places:
+    def weights(self) -> Mapping[str, torch.Tensor]:
+        """`measured` by name, whole; each is read when it is asked for, and not kept."""
+        return _Weights(self, {name: one["shape"] for kind, name, one in self._named() if kind == self._measured})
+
+    def _named(self) -> Iterator[tuple[str, str, Any]]:
+        for key, one in self._index.items():
             kind, _, name = key.partition("/")
-            if kind == self._measured:
-                yield name, self.measured(name)
+            yield kind, name, one
+
+    def _read(self, name: str, into: memoryview, position: int) -> None:
+        if name not in self._files:
+            self._files[name] = (self._folder / name).open("rb", buffering=0)
+        while into.nbytes:  # the system gives at most 2 GiB at once
+            count = os.preadv(self._files[name].fileno(), [into], position)
+            if not count:
+                raise StageError(f"checkpoint {self._folder.name}: {name} is shorter than when it was verified")
+            self.bytes_read += count
+            into, position = into[count:], position + count
+
+
+class _Weights(Mapping[str, "torch.Tensor"]):
+    def __init__(self, reader: CheckpointReader, shapes: dict[str, list[int]]) -> None:
+        self._reader, self._shapes = reader, shapes
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._reader.measured(name).view(self._shapes[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+
+def _index_of(folder: Path) -> dict[str, Any]:
+    if (folder / INDEX).exists():
+        return json.loads((folder / INDEX).read_bytes())
+    return {
+        key: {"shape": shape, "fragments": [[path.name, 0, math.prod(shape), position]]}
+        for path in sorted(folder.glob("*.safetensors"))
+        for key, (shape, position) in read_header(path).items()
+    }
 
 
 def sealed_folders(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -212,41 +270,66 @@ def checkpoint_in(folder: Path, manifest: dict[str, Any]) -> Checkpoint:
     )
 
 
-def group_of(kind: str) -> str:
-    """Which files tensors of this kind go to."""
-    return kind if kind in (_WEIGHTS, _AVERAGE) else "optimizer"
+Flat = tuple[str, str, tuple[int, ...], int, memoryview]
+"""(kind, name, shape of the tensor, first element of this fragment in the flattened tensor, its fp32 numbers)"""
 
 
-class Files:
-    """Writes tensors as they come to files of bounded size, so that memory holds only a part of them at a time."""
+def write_part(target: Target, rank: int, fragments: Iterable[Flat]) -> None:
+    """Write what `rank` owns to files of bounded size, as it comes, so that memory holds only a part of it at a time.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._pending: dict[str, list[Stored]] = {}
-        self._numbers: dict[str, int] = {}
+    Raises OSError when the storage is full or gone, PeerLost when a newer attempt has taken over.
+    """
+    files: dict[str, Any] = {}
+    tensors: dict[str, Any] = {}
+    pending: list[tuple[str, int, memoryview]] = []
 
-    def add(self, kind: str, name: str, shape: tuple[int, ...], data: memoryview) -> None:
-        group = group_of(kind)
-        pending = self._pending.setdefault(group, [])
-        pending.append(Stored(f"{kind}/{name}", shape, data))
-        if sum(one.data.nbytes for one in pending) >= _FILE_BYTES:
-            self._flush(group)
+    def flush() -> None:
+        name = f"{_part(rank)}-{len(files) + 1:05d}.safetensors"
+        files[name], positions = write_file(target.folder / name, [(key, data) for key, _, data in pending])
+        for (key, first, data), position in zip(pending, positions, strict=True):
+            tensors[key]["fragments"].append([name, first, data.nbytes // 4, position])
+        pending.clear()
 
-    def close(self) -> None:
-        for group in self._pending:
-            self._flush(group)
+    refuse_superseded(target.fence, target.attempt)
+    try:
+        for kind, name, shape, first, data in fragments:
+            tensors.setdefault(f"{kind}/{name}", {"shape": shape, "dtype": "F32", "fragments": []})
+            if data.nbytes:
+                pending.append((f"{kind}/{name}", first, data))
+            if sum(data.nbytes for _, _, data in pending) >= _FILE_BYTES:
+                flush()
+        if pending:
+            flush()
+        sealed.write_json(target.folder / f"{_part(rank)}.json", {"files": files, "tensors": tensors}, indent=None)
+    except OSError:
+        refuse_superseded(target.fence, target.attempt)  # which takes the folder away
+        raise
 
-    def _flush(self, group: str) -> None:
-        if self._pending[group]:
-            self._numbers[group] = self._numbers.get(group, 0) + 1
-            write_file(self._folder / f"{group}-{self._numbers[group]:05d}.safetensors", self._pending[group])
-            self._pending[group] = []
+
+def parts_missing(target: Target, ranks: int) -> bool:
+    """Whether a rank has not written its part yet."""
+    return not all((target.folder / f"{_part(rank)}.json").exists() for rank in range(ranks))
 
 
-def _write(tensors: Iterator[Named], folder: Path) -> None:
-    files = Files(folder)
-    for kind, name, tensor in tensors:
-        whole = tensor.detach().float().cpu().contiguous()
-        # A view of what the next step changes would do: it is written before that.
-        files.add(kind, name, tuple(whole.shape), memoryview(whole.view(-1).numpy()))
-    files.close()
+def _part(rank: int) -> str:
+    return f"rank-{rank:05d}"
+
+
+def _merge(folder: Path, ranks: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The index of all ranks' tensors, and the digests of their files. Raises StageError when a tensor is not there in full."""
+    index: dict[str, Any] = {}
+    files: dict[str, Any] = {}
+    for rank in range(ranks):
+        path = folder / f"{_part(rank)}.json"
+        part = json.loads(path.read_bytes())
+        files |= part["files"]
+        for key, one in part["tensors"].items():
+            index.setdefault(key, {**one, "fragments": []})["fragments"] += one["fragments"]
+        path.unlink()
+    for key, one in index.items():
+        end = 0
+        for _, first, count, _ in sorted(one["fragments"], key=lambda fragment: fragment[1]):
+            end = end + count if first == end else -1
+        if end != math.prod(one["shape"]):
+            raise StageError(f"the ranks' fragments of {key} do not make up the whole tensor: it cannot be saved")
+    return index, files

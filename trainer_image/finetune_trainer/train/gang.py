@@ -35,7 +35,7 @@ _NAME_SECONDS = 120.0
 
 
 class _Relayed(StageError):
-    """What rank 0 failed with, on the other ranks."""
+    """What a rank failed with, on the others."""
 
     def __init__(self, exit_code: int, cause: Any) -> None:
         super().__init__(cause.message, code=cause.code, remedy=cause.remedy)
@@ -113,6 +113,22 @@ class Gang:
         if failure is not None:
             raise _Relayed(*failure)
         return result
+
+    def on_all(self, act: Callable[[], T]) -> list[T]:
+        """Run `act` on every rank and give all results to all, by rank. What one raises, all raise."""
+        result: Any = None
+        error: Exception | None = None
+        try:
+            result = act()
+        except (StageError, OSError) as raised:
+            error = raised
+        said = self.gather((result, None if error is None else classify(error)))
+        if error is not None:
+            raise error
+        for _, failure in said:
+            if failure is not None:
+                raise _Relayed(*failure)
+        return [result for result, _ in said]
 
     def propose_stop(self) -> None:
         """Begin to agree on stopping, while the step computes."""

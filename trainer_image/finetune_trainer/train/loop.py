@@ -129,6 +129,7 @@ class TrainLoop:
             validates, saves = self._validation_due(done), self._save_due(done)
             if stop or validates or saves or done == 1 or done % self._log_every == 0:
                 self._tell(done)  # before anything is saved: what is not finite must not be
+            self._saved(done, self._saver.settle(wait=False))
             if stop:
                 self._save(done, None, last=True)
                 raise self._stopped(done)
@@ -176,7 +177,6 @@ class TrainLoop:
         norm = float(self._norm)
         self._interval = Interval.empty(self._gang.device)
         self._reporter.steps(done, Told(loss, self._rate, norm, now.steps, now.row_tokens, seconds, slowest))
-        self._saved(done, self._saver.settle(wait=False))
         astray = self._divergence.take(done, loss)
         if astray is not None:
             raise Diverged(

@@ -1,6 +1,6 @@
-"""Host memory that holds a checkpoint's tensors while training goes on and another process writes them.
+"""Host memory that holds what a rank owns of a checkpoint while training goes on and another process writes them.
 
-It lies in anonymous files, which that process inherits; they are kept from one checkpoint to the next, for new memory costs
+It is in anonymous files, which that process inherits; they are kept from one checkpoint to the next, for new memory costs
 more time than copying.
 """
 
@@ -10,23 +10,16 @@ import mmap
 import os
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
+
+from finetune_trainer.train.engines.engine import Fragment
 
 _CHUNK_BYTES = 1 << 30
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a tensor lies: from `offset` in the chunk of that number."""
-
-    kind: str
-    name: str
-    shape: tuple[int, ...]
-    chunk: int
-    offset: int
+Place = tuple[str, str, tuple[int, ...], int, int, int, int]
+"""kind, name, shape of the tensor, first element of the fragment in it, elements, chunk, first byte in the chunk"""
 
 
 class Staging:
@@ -48,23 +41,19 @@ class Staging:
         self.places = []
         self._chunk = self._used = 0
 
-    def add(self, kind: str, name: str, tensor: torch.Tensor) -> None:
-        """Copy a tensor of any device, as fp32. Raises OSError when the system gives no more memory."""
-        size = 4 * tensor.numel()
+    def add(self, one: Fragment) -> None:
+        """Copy a fragment on any device, as fp32. Raises OSError when the system gives no more memory."""
+        count = one.values.numel()
+        size = 4 * count
         while self._chunk < len(self._chunks) and self._used + size > len(self._chunks[self._chunk]):
             self._chunk, self._used = self._chunk + 1, 0
         if self._chunk == len(self._chunks):
             self._grow(max(size, _CHUNK_BYTES))
         if size:
-            target = torch.frombuffer(
-                self._chunks[self._chunk], dtype=torch.float32, count=tensor.numel(), offset=self._used
-            )
-            target.view(tensor.shape).copy_(tensor.detach())
-        self.places.append(Place(kind, name, tuple(tensor.shape), self._chunk, self._used))
+            chunk = self._chunks[self._chunk]
+            torch.frombuffer(chunk, dtype=torch.float32, count=count, offset=self._used).copy_(one.values.detach())
+        self.places.append((one.kind, one.name, one.shape, one.start, count, self._chunk, self._used))
         self._used += size
-
-    def wire(self) -> list[dict[str, Any]]:
-        return [asdict(place) for place in self.places]
 
     def _grow(self, size: int) -> None:
         if sys.platform == "linux":

@@ -26,7 +26,7 @@ from finetune_trainer.model.speed import speed_up
 from finetune_trainer.stage import StageContext
 from finetune_trainer.tasks import probes
 from finetune_trainer.tasks.choose import task_of
-from finetune_trainer.train import handshake, result, shortage, trained
+from finetune_trainer.train import handshake, result, saving, shortage, trained
 from finetune_trainer.train.checkpoint import Checkpoint, CheckpointReader, CheckpointStore, sealed_folders
 from finetune_trainer.train.determinism import only_deterministic_kernels
 from finetune_trainer.train.engines.choose import engine_of, place_of
@@ -67,9 +67,12 @@ def run_training(context: StageContext) -> None:
     speed_up(net, spec, gang.device)
     with returning_host_memory(), shortage.explaining(context, "placing the model"):
         engine = engine_of(spec, gang, net)
-    store, resumed, best = _take_over(context, gang, run_hash)
+    verified: set[Path] = set()
+    store, resumed, best = _take_over(context, gang, run_hash, verified)
     if resumed is not None:
         engine.restore(CheckpointReader(resumed.folder), resumed.step)
+        gang.barrier()  # reading takes each rank its own time
+        engine.refresh()
     attempt = layout.attempt(config.attempt)
     with Watchdog(termination.stacks_path(attempt, gang.rank), lambda seconds: _hung(context, seconds)) as watchdog:
         history = History(attempt if gang.is_first else None)
@@ -90,12 +93,14 @@ def run_training(context: StageContext) -> None:
             with shortage.explaining(context, "measuring the base"), engine.unsharded():
                 evaluation.base_before_training(engine.module, module_communicates=engine.module_communicates)
         last = loop.run(resumed)
-        best = gang.on_first(lambda: store.whole(store.best, _say) if store else None, paused=watchdog.paused)
+        best = saving.whole(gang, CheckpointStore.best, store, verified, say=_say, paused=watchdog.paused)
         if best is None:
             raise StageError("training ended, but its last checkpoint is gone from the workspace")
         if best.step != last or resumed is not None or spec.training.ema:
             with watchdog.paused():
                 engine.load(CheckpointReader(best.folder).measured)
+                gang.barrier()
+                engine.refresh()
         if gang.is_first and evaluation.measures:
             _say(f"measuring on {shards.test.rows} test rows with the weights of step {best.step}")
         with shortage.explaining(context, "the evaluation"), engine.unsharded():
@@ -106,7 +111,7 @@ def run_training(context: StageContext) -> None:
                 module_communicates=engine.module_communicates,
             )
         with watchdog.paused():
-            module = engine.whole(frozen=False)  # what was not trained is read from the model's folder again
+            module = engine.whole()  # the weights are read from the checkpoint and the model's folder
         gang.on_first(lambda: _finish(context, store, module, best, tokenizer, measured), paused=watchdog.paused)
         with watchdog.paused():
             if gang.is_first and resumed is None:
@@ -174,13 +179,13 @@ def _remember_speed(context: StageContext, shards: Shards, pace: Pace) -> None:
 
 
 def _take_over(
-    context: StageContext, gang: Gang, run_hash: str
+    context: StageContext, gang: Gang, run_hash: str, verified: set[Path]
 ) -> tuple[CheckpointStore | None, Checkpoint | None, Checkpoint | None]:
     """Hold the fence and look at what is there: the store (rank 0), the checkpoint to resume from, and the best one."""
     config, layout = context.config, context.config.layout
     store: CheckpointStore | None = None
 
-    def act() -> tuple[Checkpoint | None, Checkpoint | None]:
+    def act() -> None:
         nonlocal store
         existing = [(path.name, manifest.get("attempt", 0)) for path, manifest in sealed_folders(layout.checkpoints)]
         fence = Fence.take(layout.fence, config.attempt, existing)
@@ -193,9 +198,10 @@ def _take_over(
         )
         for leftover in layout.root.glob(".*.tmp-*"):  # of an attempt that was killed while it sealed
             shutil.rmtree(leftover, ignore_errors=True)
-        return store.whole(store.newest, _say), store.best()
 
-    resumed, best = gang.on_first(act)
+    gang.on_first(act)
+    resumed = saving.whole(gang, CheckpointStore.newest, store, verified, say=_say)
+    best = gang.on_first(lambda: store.best() if store else None)
     if resumed is not None:
         status = resumed.status()
         context.note(step=resumed.step, resumed_from_step=resumed.step, last_checkpoint=status)

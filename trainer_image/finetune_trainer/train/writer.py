@@ -1,22 +1,22 @@
-"""The process that writes a staged checkpoint and seals it, while training goes on. It imports no torch.
+"""The process that writes what a rank has staged of a checkpoint, while training goes on. It imports no torch.
 
-On stdin it gets one JSON object (see `main`), on stdout it answers with one. It dies with the process that started it.
+On stdin it gets one JSON object (see `saving`), on stdout it answers with one. It dies with the process that started it.
 """
 
 from __future__ import annotations
 
 import ctypes
 import json
-import math
 import mmap
 import signal
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from finetune_trainer.errors import StageError
-from finetune_trainer.train.checkpoint import Checkpoint, CheckpointStore, Files
-from finetune_trainer.train.fence import Fence
+from finetune_trainer.train.checkpoint import Flat, Target, write_part
 
 _PR_SET_PDEATHSIG = 1
 
@@ -27,9 +27,11 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):  # whoever stops the training waits for us
         signal.signal(number, signal.SIG_IGN)
     order = json.load(sys.stdin)
+    began = time.perf_counter()
     try:
-        checkpoint = seal(order)
-        answer: dict[str, Any] = {"sealed": str(checkpoint.folder), "seconds": checkpoint.seconds}
+        target = Target(Path(order["folder"]), Path(order["fence"]), order["attempt"])
+        write_part(target, order["rank"], _staged(order))
+        answer: dict[str, Any] = {"seconds": time.perf_counter() - began}
     except OSError as error:
         answer = {"errno": error.errno, "strerror": error.strerror, "filename": error.filename}
     except StageError as error:
@@ -37,28 +39,10 @@ def main() -> None:
     json.dump(answer, sys.stdout)
 
 
-def seal(order: dict[str, Any]) -> Checkpoint:
-    """`order`: store (folder, config_hash, resumable, keep), fence (path, attempt, accepted), descriptors, places, state, manifest."""
-    fence = order["fence"]
-    store = CheckpointStore(
-        Path(order["store"]["folder"]),
-        Fence(Path(fence["path"]), fence["attempt"], frozenset(fence["accepted"])),
-        order["store"]["config_hash"],
-        keep=order["store"]["keep"],
-        starts=False,
-        resumable=order["store"]["resumable"],
-    )
+def _staged(order: dict[str, Any]) -> Iterator[Flat]:
     chunks = [memoryview(mmap.mmap(number, 0, access=mmap.ACCESS_READ)) for number in order["descriptors"]]
-
-    def write(folder: Path) -> None:
-        files = Files(folder)
-        for place in order["places"]:
-            begin = place["offset"]
-            data = chunks[place["chunk"]][begin : begin + 4 * math.prod(place["shape"])]
-            files.add(place["kind"], place["name"], tuple(place["shape"]), data)
-        files.close()
-
-    return store.seal_files(write, order["state"], order["manifest"])
+    for kind, name, shape, start, count, chunk, begin in order["places"]:
+        yield kind, name, shape, start, chunks[chunk][begin : begin + 4 * count]
 
 
 if __name__ == "__main__":

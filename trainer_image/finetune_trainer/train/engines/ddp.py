@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -11,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from finetune_trainer.tasks.base import Batch
 from finetune_trainer.train import ema
-from finetune_trainer.train.engines.engine import WEIGHTS, Loss, Named, Setting
+from finetune_trainer.train.engines.engine import WEIGHTS, Fragment, Loss, ReadState, ReadWeights, Setting
 from finetune_trainer.train.engines.precision import computes_in_bf16
 from finetune_trainer.train.optimizers.groups import set_learning_rate
 from finetune_trainer.train.optimizers.guard import Guard
@@ -25,7 +27,7 @@ class DdpEngine:
     module_communicates = False
 
     def __init__(self, setting: Setting, model: nn.Module, recipe: Recipe, groups: list[Group]) -> None:
-        self._ranks = setting.world_size
+        self._rank, self._ranks = setting.rank, setting.world_size
         self._device = setting.device
         self._max_grad_norm = setting.max_grad_norm
         if any(p.device.type != setting.device.type for p in model.parameters()):  # quantised ones must not be moved
@@ -74,28 +76,47 @@ class DdpEngine:
             self._ema.update()
         return norm
 
-    def export(self) -> Iterator[Named]:
-        averages = self._ema.averages if self._ema is not None else ()
+    def export(self) -> Iterator[Fragment]:
+        """The ranks divide the elements of all tensors, in order, evenly between them."""
+        elements = self.state_bytes // 4
+        begin, end = (elements * rank // self._ranks for rank in (self._rank, self._rank + 1))
+        at = 0
         for i, (name, parameter) in enumerate(self._parameters.items()):
-            yield WEIGHTS, name, parameter.detach()
-            if averages:
-                yield ema.KIND, name, averages[i]
-            for kind, value in states_of(self._recipe, self._optimizer, parameter):
-                yield kind, name, value
+            size = parameter.numel() * (1 if self._ema is None else 2)
+            size += sum(math.prod(shape) for shape in self._recipe.shapes(parameter).values())
+            if at + size < begin or at > end:  # its states need not be computed
+                at += size
+                continue
+            for kind, value in self._tensors(i, parameter):
+                low, high = (min(max(edge - at, 0), value.numel()) for edge in (begin, end))
+                yield Fragment(kind, name, tuple(value.shape), low, value.flatten()[low:high])
+                at += value.numel()
+
+    def _tensors(self, i: int, parameter: nn.Parameter) -> Iterator[tuple[str, torch.Tensor]]:
+        yield WEIGHTS, parameter.detach()
+        if self._ema is not None:
+            yield ema.KIND, self._ema.averages[i]
+        yield from states_of(self._recipe, self._optimizer, parameter)
 
     @torch.no_grad()
-    def restore(self, read: Callable[[str, str], torch.Tensor], steps: int) -> None:
+    def restore(self, read: ReadState, steps: int) -> None:
         for i, (name, parameter) in enumerate(self._parameters.items()):
-            parameter.copy_(read(WEIGHTS, name))
+            _fill(parameter, functools.partial(read, WEIGHTS, name))
             if self._ema is not None:
-                self._ema.averages[i].copy_(read(ema.KIND, name))
-            states = {kind: read(kind, name) for kind in self._recipe.shapes(parameter)}
+                _fill(self._ema.averages[i], functools.partial(read, ema.KIND, name))
+            states = {
+                kind: read(kind, name, 0, math.prod(shape)).view(shape)
+                for kind, shape in self._recipe.shapes(parameter).items()
+            }
             self._recipe.write(self._optimizer, parameter, states, steps)
 
     @torch.no_grad()
-    def load(self, read: Callable[[str], torch.Tensor]) -> None:
+    def load(self, read: ReadWeights) -> None:
         for name, parameter in self._parameters.items():
-            parameter.copy_(read(name))
+            _fill(parameter, functools.partial(read, name))
+
+    def refresh(self) -> None:
+        pass
 
     def averaged(self) -> contextlib.AbstractContextManager[None]:
         return ema.in_force(self._ema)
@@ -103,5 +124,9 @@ class DdpEngine:
     def unsharded(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
-    def whole(self, *, frozen: bool) -> nn.Module:
+    def whole(self) -> nn.Module:
         return self.module
+
+
+def _fill(tensor: torch.Tensor, read: Callable[[int, int], torch.Tensor]) -> None:
+    tensor.copy_(read(0, tensor.numel()).view(tensor.shape))

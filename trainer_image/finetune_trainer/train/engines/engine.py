@@ -14,10 +14,33 @@ from torch import nn
 from finetune_trainer.tasks.base import Batch
 
 Loss = Callable[[nn.Module, Batch], torch.Tensor]
-Named = tuple[str, str, torch.Tensor]
-"""(kind, parameter name, tensor in floating point on any device); kind is "weights", "ema", or a state of the optimizer's recipe."""
-
 WEIGHTS = "weights"
+
+
+@dataclass(frozen=True, slots=True)
+class Fragment:
+    """A range of a named tensor: `values` are the elements from `start` of the flattened tensor of that shape.
+
+    `kind` is "weights", "ema", or a state of the optimizer's recipe; values are flat, in floating point, on any device.
+    """
+
+    kind: str
+    name: str
+    shape: tuple[int, ...]
+    start: int
+    values: torch.Tensor
+
+
+class ReadState(Protocol):
+    def __call__(self, kind: str, name: str, start: int, length: int) -> torch.Tensor:
+        """A range of a flattened tensor, in fp32 on the CPU."""
+        ...
+
+
+class ReadWeights(Protocol):
+    def __call__(self, name: str, start: int, length: int) -> torch.Tensor:
+        """A range of a flattened weight, in fp32 on the CPU."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +75,7 @@ class Engine(Protocol):
     """True when calling `module` gathers weights: every rank must then call it equally often. It turns False inside `unsharded()`."""
 
     state_bytes: int
-    """Size of all that `export` gives."""
+    """Size of all that `export` gives on all ranks, in fp32."""
 
     def accumulate(self, batches: Sequence[Callable[[], Batch]], loss: Loss, scale: float) -> torch.Tensor:
         """Forward and backward over this rank's micro-batches; gradients become the sum over all ranks of loss * scale.
@@ -65,19 +88,26 @@ class Engine(Protocol):
         """Clip, update, clear. Returns the L2 norm of the gradients before clipping; non-finite if they were."""
         ...
 
-    def export(self) -> Iterator[Named]:
-        """Trainable weights, their moving average if there is one, and optimizer states, by name and whole, a tensor at a time.
+    def export(self) -> Iterator[Fragment]:
+        """What this rank owns of trainable weights, their moving average if there is one, and optimizer states.
 
-        Collective: every rank iterates to the end. Values count on rank 0, and only until the next step.
+        Not collective. Over all ranks every element is there once. Values count until the next step.
         """
         ...
 
-    def restore(self, read: Callable[[str, str], torch.Tensor], steps: int) -> None:
-        """Take weights and states from a checkpoint of whatever strategy. `read(kind, name)` gives a whole tensor; `steps` updates were made."""
+    def restore(self, read: ReadState, steps: int) -> None:
+        """Take weights and states from a checkpoint of whatever strategy, after which `steps` updates were made; only what this rank needs is read.
+
+        Not collective; `refresh` must follow when all ranks are done.
+        """
         ...
 
-    def load(self, read: Callable[[str], torch.Tensor]) -> None:
-        """Collective: take trainable weights, whole, to be measured; training is over. `read(name)` is asked for one at a time."""
+    def load(self, read: ReadWeights) -> None:
+        """As `restore`, trainable weights alone, to be measured; training is over."""
+        ...
+
+    def refresh(self) -> None:
+        """Collective: the weights that the forward computes with become those that were read."""
         ...
 
     def averaged(self) -> AbstractContextManager[None]:
@@ -88,9 +118,6 @@ class Engine(Protocol):
         """Collective: inside, `module` holds whole weights and communicates nothing, if they fit into every rank's memory (see `module_communicates`)."""
         ...
 
-    def whole(self, *, frozen: bool) -> nn.Module:
-        """Collective, and the end of this engine: on rank 0 the module with plain parameters, ready for new `.data` and to be saved.
-
-        Where weights were sharded, trainable ones are left empty, for a checkpoint has them; frozen ones are gathered only if asked for.
-        """
+    def whole(self) -> nn.Module:
+        """The end of this engine: the module with plain parameters, to be described and saved. Where weights were sharded they are left empty."""
         ...

@@ -7,6 +7,7 @@ when they are gathered, and gradients are reduced in fp32. Weights that come sha
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -14,13 +15,13 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from finetune_trainer.model import sharded
 from finetune_trainer.tasks.base import Batch
 from finetune_trainer.train import ema
-from finetune_trainer.train.engines.engine import WEIGHTS, Loss, Named, Setting
-from finetune_trainer.train.engines.plain import with_plain_parameters
+from finetune_trainer.train.engines.engine import WEIGHTS, Fragment, Loss, ReadState, ReadWeights, Setting
+from finetune_trainer.train.engines.plain import with_empty_parameters
 from finetune_trainer.train.engines.room import fits_everywhere
 from finetune_trainer.train.optimizers.adamw import MOMENTS
 from finetune_trainer.train.optimizers.groups import by_name, of_names, set_learning_rate
@@ -127,48 +128,46 @@ class Fsdp2Engine:
         return norm
 
     @torch.no_grad()
-    def export(self) -> Iterator[Named]:
+    def export(self) -> Iterator[Fragment]:
         for i, (name, parameter) in enumerate(self._parameters.items()):
-            yield WEIGHTS, name, self._gather(parameter, parameter.to_local())
+            shape, start, mine = tuple(parameter.shape), self._start(parameter), parameter.to_local()
+            yield Fragment(WEIGHTS, name, shape, start, mine.flatten())
             if self._ema is not None:
-                yield ema.KIND, name, self._gather(parameter, self._ema.averages[i])
+                yield Fragment(ema.KIND, name, shape, start, self._ema.averages[i].flatten())
             state = self._optimizer.state.get(parameter, {})
             for moment in MOMENTS:
-                mine = state[moment].to_local() if moment in state else torch.zeros_like(parameter.to_local())
-                yield moment, name, self._gather(parameter, mine)
+                value = state[moment].to_local() if moment in state else torch.zeros_like(mine)
+                yield Fragment(moment, name, shape, start, value.flatten())
 
-    def _gather(self, parameter: DTensor, mine: torch.Tensor) -> torch.Tensor:
-        shard = DTensor.from_local(
-            mine.detach().to(self._device),
-            self._mesh,
-            parameter.placements,
-            run_check=False,
-            shape=parameter.shape,
-            stride=parameter.stride(),
-        )
-        return shard.full_tensor()
+    def _start(self, parameter: DTensor) -> int:
+        """The first element of this rank's shard: rows are cut into equal chunks, of which the last ones may be shorter or empty."""
+        rows = parameter.shape[0]
+        first = min(rows, -(-rows // self._setting.world_size) * self._setting.rank)
+        return first * (parameter.numel() // rows if rows else 0)
 
     @torch.no_grad()
-    def restore(self, read: Callable[[str, str], torch.Tensor], steps: int) -> None:
+    def restore(self, read: ReadState, steps: int) -> None:
         for i, (name, parameter) in enumerate(self._parameters.items()):
-            parameter.to_local().copy_(self._cut(parameter, read(WEIGHTS, name)))
+            self._fill(parameter, parameter.to_local(), functools.partial(read, WEIGHTS, name))
             if self._ema is not None:
-                self._ema.averages[i].copy_(self._cut(parameter, read(ema.KIND, name)))
+                self._fill(parameter, self._ema.averages[i], functools.partial(read, ema.KIND, name))
             state: dict[str, torch.Tensor] = {"step": torch.tensor(float(steps), device=parameter.device)}
             for moment in MOMENTS:
-                state[moment] = torch.zeros_like(parameter)
-                state[moment].to_local().copy_(self._cut(parameter, read(moment, name)))
+                kept = torch.zeros_like(parameter)
+                self._fill(parameter, kept.to_local(), functools.partial(read, moment, name))
+                state[moment] = kept
             self._optimizer.state[parameter] = state
 
-    def _cut(self, parameter: DTensor, whole: torch.Tensor) -> torch.Tensor:
-        """This rank's part of a tensor that every rank has."""
-        placed = distribute_tensor(whole.to(self._device), self._mesh, parameter.placements, src_data_rank=None)
-        return placed.to_local()
+    def _fill(self, parameter: DTensor, mine: torch.Tensor, read: Callable[[int, int], torch.Tensor]) -> None:
+        mine.copy_(read(self._start(parameter), mine.numel()).view(mine.shape))
 
     @torch.no_grad()
-    def load(self, read: Callable[[str], torch.Tensor]) -> None:
+    def load(self, read: ReadWeights) -> None:
         for name, parameter in self._parameters.items():
-            parameter.to_local().copy_(self._cut(parameter, read(name)))
+            self._fill(parameter, parameter.to_local(), functools.partial(read, name))
+
+    def refresh(self) -> None:
+        self._reshard()
 
     def averaged(self) -> contextlib.AbstractContextManager[None]:
         return ema.in_force(self._ema, before=self._reshard)
@@ -197,17 +196,9 @@ class Fsdp2Engine:
         for part in self._parts():
             part.reshard()
 
-    @torch.no_grad()
-    def whole(self, *, frozen: bool) -> nn.Module:
+    def whole(self) -> nn.Module:
         self._reshard()
-
-        def plain(parameter: nn.Parameter) -> torch.Tensor:
-            if parameter.requires_grad or not frozen:
-                return torch.empty(0, dtype=parameter.dtype)
-            gathered = self._gather(parameter, parameter.to_local())
-            return gathered.cpu() if self._setting.rank == 0 else torch.empty(0)
-
-        module = with_plain_parameters(self.module, plain)
+        module = with_empty_parameters(self.module)
         for part in self._parts():
             part.__class__ = type(part).__mro__[2]  # its own class, as its config will say
         return module

@@ -9,6 +9,7 @@ import contextlib
 import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from finetune_trainer.errors import BadInput, StageError
 from finetune_trainer.model import sharded
 from finetune_trainer.tasks.base import Batch
 from finetune_trainer.train import ema
-from finetune_trainer.train.engines.engine import WEIGHTS, Loss, Named, Setting
+from finetune_trainer.train.engines.engine import WEIGHTS, Fragment, Loss, ReadState, ReadWeights, Setting
 from finetune_trainer.train.optimizers.adamw import MOMENTS
 from finetune_trainer.train.optimizers.groups import by_name, of_names, set_learning_rate
 from finetune_trainer.train.optimizers.guard import Guard
@@ -96,10 +97,22 @@ def compile_nothing() -> None:
         sys.modules[name] = stand_in
 
 
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """`length` elements from `start` of a flattened parameter, which are those from `here` of the flat tensor of `group`."""
+
+    name: str
+    shape: tuple[int, ...]
+    start: int
+    length: int
+    group: int
+    here: int
+
+
 class ZeroEngine:
     """See `engine.Engine`. Optimizers must be elementwise, for they see flat slices of all weights together.
 
-    A stage says how a named tensor is cut (`_write`), made whole (`_gather`) and how new fp32 weights reach the forward (`_refresh`).
+    A stage says where this rank's slices of the named tensors are (`_slices`) and how new fp32 weights reach the forward.
     """
 
     stage: int
@@ -140,6 +153,7 @@ class ZeroEngine:
         self.state_bytes = 4 * elements * (1 + len(MOMENTS) + (setting.ema is not None))
         if exact:
             self._begin_with(exact)
+            self.refresh()
             del exact
         self._ema = ema.Ema(self._flats(), setting.ema) if setting.ema else None
 
@@ -168,17 +182,15 @@ class ZeroEngine:
         return norm
 
     @torch.no_grad()
-    def export(self) -> Iterator[Named]:
-        for name, parameter in self._parameters.items():
+    def export(self) -> Iterator[Fragment]:
+        for one in self._slices(keep=False):
             for kind in self._kinds():
-                yield kind, name, self._gather(parameter, kind)
+                flat = self._flat(one.group, kind)
+                values = torch.zeros(one.length) if flat is None else flat.detach().narrow(0, one.here, one.length)
+                yield Fragment(kind, one.name, one.shape, one.start, values)
 
     @torch.no_grad()
-    def restore(self, read: Callable[[str, str], torch.Tensor], steps: int) -> None:
-        """Writes this rank's slices of the fp32 master and of the states, and the whole low-precision copy.
-
-        `safe_set_full_fp32_param` would leave that copy stale.
-        """
+    def restore(self, read: ReadState, steps: int) -> None:
         for flat in self._flats():
             self._zero.optimizer.state[flat] = {
                 "step": torch.tensor(float(steps), device=flat.device),
@@ -187,18 +199,26 @@ class ZeroEngine:
         self._write(read, self._kinds())
 
     @torch.no_grad()
-    def load(self, read: Callable[[str], torch.Tensor]) -> None:
-        self._write(lambda kind, name: read(name), (WEIGHTS,))
+    def load(self, read: ReadWeights) -> None:
+        self._write(lambda _, name, start, length: read(name, start, length), (WEIGHTS,))
+
+    def _write(self, read: ReadState, kinds: Sequence[str]) -> None:
+        """Into the fp32 master and the states. `safe_set_full_fp32_param` would want whole tensors."""
+        for one in self._slices(keep=True):
+            for kind in kinds:
+                flat = self._flat(one.group, kind)
+                assert flat is not None
+                flat.detach().narrow(0, one.here, one.length).copy_(read(kind, one.name, one.start, one.length))
 
     def averaged(self) -> contextlib.AbstractContextManager[None]:
-        return ema.in_force(self._ema, after=self._refresh)
+        return ema.in_force(self._ema, after=self.refresh)
 
     def _place(self, setting: Setting, model: nn.Module, how: dict[str, Any]) -> dict[str, torch.Tensor]:
         """Collective: bring weights from `model.sharded` to where the forward wants them. In bf16 runs, what was trainable before it was rounded."""
         raise NotImplementedError
 
     def _begin_with(self, exact: dict[str, torch.Tensor]) -> None:
-        """Collective: what `_place` gave becomes the master weights."""
+        """Collective: what `_place` gave becomes the master weights, from which `refresh` makes those of the forward."""
         raise NotImplementedError
 
     def _kinds(self) -> tuple[str, ...]:
@@ -220,16 +240,11 @@ class ZeroEngine:
         """This rank's fp32 master weights, a flat tensor for each group."""
         raise NotImplementedError
 
-    def _gather(self, parameter: nn.Parameter, kind: str) -> torch.Tensor:
-        """Collective: the whole tensor, in fp32."""
+    def _slices(self, *, keep: bool) -> Iterator[Slice]:
+        """What of each trained parameter is this rank's. Where it comes from a disk, changes are written back if they are to be kept."""
         raise NotImplementedError
 
-    def _write(self, read: Callable[[str, str], torch.Tensor], kinds: Sequence[str]) -> None:
-        """This rank's slices from whole tensors, and the weights of the forward."""
-        raise NotImplementedError
-
-    def _refresh(self) -> None:
-        """Collective: the weights of the forward become the rounded master weights."""
+    def refresh(self) -> None:
         raise NotImplementedError
 
 
@@ -260,7 +275,12 @@ class FlatZeroEngine(ZeroEngine):
 
     @torch.no_grad()
     def _begin_with(self, exact: dict[str, torch.Tensor]) -> None:
-        self._write(lambda kind, name: sharded.whole(exact.pop(name)), (WEIGHTS,))
+        mine = {one.name: one for one in self._slices(keep=True)}
+        for name in list(exact):
+            values = sharded.whole(exact.pop(name)).flatten()
+            if one := mine.get(name):
+                target = self._flats()[one.group].detach().narrow(0, one.here, one.length)
+                target.copy_(values[one.start : one.start + one.length])
 
     @property
     def _coalesces(self) -> bool:
@@ -271,37 +291,21 @@ class FlatZeroEngine(ZeroEngine):
         ours = getattr(self._zero, "single_partition_of_fp32_groups", None)
         return self._zero.fp32_groups_flat_partition if ours is None else ours
 
-    def _gather(self, parameter: nn.Parameter, kind: str) -> torch.Tensor:
-        whole = torch.zeros(parameter.numel(), device=self._device)
-        mapping = parameter._hp_mapping  # None where no part of this parameter is this rank's
-        if mapping is not None and (flat := self._flat(mapping.param_group_index, kind)) is not None:
-            here, there = mapping.hp_fragment_address, mapping.lp_fragment_address
-            whole.narrow(0, there.start, there.numel).copy_(flat.narrow(0, here.start, here.numel))
-        if self._ranks > 1:
-            torch.distributed.all_reduce(whole)
-        return whole.view(parameter.shape)
-
-    def _write(self, read: Callable[[str, str], torch.Tensor], kinds: Sequence[str]) -> None:
+    def _slices(self, *, keep: bool) -> Iterator[Slice]:
         for name, parameter in self._parameters.items():
-            weights = read(WEIGHTS, name)
-            parameter.copy_(weights)
             mapping = parameter._hp_mapping
-            if mapping is None:
-                continue
-            here, there = mapping.hp_fragment_address, mapping.lp_fragment_address
-            for kind in kinds:
-                whole = weights if kind == WEIGHTS else read(kind, name)
-                flat = self._flat(mapping.param_group_index, kind)
-                assert flat is not None
-                flat.detach().narrow(0, here.start, here.numel).copy_(
-                    whole.flatten().narrow(0, there.start, there.numel)
+            if mapping is not None:  # None where no part of this parameter is this rank's
+                here, there = mapping.hp_fragment_address, mapping.lp_fragment_address
+                yield Slice(
+                    name, tuple(parameter.shape), there.start, here.numel, mapping.param_group_index, here.start
                 )
 
-    def _refresh(self) -> None:
+    @torch.no_grad()
+    def refresh(self) -> None:
         self._zero.update_lp_params()
 
     def unsharded(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
-    def whole(self, *, frozen: bool) -> nn.Module:
+    def whole(self) -> nn.Module:
         return self.module

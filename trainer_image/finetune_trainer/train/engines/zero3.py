@@ -6,7 +6,7 @@ Weights that come sharded (see model.sharded) are brought into DeepSpeed's own f
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,9 +16,9 @@ from torch import nn
 from finetune_trainer.errors import BadInput
 from finetune_trainer.model import sharded
 from finetune_trainer.train.engines.engine import WEIGHTS, Setting
-from finetune_trainer.train.engines.plain import with_plain_parameters
+from finetune_trainer.train.engines.plain import with_empty_parameters
 from finetune_trainer.train.engines.room import fits_everywhere
-from finetune_trainer.train.engines.zero import ZeroEngine
+from finetune_trainer.train.engines.zero import Slice, ZeroEngine
 from finetune_trainer.train.optimizers.recipe import Group, Recipe
 
 
@@ -67,15 +67,7 @@ class Zero3Engine(ZeroEngine):
 
     @torch.no_grad()
     def _begin_with(self, exact: dict[str, torch.Tensor]) -> None:
-        names = {id(parameter): name for name, parameter in self._parameters.items()}
-        for group, parameters in enumerate(self._zero.fp16_groups):
-            with self._in_memory(group, keep=True):
-                flat = self._flat(group, WEIGHTS)
-                assert flat is not None
-                for parameter in parameters:
-                    mine = exact.pop(names[id(parameter)])
-                    start = self._zero.grad_position[self._zero.get_param_id(parameter)][1]
-                    flat.detach().narrow(0, start, len(mine)).copy_(mine)
+        self._write(lambda _, name, start, length: exact.pop(name), (WEIGHTS,))
 
     def _slice(self, tensor: torch.Tensor) -> torch.Tensor:
         """What DeepSpeed gives this rank of a whole tensor."""
@@ -86,40 +78,23 @@ class Zero3Engine(ZeroEngine):
     def _flats(self) -> list[torch.Tensor]:
         return self._zero.fp32_partitioned_groups_flat
 
-    def _gather(self, parameter: nn.Parameter, kind: str) -> torch.Tensor:
-        group, start, length = self._zero.grad_position[self._zero.get_param_id(parameter)]
-        with self._in_memory(group, keep=False):
-            flat = self._flat(group, kind)
-            mine = torch.zeros(length, device=self._device)
-            if flat is not None:
-                mine.copy_(flat.narrow(0, start, length))
-        whole = mine
-        if self._ranks > 1:
-            whole = torch.empty(length * self._ranks, device=self._device)
-            dist.all_gather_into_tensor(whole, mine)
-        return whole.narrow(0, 0, parameter.ds_numel).view(parameter.ds_shape)
-
-    def _write(self, read: Callable[[str, str], torch.Tensor], kinds: Sequence[str]) -> None:
-        self._zero._partition_all_parameters()
+    def _slices(self, *, keep: bool) -> Iterator[Slice]:
         names = {id(parameter): name for name, parameter in self._parameters.items()}
         for group, parameters in enumerate(self._zero.fp16_groups):
-            with self._in_memory(group, keep=True):
+            with self._in_memory(group, keep=keep):
                 for parameter in parameters:
-                    _, start, length = self._zero.grad_position[self._zero.get_param_id(parameter)]
-                    first = length * self._setting.rank  # all slices are as long; the last may end in padding
-                    real = min(length, max(0, parameter.ds_numel - first))
-                    for kind in kinds if real else ():
-                        flat = self._flat(group, kind)
-                        assert flat is not None
-                        whole = read(kind, names[id(parameter)]).flatten()
-                        flat.detach().narrow(0, start, real).copy_(whole.narrow(0, first, real))
-                self._zero._reassign_or_swap_out_partitioned_parameters(group)
-        self._gather_persistent()
+                    _, here, length = self._zero.grad_position[self._zero.get_param_id(parameter)]
+                    start = length * self._setting.rank  # all slices are as long; the last may end in padding
+                    real = min(length, max(0, parameter.ds_numel - start))
+                    if real:
+                        yield Slice(names[id(parameter)], tuple(parameter.ds_shape), start, real, group, here)
 
-    def _refresh(self) -> None:
+    @torch.no_grad()
+    def refresh(self) -> None:
         self._zero._partition_all_parameters()
         for group in range(len(self._zero.fp16_groups)):
-            self._zero._reassign_or_swap_out_partitioned_parameters(group)
+            with self._in_memory(group, keep=False):
+                self._zero._reassign_or_swap_out_partitioned_parameters(group)
         self._gather_persistent()
 
     def _gather_persistent(self) -> None:
@@ -159,18 +134,8 @@ class Zero3Engine(ZeroEngine):
                     lambda *_: offload.get_param_coordinator().reset_step()
                 )
 
-    @torch.no_grad()
-    def whole(self, *, frozen: bool) -> nn.Module:
-        from deepspeed.runtime.zero.partition_parameters import GatheredParameters
-
+    def whole(self) -> nn.Module:
         self._zero._partition_all_parameters()
-
-        def plain(parameter: nn.Parameter) -> torch.Tensor:
-            if parameter.requires_grad or not frozen:
-                return torch.empty(0, dtype=parameter.dtype)
-            with GatheredParameters([parameter]):
-                return parameter.detach().to("cpu", copy=True) if self._setting.rank == 0 else torch.empty(0)
-
-        module = with_plain_parameters(self.module, plain)
+        module = with_empty_parameters(self.module)
         self._engine.destroy()
         return module
