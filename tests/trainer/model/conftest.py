@@ -188,5 +188,5 @@ def saved(net: nn.Module, spec: FineTuneJobSpec, folder: Path) -> Path:
         for parameter in net.parameters():
             if parameter.requires_grad:
                 parameter.data = torch.empty(0)
-    save(net, tensors.items(), spec, folder)
+    save(net, tensors, spec, folder)
     return folder

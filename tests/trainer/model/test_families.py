@@ -7,10 +7,27 @@ import shutil
 
 import pytest
 import torch
+from finetune_trainer.model.load import load
+from finetune_trainer.model.save import save
+from safetensors.torch import load_file
 
-from .conftest import CAUSAL, CLASSES, FAMILIES, PAIRS, batch_of, logits, made, plain, saved, spec_of, train
+from .conftest import (
+    CAUSAL,
+    CLASSES,
+    FAMILIES,
+    OTHERS,
+    PAIRS,
+    batch_of,
+    logits,
+    made,
+    plain,
+    saved,
+    spec_of,
+    train,
+    trained,
+)
 
-PURPOSES = {"t5": PAIRS, "bert": CLASSES}
+PURPOSES = {"t5": PAIRS, "bert": CLASSES, "wide-t5": PAIRS, "bart": PAIRS, "wide-bert": CLASSES}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -55,3 +72,42 @@ def test_full_reloads_in_plain_transformers(family, folder_of, tmp_path):
     expected = logits(net, batch)
     result = saved(net, spec, tmp_path / "result")
     torch.testing.assert_close(logits(plain(base, result, purpose), batch), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", [*FAMILIES, *OTHERS])
+def test_a_streamed_model_is_that_which_transformers_saves(family, dtype, folder_of, tmp_path, monkeypatch):
+    """Bit by bit, frozen weights and those in several files included, and each trained one is read once."""
+    base, purpose = folder_of(family, dtype), PURPOSES.get(family, CAUSAL)
+    spec = spec_of({"type": "full"})
+    net = made(base, spec, purpose)
+    tensors = {name: tensor + 0.37 for name, tensor in trained(net).items()}
+    expected = load(base, spec, purpose, dtype=dtype)
+    with torch.no_grad():
+        for name, parameter in expected.named_parameters():
+            if name in tensors:
+                parameter.copy_(tensors[name])
+    expected.save_pretrained(tmp_path / "whole")
+    asked = []
+
+    class Read(dict):
+        def __getitem__(self, name):
+            asked.append(name)
+            return super().__getitem__(name)
+
+    monkeypatch.setattr("finetune_trainer.model.save._SHARD", "5KB")
+    save(net, Read(tensors), spec, tmp_path / "result")
+    whole, result = weights_in(tmp_path / "whole"), weights_in(tmp_path / "result")
+    assert len(list((tmp_path / "result").glob("*.safetensors"))) > 1
+    assert whole.keys() == result.keys()
+    for name, tensor in whole.items():
+        assert tensor.dtype == result[name].dtype
+        assert torch.equal(tensor, result[name]), name
+    assert sorted(asked) == sorted(tensors)
+    assert {path.name for path in tmp_path.iterdir()} == {"whole", "result"}
+    configs = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("whole", "result")]
+    assert configs[0] | {"dtype": None} == configs[1] | {"dtype": None}
+
+
+def weights_in(folder):
+    return {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}

@@ -50,13 +50,15 @@ def load(
     device: torch.device | str = "cpu",
     place: Place | None = None,
     adapter: Path | None = None,
+    offload: Path | None = None,
 ) -> nn.Module:
     """The model in `folder`, in evaluation mode, on the CPU, in the precision it is held in while training (or `dtype`).
 
     With method qlora its weights are quantised; quantised weights lie on `device`. Others are put in their place by `place`, one
     after the other, so that the host holds one of them at a time. `adapter` is the folder of the adapter to go on from,
-    whose whole modules must not be quantised. A classifier's head that the files lack, or have for other labels, begins
-    at random values that depend on the training seed alone, on the CPU.
+    whose whole modules must not be quantised. With `offload` nothing is read: weights stay in their files, but for those that must
+    be converted, which are written to that folder, and `save_pretrained` reads them shard by shard. A classifier's head that the
+    files lack, or have for other labels, begins at random values that depend on the training seed alone, on the CPU.
     Raises BadInput (InvalidModel) when it cannot be read, or when its weights are not those that its config describes.
     """
     uri, remote = spec.model.uri, spec.model.trust_remote_code
@@ -64,6 +66,8 @@ def load(
         config = configuration(folder, spec, purpose)
         auto = auto_class(purpose.task)
         extra = _placed(config, auto, spec, purpose, device, adapter)
+        if offload is not None:
+            extra |= {"device_map": {"": "disk"}, "offload_folder": offload}
         how = {"config": config, "dtype": dtype or held_in(spec), "output_loading_info": True}
         how["ignore_mismatched_sizes"] = True  # said in one sentence below
         torch.manual_seed(spec.training.seed)

@@ -1,6 +1,7 @@
 """Back to a plain Hugging Face folder: an adapter in peft's layout, or a whole model in transformers'.
 
-The weights come by name, as checkpoints hold them: whatever engine trained them, and wherever the model's own lie.
+The weights come by name, as checkpoints hold them: whatever engine trained them, and wherever the model's own are. Of a whole
+model, memory holds one file at a time.
 """
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ from __future__ import annotations
 import copy
 import errno
 import shutil
-from collections.abc import Iterable, Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +25,13 @@ from finetune_trainer.model.methods.kinds import ADAPTER
 
 WEIGHTS = "adapter_model.safetensors"
 
-Named = Iterable[tuple[str, torch.Tensor]]
+Named = Mapping[str, torch.Tensor]
+
+_SHARD = "5GB"
 
 
 def save(net: nn.Module, trained: Named, spec: FineTuneJobSpec, folder: Path) -> None:
-    """Write what `adapt` made of the model, with the `trained` weights (parameter name, tensor) of all that was trainable.
+    """Write what `adapt` made of the model, with the `trained` weights by parameter name, all that was trainable, each of which is asked for once.
 
     Raises OSError when the storage is full or gone.
     """
@@ -64,7 +68,7 @@ def adapter_tensors(net: Any, trained: Mapping[str, torch.Tensor]) -> dict[str, 
 
 def _save_adapter(net: Any, trained: Named, spec: FineTuneJobSpec, folder: Path) -> None:
     """In fp32, as it was trained. It names its base by the spec's location, not by this machine's folder."""
-    tensors = adapter_tensors(net, dict(trained))
+    tensors = adapter_tensors(net, dict(trained.items()))
     folder.mkdir(parents=True, exist_ok=True)
     save_file(
         {name: tensor.detach().float().cpu().contiguous().clone() for name, tensor in tensors.items()},
@@ -84,17 +88,48 @@ def _save_adapter(net: Any, trained: Named, spec: FineTuneJobSpec, folder: Path)
 
 
 def _save_whole(base: load.Loaded, trained: Named, spec: FineTuneJobSpec, folder: Path) -> None:
-    """In the precision of the base's files. It is read anew, since an engine may hold only parts of what was not trained."""
-    model = load.load(base.folder, spec, base.purpose, dtype=base.written_in)
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, tensor in trained:
-            parameters[name].copy_(tensor)
-    config = model.config
-    config.dtype = base.written_in
-    output, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
-    if output is not None and output.weight is not embeddings.weight:
-        config.get_text_config().tie_word_embeddings = config.tie_word_embeddings = False
-    model.save_pretrained(folder)
+    """In the precision of the base's files, from which what was not trained is copied."""
+    with tempfile.TemporaryDirectory(prefix=".offload-", dir=folder.parent) as offload:
+        model: Any = load.load(
+            base.folder, spec, base.purpose, dtype=base.written_in, device="cpu", offload=Path(offload)
+        )
+        names = {id(parameter): name for name, parameter in model.named_parameters() if name in trained}
+        for path, module in model.named_modules():
+            held = getattr(getattr(module, "_hf_hook", None), "weights_map", None)
+            own = {
+                name: (names[id(parameter)], parameter.dtype)
+                for name, parameter in module.named_parameters(recurse=False)
+                if id(parameter) in names
+            }
+            if own:
+                assert held is not None, path
+                module._hf_hook.weights_map = _Trained(held, own, trained)
+        config = model.config
+        config.dtype = base.written_in
+        output, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+        if output is not None and output.weight is not embeddings.weight:
+            config.get_text_config().tie_word_embeddings = config.tie_word_embeddings = False
+        model.save_pretrained(folder, max_shard_size=_SHARD)
     for code in base.folder.glob("*.py") if spec.model.trust_remote_code else ():
         shutil.copy2(code, folder / code.name)
+
+
+class _Trained(Mapping[str, torch.Tensor]):
+    """What accelerate's hooks read a module's weights from, with those in `own` (name -> name and dtype) from `trained` instead."""
+
+    def __init__(
+        self, held: Mapping[str, torch.Tensor], own: Mapping[str, tuple[str, torch.dtype]], trained: Named
+    ) -> None:
+        self._held, self._own, self._trained = held, own, trained
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name not in self._own:
+            return self._held[name]
+        known, dtype = self._own[name]
+        return self._trained[known].to(dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._held)
+
+    def __len__(self) -> int:
+        return len(self._held)

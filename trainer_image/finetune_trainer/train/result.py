@@ -45,7 +45,7 @@ def seal(
         "word": word.wire(),
     }
     with sealed.sealing(config.layout.trained, manifest) as temporary:
-        save(module, CheckpointReader(best.folder).weights().items(), config.spec, temporary / MODEL)
+        save(module, CheckpointReader(best.folder).weights(), config.spec, temporary / MODEL)
         tokenizer.save_pretrained(temporary / MODEL)
         sealed.write_json(temporary / EVALUATION, evaluation)
         fence.check()
