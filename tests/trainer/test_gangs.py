@@ -98,7 +98,7 @@ def preempted(make_job) -> Any:
     next(worker for worker in job.second.workers() if worker.environ()["RANK"] == "1").kill()
     job.code = job.second.wait()
     job.damaged = max((job.folder / "checkpoints").glob("step-*"), key=lambda path: int(path.name[5:]))
-    weights = next(job.damaged.glob("weights-*"))
+    weights = next(job.damaged.glob("rank-*.safetensors"))
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
