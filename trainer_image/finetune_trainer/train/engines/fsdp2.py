@@ -61,7 +61,7 @@ class Fsdp2Engine:
         parts = sharded.without_parts(model)
         for block in [*blocks_of(model), model]:
             fully_shard(block, mesh=self._mesh, mp_policy=precision, offload_policy=policy)
-        self._fill(model, parts)
+        self._take(model, parts)
         for part in model.modules():
             if isinstance(part, FSDPModule):
                 part.set_gradient_divide_factor(1.0)  # the sum over ranks is wanted
@@ -79,7 +79,7 @@ class Fsdp2Engine:
         self.module_communicates = setting.world_size > 1
 
     @torch.no_grad()
-    def _fill(self, model: nn.Module, parts: dict[str, torch.Tensor]) -> None:
+    def _take(self, model: nn.Module, parts: dict[str, torch.Tensor]) -> None:
         """Parameters without values get this rank's parts, which are cut as theirs. Buffers have their values."""
 
         def fill(name: str, parameter: nn.Parameter) -> nn.Parameter:
@@ -93,9 +93,8 @@ class Fsdp2Engine:
         sharded.replace(model, fill)
         for part in model.modules():
             if isinstance(part, FSDPModule):
-                part._apply(
-                    torch.Tensor.detach, recurse=False
-                )  # fully_shard pads new parts then, else in the first forward
+                # Then fully_shard pads the new parts, and not in the first forward.
+                part._apply(torch.Tensor.detach, recurse=False)
 
     def accumulate(self, batches: Sequence[Callable[[], Batch]], loss: Loss, scale: float) -> torch.Tensor:
         total = torch.zeros((), device=self._device)
