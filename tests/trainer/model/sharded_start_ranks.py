@@ -23,6 +23,7 @@ from finetune_trainer.train.engines.room import returning_host_memory
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from tests.trainer import engine_cells
 from tests.trainer.model.conftest import CAUSAL, CLASSES, PAIRS, spec_of
 
 PURPOSES = {"t5": PAIRS, "bart": PAIRS, "bert": CLASSES}
@@ -94,7 +95,7 @@ def adapted(base: Path, family: str, method: dict[str, Any], strategy: str, gang
             return f"{name} in {engine.name}"
     engine.accumulate([Rows], lambda net, rows: net(input_ids=rows.ids).logits.square().sum(), 0.1)
     engine.step(1e-2)
-    after = {(kind, name): tensor.clone() for kind, name, tensor in engine.export()}
+    after = engine_cells.exported(engine, share=True)
     moved = False
     for name, before in plain.named_parameters():
         if before.requires_grad:
