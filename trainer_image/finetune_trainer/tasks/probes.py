@@ -120,10 +120,11 @@ def _after(module: nn.Module, batch: Batch) -> After | None:
 def _mixes(module: nn.Module, rows: list[np.ndarray], precision: str) -> str | None:
     """Why packing would be wrong, or None: each segment must give what it gives alone, whatever lies before it."""
     first, second = rows
+    lay = functools.partial(packed, few_shapes=True)  # as on a GPU
     try:
         alone = torch.cat([_logits(module, padded, [row]) for row in rows])
-        together = _logits(module, _packed, rows)
-        beside_another = _logits(module, _packed, [first[::-1].copy(), second])
+        together = _logits(module, lay, rows)
+        beside_another = _logits(module, lay, [first[::-1].copy(), second])
     except Exception as error:
         return f"its attention does not take them ({type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''})"
     return _differs(alone, together, beside_another, len(first) - 1, precision, bool(expert_blocks(innermost(module))))
@@ -183,10 +184,6 @@ def _logits(module: nn.Module, lay: object, rows: list[np.ndarray]) -> torch.Ten
     batch = _to(lay(rows, [np.arange(1, len(row)) for row in rows], pad=0), module)  # type: ignore[operator]
     way: output_head.Way = "picked" if output_head.head_of(module) is not None else "full"
     return output_head.logits_of(module, batch.inputs, targets_of(batch), way).float()
-
-
-_packed = functools.partial(packed, few_shapes=True)
-"""As on a GPU."""
 
 
 def _rows(module: nn.Module, device: torch.device) -> list[np.ndarray]:
