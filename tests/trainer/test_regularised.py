@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from finetune_trainer.tasks.causal import CausalTask
+from finetune_trainer.train.checkpoint import CheckpointReader
 from safetensors.torch import load_file
 
 from .conftest import STEPS
@@ -55,9 +56,9 @@ def test_averages_are_validated_and_published(job: Any) -> None:
 
 
 def stored(checkpoint: Path, kind: str) -> dict[str, torch.Tensor]:
-    return {
-        name: tensor for path in checkpoint.glob(f"{kind}-*.safetensors") for name, tensor in load_file(path).items()
-    }
+    reader = CheckpointReader(checkpoint)
+    keys = [key.partition("/") for key in json.loads((checkpoint / "index.json").read_text())]
+    return {name: reader(kind, name).view(reader.weights()[name].shape) for one, _, name in keys if one == kind}
 
 
 def size(tensors: dict[str, torch.Tensor]) -> float:

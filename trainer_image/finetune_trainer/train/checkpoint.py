@@ -231,7 +231,11 @@ class _Weights(Mapping[str, "torch.Tensor"]):
         self._reader, self._shapes = reader, shapes
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        return self._reader.measured(name).view(self._shapes[name])
+        shape = self._shapes[name]
+        return self._reader.measured(name).view(shape)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._shapes
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._shapes)

@@ -87,10 +87,10 @@ class Saver:
         writing = self._writing
         if writing is None:
             return []
-        with self._paused() if wait else contextlib.nullcontext():
-            while not all(self._gang.gather(writing.wait(_ASK_SECONDS if wait else 0.0))):
-                if not wait:
-                    return []
+        if wait:
+            _until_all(self._gang, writing.wait, self._paused)
+        elif not all(self._gang.gather(writing.wait(0.0))):
+            return []
         self._writing = None
         try:
             seconds = max(self._gang.on_all(writing.result))
@@ -167,15 +167,32 @@ def whole(
         if one is None or one.folder in verified:
             return one
 
-        damaged = functools.partial(_damage, one.folder, gang)
-        with paused():
-            found = [torn for torn in gang.on_all(damaged) if torn is not None]
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            damage = pool.submit(_damage, one.folder, gang)
+            _until_all(gang, functools.partial(_ended, damage), paused)
+        found = [torn for torn in gang.on_all(damage.result) if torn is not None]
         if not found:
             verified.add(one.folder)
             return one
         if store is not None:
             say(f"checkpoint {one.folder.name} is damaged and not used: {found[0]}")
             store.delete(one)
+
+
+def _until_all(gang: Gang, done: Callable[[float], bool], paused: Pause) -> None:
+    """Collective: wait until all ranks are `done`, which says so after some seconds at most.
+
+    The watchdog is paused while a rank waits for itself, and not while it asks the others: there one that hangs is found.
+    """
+    while True:
+        with paused():
+            mine = done(_ASK_SECONDS)
+        if all(gang.gather(mine)):
+            return
+
+
+def _ended(future: concurrent.futures.Future[Any], seconds: float) -> bool:
+    return bool(concurrent.futures.wait([future], seconds).done)
 
 
 def _damage(folder: Path, gang: Gang) -> str | None:
@@ -204,7 +221,7 @@ class _Thread:
             self._ended = time.perf_counter()
 
     def wait(self, seconds: float) -> bool:
-        return bool(concurrent.futures.wait([self._future], seconds).done)
+        return _ended(self._future, seconds)
 
     def result(self) -> float:
         self._future.result()
