@@ -157,7 +157,7 @@ def exported(engine: Engine, *, share: bool) -> Weights:
         place.copy_(one.values)
         if not one.values.isfinite().all():
             raise AssertionError(f"{one.kind} of {one.name} is not finite")
-    assert not any(whole.isnan().any() for whole in found.values()), "a part of a tensor is nobody's"
+    assert not any(whole.isnan().any() for whole in found.values()), "no rank owns a part of a tensor"
     shapes = {(one.kind, one.name): one.shape for one in itertools.chain(*parts)}
     assert sum(whole.nbytes for whole in found.values()) == engine.state_bytes
     return {key: whole.view(shapes[key]) for key, whole in found.items()}

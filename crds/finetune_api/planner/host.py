@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from finetune_api.compute import OffloadSpec
 from finetune_api.planner import parameters
 from finetune_api.planner.facts import ModelShape, PlanFacts
-from finetune_api.planner.memory import STAGED_BYTES, checkpoint_of, held_of, memory_of
+from finetune_api.planner.memory import STAGED_BYTES, Parts, checkpoint_of, held_of, memory_of
 from finetune_api.planner.share import device_of, per_node, processes
 from finetune_api.spec import FineTuneJobSpec
 
@@ -23,7 +23,7 @@ _SWAP_ELEMENTS = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class HostMemory:
+class HostMemory(Parts):
     """Bytes of one pod."""
 
     processes: int = 0
@@ -32,14 +32,6 @@ class HostMemory:
     offload: int = 0
     checkpoint: int = 0
     shared: int = 0
-
-    @property
-    def total(self) -> int:
-        return sum(getattr(self, field.name) for field in fields(self))
-
-    def parts(self) -> dict[str, int]:
-        """By name, those that are not 0."""
-        return {field.name: value for field in fields(self) if (value := getattr(self, field.name))}
 
 
 def host_memory_of(spec: FineTuneJobSpec, facts: PlanFacts) -> HostMemory:

@@ -37,7 +37,20 @@ segments; glibc's, whose heap keeps the holes between activations (docs/planning
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class Parts:
+    """Bytes by part: every field is one."""
+
+    @property
+    def total(self) -> int:
+        return sum(getattr(self, field.name) for field in fields(self))
+
+    def parts(self) -> dict[str, int]:
+        """By name, those that are not 0."""
+        return {field.name: value for field in fields(self) if (value := getattr(self, field.name))}
+
+
+@dataclass(frozen=True, slots=True)
+class Memory(Parts):
     """Bytes on the device of one process, at the peak. `copies` are those of weights in bf16 that autocast makes for one forward."""
 
     weights: int = 0
@@ -50,14 +63,6 @@ class Memory:
     buffers: int = 0
     context: int = 0
     fragmentation: int = 0
-
-    @property
-    def total(self) -> int:
-        return sum(getattr(self, field.name) for field in fields(self))
-
-    def parts(self) -> dict[str, int]:
-        """By name, those that are not 0."""
-        return {field.name: value for field in fields(self) if (value := getattr(self, field.name))}
 
 
 @dataclass(frozen=True, slots=True)

@@ -242,7 +242,7 @@ class ChatRenderer:
             return text[: spans.begin_of_call(one, one.messages[: number + 1], text, common)]
         answer = (last.get("reasoning_content") or last["content"]).strip()
         for words in (answer, spans.thought_apart(last)[1]):
-            # an answer may begin as that prompt goes on: with a <
+            # an answer may begin as the rest of that prompt does: with a <
             if words and (start := text.find(words, max(0, common - len(words) + 1))) >= 0:
                 return text[:start]
         return prompt

@@ -83,7 +83,7 @@ class Saver:
         return [*done, *(self.settle(wait=True) if wait or at_once else ())]
 
     def settle(self, *, wait: bool) -> list[Checkpoint]:
-        """The checkpoint that was being written, sealed; empty if there is none, or if it takes on and nobody waits."""
+        """The checkpoint that was being written, sealed; empty if there is none, or if it is not done and need not be waited for."""
         writing = self._writing
         if writing is None:
             return []

@@ -1,4 +1,4 @@
-"""Host memory that holds what a rank owns of a checkpoint while training goes on and another process writes them.
+"""Host memory that holds what a rank owns of a checkpoint while training continues and another process writes them.
 
 It is in anonymous files, which that process inherits; they are kept from one checkpoint to the next, for new memory costs
 more time than copying.

@@ -1,4 +1,4 @@
-"""The process that writes what a rank has staged of a checkpoint, while training goes on. It imports no torch.
+"""The process that writes what a rank has staged of a checkpoint, while training continues. It imports no torch.
 
 On stdin it gets one JSON object (see `saving`), on stdout it answers with one. It dies with the process that started it.
 """
